@@ -8,6 +8,7 @@ every violation at once. The documentation of the keys is generated from the sam
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -226,19 +227,21 @@ def accepted(field: dataclasses.Field[Any]) -> str:
     if "choices" in metadata:
         return "one of " + ", ".join(metadata["choices"])
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = " and ".join(f"{sign} {metadata[name]:g}" for name, sign in signs.items() if name in metadata)
+    bounds = " and ".join(f"{sign} {metadata[name]}" for name, sign in signs.items() if name in metadata)
     kind = type_name(field)
-    return f"{kind} {bounds}".strip() if "null" not in kind else kind.replace(" or null", f" {bounds} or null", 1)
+    kind, null, _ = kind.partition(" or null")
+    return f"{kind} {bounds}".strip() + null
 
 
-def _range_problem(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+def range_problem(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Say in one line what is wrong with the range of a value; None when it is in range, or null."""
     if value is None:
         return None
     metadata = field.metadata
     wrong = "choices" in metadata and value not in metadata["choices"]
     if isinstance(value, int | float) and not isinstance(value, bool):
         wrong = wrong or (
-            value != value
+            not math.isfinite(value)
             or ("ge" in metadata and value < metadata["ge"])
             or ("gt" in metadata and value <= metadata["gt"])
             or ("le" in metadata and value > metadata["le"])
@@ -259,7 +262,7 @@ def problems(cfg: DictConfig, *, multirun: bool = False) -> list[str]:
     """
     found = []
     for name, field in fields():
-        problem = _range_problem(name, field, OmegaConf.select(cfg, name))
+        problem = range_problem(name, field, OmegaConf.select(cfg, name))
         if problem:
             found.append(problem)
     return found + list(_combinations(cfg, multirun))

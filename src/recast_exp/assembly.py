@@ -1,0 +1,126 @@
+"""From a backbone to a model for one task: new head, templates, adapter, and the one rule of what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from recast_exp.adapters import inject_adapter
+from recast_exp.errors import UserError
+from recast_exp.recast import Banks, inject
+
+KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot
+
+
+@dataclass
+class AdaptedModel:
+    """A timm model changed in place for one task, and the names of what belongs to that task.
+
+    Attributes:
+        network: The model: images [N, 3, H, W] → logits [N, classes].
+        trainable: Kind → public name → parameter name. A public name is a layer for coefficients, and the parameter's
+            own name otherwise; the task file and the counts use it.
+        buffers: Public name → buffer name, for running statistics that move with the task.
+        banks: The template banks, where the model has any.
+    """
+
+    network: nn.Module
+    trainable: dict[str, dict[str, str]]
+    buffers: dict[str, str] = field(default_factory=dict)
+    banks: Banks | None = None
+
+    def parameters(self, kind: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Public names and trained parameters of one kind."""
+        for name, path in self.trainable.get(kind, {}).items():
+            yield name, self.network.get_parameter(path)
+
+    def task_tensors(self) -> dict[str, Tensor]:
+        """`kind/public name` → live tensor, for all numbers of the task: what the task file holds."""
+        tensors: dict[str, Tensor] = {}
+        for kind in KINDS:
+            tensors |= {f"{kind}/{name}": parameter.data for name, parameter in self.parameters(kind)}
+        tensors |= {f"buffers/{name}": self.network.get_buffer(path) for name, path in self.buffers.items()}
+        return tensors
+
+    def start_coefficients(self) -> dict[str, Tensor]:
+        """Layer → mimicked coefficients [K, B, n], from which training starts."""
+        return dict(self.banks.coefficients) if self.banks else {}
+
+    def set_trainable(self, *kinds: str) -> None:
+        """Let these kinds of parameters train, and nothing else."""
+        self.network.requires_grad_(False)
+        for kind in kinds:
+            for _, parameter in self.parameters(kind):
+                parameter.requires_grad_(True)
+
+
+def assemble(network: nn.Module, cfg: DictConfig, banks: Banks | None, num_classes: int) -> AdaptedModel:
+    """Build the model of a configuration on a backbone, in place.
+
+    Args:
+        network: A pretrained timm model without a classifier.
+        cfg: The whole configuration; its seed decides the new head's first weights.
+        banks: Template banks for `model.method=recast`.
+        num_classes: Classes of the task.
+
+    Raises:
+        UserError: If the backbone has no classifier to train, or the banks do not fit it.
+    """
+    if cfg.model.method == "full":
+        torch.manual_seed(cfg.seed)
+        return assemble_full(network, num_classes, cfg.model.batchnorm_statistics == "update")
+    torch.manual_seed(cfg.seed)
+    head = _new_head(network, num_classes)
+    trainable = {"head": head}
+    if banks is not None:
+        trainable["coefficients"] = inject(network, banks)
+    trainable["adapter"] = inject_adapter(network, cfg.adapter)
+    buffers = running_statistics(network) if cfg.model.batchnorm_statistics == "update" else {}
+    adapted = AdaptedModel(network, trainable, buffers, banks)
+    adapted.set_trainable(*KINDS)
+    return adapted
+
+
+def assemble_full(network: nn.Module, num_classes: int, update_batchnorm: bool) -> AdaptedModel:
+    """Full fine-tuning: a new head, and every parameter trains."""
+    head = _new_head(network, num_classes)
+    backbone = {name: name for name, _ in network.named_parameters() if name not in head.values()}
+    buffers = running_statistics(network) if update_batchnorm else {}
+    adapted = AdaptedModel(network, {"head": head, "backbone": backbone}, buffers)
+    adapted.set_trainable(*KINDS)
+    return adapted
+
+
+def normalisations_with_statistics(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers that keep running statistics of their inputs (BatchNorm and its kin)."""
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+    ]
+
+
+def running_statistics(network: nn.Module) -> dict[str, str]:
+    """Names of the running means and variances of a model."""
+    names = [
+        f"{name}.{which}"
+        for name, _ in normalisations_with_statistics(network)
+        for which in ("running_mean", "running_var")
+    ]
+    return {name: name for name in names}
+
+
+def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
+    network.reset_classifier(num_classes)
+    classifier = network.get_classifier()
+    modules = classifier if isinstance(classifier, tuple | list) else [classifier]
+    own = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    names = {name: name for name, parameter in network.named_parameters() if id(parameter) in own}
+    if not names:
+        raise UserError(f"model.backbone: {type(network).__name__} has no classifier to train; choose another backbone")
+    return names

@@ -1,0 +1,108 @@
+"""What a stage says at its end, as tables in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """What was trained, how many numbers it took, and the accuracy next to the linear probe's."""
+    table = Table(title=_title(cfg), box=box.SIMPLE_HEAD, title_justify="left")
+    for column, justify in (
+        ("", "left"),
+        ("task numbers", "right"),
+        ("head", "right"),
+        ("val", "right"),
+        ("test", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    if "probe/test/accuracy" in metrics:
+        table.add_row(
+            "linear probe",
+            "0",
+            f"{parameters['head']:,}",
+            _percent(metrics["probe/val/accuracy"]),
+            _percent(metrics["probe/test/accuracy"]),
+        )
+    table.add_row(
+        f"[bold]{cfg.model.name}[/bold]",
+        f"[bold]{parameters['task_specific']:,}[/bold]",
+        f"{parameters['head']:,}",
+        _percent(metrics["val/accuracy"]),
+        f"[bold]{_percent(metrics['test/accuracy'])}[/bold]",
+    )
+    console = Console()
+    console.print(table)
+    console.print(_numbers(parameters), highlight=False)
+    seconds = metrics["seconds"]
+    console.print(
+        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); "
+        f"{seconds:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}.",
+        highlight=False,
+    )
+
+
+def show_evaluation(cfg: DictConfig, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """The test metrics of a task file."""
+    table = Table(title=f"{_title(cfg)}, from {path}", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
+        if name in metrics:
+            table.add_column(name, justify="right")
+    shown = [metrics["test/accuracy"], *([metrics["test/accuracy_top5"]] if "test/accuracy_top5" in metrics else [])]
+    table.add_row(*[_percent(value) for value in shown], f"{metrics['test/loss']:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(_numbers(parameters), highlight=False)
+
+
+def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Errors and similarities of every layer."""
+    table = Table(
+        title=f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", box=box.SIMPLE_HEAD, title_justify="left"
+    )
+    for column in ("layer", "relative error", "max error", "cosine", "feature cosine"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer, row in summary["layers"].items():
+        table.add_row(
+            layer,
+            f"{row['relative_error']:.1e}",
+            f"{row['max_error']:.1e}",
+            f"{row['cosine_similarity']:.6f}",
+            f"{row['feature_similarity']:.6f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(_numbers(parameters), highlight=False)
+
+
+def _title(cfg: DictConfig) -> str:
+    return f"{cfg.model.name} on {cfg.dataset.name} · {cfg.model.backbone} · seed {cfg.seed}"
+
+
+def _numbers(parameters: dict[str, Any]) -> str:
+    parts = [
+        f"{parameters[name]:,} {label}"
+        for name, label in (
+            ("coefficients", "coefficients"),
+            ("adapter", "adapter"),
+            ("backbone_trained", "backbone"),
+            ("buffers", "running statistics"),
+            ("head", "head"),
+        )
+        if parameters[name]
+    ]
+    size = f", {parameters['task_file_bytes'] / 1000:,.1f} kB task file" if parameters["task_file_bytes"] else ""
+    return (
+        f"Task: {' + '.join(parts)}{size}. Shared: {parameters['templates']:,} template numbers, "
+        f"{parameters['frozen']:,} frozen."
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,82 @@
+"""One experiment's parts, built in order: images, backbone, template banks, adapted model, loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recast_exp.assembly import AdaptedModel, assemble
+from recast_exp.backbones import Backbone, create_backbone
+from recast_exp.bank_store import bank_for
+from recast_exp.data import load_dataset
+from recast_exp.data.base import ImageSet
+from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.files import cache_folder
+from recast_exp.recast import Banks
+from recast_exp.task_state import input_record, make_record
+
+
+@dataclass
+class Experiment:
+    """Everything that a stage works with.
+
+    Attributes:
+        cfg: The whole configuration.
+        cache: Folder for banks, probes and embedded backbones.
+        images: Classes and splits.
+        backbone: The pretrained backbone; its network is changed in place by `adapt`.
+    """
+
+    cfg: DictConfig
+    cache: Path
+    images: ImageSet
+    backbone: Backbone
+
+    @classmethod
+    def open(cls, cfg: DictConfig) -> Experiment:
+        """Open the images (first: it is cheap and fails early) and create the backbone."""
+        cache = cache_folder(cfg.cache_dir)
+        images = load_dataset(cfg.dataset, Path(cfg.data_dir))
+        return cls(cfg, cache, images, create_backbone(cfg, cache))
+
+    def data(self) -> ImageDataModule:
+        """Loaders of the images, as the backbone wants them."""
+        dataset = self.cfg.dataset
+        return ImageDataModule(
+            self.images,
+            self.backbone.input,
+            transform=dataset.transform,
+            batch_size=dataset.batch_size,
+            eval_batch_size=dataset.eval_batch_size,
+            num_workers=dataset.num_workers,
+            seed=self.cfg.seed,
+        )
+
+    def banks(self) -> tuple[Banks | None, Path | None]:
+        """Template banks and their file, for models that have any."""
+        return bank_for(self.backbone, self.cfg, self.cache) if self.cfg.model.method == "recast" else (None, None)
+
+    def adapt(self, banks: Banks | None) -> AdaptedModel:
+        """Put a new head, the templates and the adapter into the backbone, in place."""
+        return assemble(self.backbone.network, self.cfg, banks, len(self.images.classes))
+
+    def record(self, adapted: AdaptedModel) -> dict[str, Any]:
+        """What a task file of this experiment says of itself."""
+        return make_record(
+            self.cfg,
+            adapted,
+            backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
+            classes=list(self.images.classes),
+            input=input_record(self.backbone.input),
+        )
+
+
+def with_method(cfg: DictConfig, **changes: Any) -> DictConfig:
+    """A copy of a configuration with other values, by dotted name (dots written as two underscores)."""
+    copy = cfg.copy()
+    for name, value in changes.items():
+        OmegaConf.update(copy, name.replace("__", "."), value)
+    return copy

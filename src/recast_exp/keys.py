@@ -1,0 +1,122 @@
+"""What a key takes: the nearest name for a slip of the keyboard, and what is wrong with a value. One line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recast_exp import config
+
+FIELDS = dict(config.fields())
+SECTIONS = {name.rpartition(".")[0] for name in FIELDS} - {""}
+
+
+def field_of(key: str) -> dataclasses.Field[Any] | None:
+    """The schema's field of a dotted key; an entry of a mapping has the mapping's."""
+    return FIELDS.get(key) or FIELDS.get(_mapping(key))
+
+
+def is_entry(key: str) -> bool:
+    """Whether `key` names an entry of a mapping, such as dataset.backbones.vit: there any name will do."""
+    return key not in FIELDS and _mapping(key) in FIELDS
+
+
+def _mapping(key: str) -> str:
+    parent = key.rpartition(".")[0]
+    return parent if parent in FIELDS and "dict[" in str(FIELDS[parent].type) else ""
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The names that were probably meant: nearly the same, or the same behind another dot. Nearest first."""
+    names = list(names)
+    last = name.rpartition(".")[2]
+    same = [other for other in names if other.rpartition(".")[2] == last and other != name]
+    if same:
+        return difflib.get_close_matches(name, same, n=3, cutoff=0.0)
+    ends = {other.rpartition(".")[2]: other for other in reversed(names)}
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.7) or [
+        ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)
+    ]
+
+
+def unknown(key: str, groups: Iterable[str]) -> str:
+    """The line for a key that does not exist."""
+    meant = nearest(key, [*groups, *FIELDS, *sorted(SECTIONS)])
+    hint = f"did you mean {' or '.join(meant)}?" if meant else "`--cfg job` prints all keys"
+    return f"{key}: unknown key; {hint}"
+
+
+def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
+    """The line for an option that a group does not have."""
+    options = sorted(options)
+    if group == "seed":
+        return f"seed: got {option!r}, takes {config.accepted(FIELDS['seed'])}"
+    meant = nearest(option, options)
+    takes = (
+        f"takes one of {', '.join([*meant, *(o for o in options if o not in meant)])}" if options else "has no options"
+    )
+    hint = f"; did you mean {meant[0]}?" if meant else ""
+    return f"{group}: got {option!r}, {takes}{hint}"
+
+
+def value_problems(key: str, value: Any) -> Iterator[str]:
+    """Check the type and range of one value against the schema, apart from all others.
+
+    Args:
+        key: A dotted key that exists, or a section together with a mapping of its keys.
+        value: The value as Hydra's grammar reads it. One with an interpolation is not checked: it depends on others.
+    """
+    if key in SECTIONS:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                full = f"{key}.{name}"
+                if full in SECTIONS or field_of(full):
+                    yield from value_problems(full, inner)
+                else:
+                    yield unknown(full, ())
+        else:
+            inside = ", ".join(name for name in FIELDS if name.rpartition(".")[0] == key)
+            yield f"{key}: got {value!r}, is a section; set its keys instead: {inside}"
+        return
+    field = field_of(key)
+    assert field is not None, key
+    if "${" in str(value):
+        return
+    try:
+        if _is_lossy(field, value):
+            raise ValueError
+        schema = _schema()
+        OmegaConf.update(schema, key, value, force_add=is_entry(key))
+        problem = config.range_problem(key, field, OmegaConf.select(schema, key))
+    except (OmegaConfBaseException, ValueError):
+        problem = f"{key}: got {shown(value)}, takes {config.accepted(field)}"
+    if problem:
+        yield problem
+
+
+def shown(value: Any) -> str:
+    """A value as a user would type it, text in quotes."""
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else repr(value)
+    )
+
+
+def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2."""
+    return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """One configuration to try values on; each key is judged alone, so that what was set before does not matter."""
+    schema = OmegaConf.structured(config.Config)
+    assert isinstance(schema, DictConfig)
+    return schema

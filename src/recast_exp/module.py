@@ -1,0 +1,134 @@
+"""The LightningModule: one for every method, backbone and dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from recast_exp.assembly import KINDS, AdaptedModel, normalisations_with_statistics
+from recast_exp.optim import gradient_free, make_optimizer, make_schedule
+
+TOP_K = 5  # reported where there are more classes than that
+
+
+class TaskModule(L.LightningModule):
+    """Trains the task's numbers of an `AdaptedModel` and measures them.
+
+    Its checkpoints hold those numbers alone: the backbone and the banks are rebuilt from where they came.
+    """
+
+    def __init__(self, adapted: AdaptedModel, cfg: DictConfig, num_classes: int) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.adapted = adapted
+        self.network = adapted.network
+        self.cfg = cfg
+        self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(num_classes) for part in ("train", "val", "test")})
+        self.per_class = MulticlassAccuracy(num_classes, average="none")
+        self._pull_to = [
+            (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
+        ]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] → logits [N, classes]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy, plus the pull of the coefficients to where they started."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.cfg.optimizer.label_smoothing)
+        self._measure("train", logits, labels, loss.detach())
+        return loss + self._pull() if self.cfg.optimizer.coefficients_pull else loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure on validation images."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure on test images, per class too."""
+        logits = self._evaluate("test", batch)
+        self.per_class.update(logits, batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Parameter groups and schedule of the configuration."""
+        optimizer = make_optimizer(self.adapted, self.cfg.optimizer)
+        schedule = make_schedule(optimizer, self.cfg.scheduler, self.cfg.trainer.max_epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def train(self, mode: bool = True) -> TaskModule:
+        """Training mode, in which the frozen trunk's running statistics stay put."""
+        super().train(mode)
+        if not self.adapted.buffers:
+            for _, module in normalisations_with_statistics(self.network):
+                module.eval()
+        return self
+
+    @property
+    def head_first(self) -> bool:
+        """Whether this epoch trains the head alone."""
+        return self.current_epoch < self.cfg.trainer.head_first_epochs
+
+    def on_train_epoch_start(self) -> None:
+        """Decide what trains in this epoch."""
+        # DDP has fixed what it reduces before training; there the gradients are dropped instead (below).
+        if self.cfg.trainer.head_first_epochs and self.trainer.world_size == 1:
+            self.adapted.set_trainable(*(("head",) if self.head_first else KINDS))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep everything but the head still in the head's epochs."""
+        if self.head_first:
+            for group in optimizer.param_groups:
+                if group["name"] != "head":
+                    gradient_free(group["params"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen numbers out of checkpoints: 87 MB for a ViT-S, of which a task has a few kB."""
+        checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in self.adapted.task_tensors().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the task's numbers back; Lightning is left nothing to load."""
+        from recast_exp.task_state import apply_task
+
+        apply_task(self.adapted, checkpoint["state_dict"])
+        checkpoint["state_dict"] = {}
+
+    def _pull(self) -> Tensor:
+        distance = torch.zeros((), device=self.device)
+        for path, start in self._pull_to:
+            distance = distance + (self.network.get_parameter(path) - start.to(self.device)).square().sum()
+        return self.cfg.optimizer.coefficients_pull * distance
+
+    def _evaluate(self, part: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        logits = self(images).float()
+        self._measure(part, logits, labels, F.cross_entropy(logits, labels))
+        return logits
+
+    def _measure(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Update and log the metrics of a part under `part/name`; each image counts the same."""
+        metrics = self.metrics[f"{part}_metrics"]
+        assert isinstance(metrics, nn.ModuleDict)
+        for name, metric in metrics.items():
+            assert isinstance(metric, Metric)
+            if name == "loss":
+                metric.update(loss, weight=len(labels))
+            else:
+                metric.update(logits.detach(), labels)
+            self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "accuracy")
+
+
+def _metrics(num_classes: int) -> nn.ModuleDict:
+    metrics: dict[str, Metric] = {"loss": MeanMetric(), "accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    if num_classes > TOP_K:
+        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP_K)
+    return nn.ModuleDict(metrics)

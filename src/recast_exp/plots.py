@@ -1,0 +1,108 @@
+"""The pictures of a run, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from recast_exp.files import replacing
+
+STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 9,
+    "figure.constrained_layout.use": True,
+}
+TRAIN, VAL = "#7a7a7a", "#1f6fb4"
+
+
+def learning_curves(history: list[dict[str, float]], path: Path, *, reported: int) -> None:
+    """Loss and accuracy over the epochs, training and validation, with the reported epoch marked."""
+    epochs = [row["epoch"] for row in history]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.2))
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for part, color in (("train", TRAIN), ("val", VAL)):
+                values = [row[f"{part}/{name}"] for row in history]
+                label = "training" if part == "train" else "validation"
+                axes.plot(epochs, values, color=color, marker="o" if len(epochs) < 3 else None, label=label)
+            axes.axvline(reported, color="black", linewidth=0.8, linestyle=":", label="reported epoch")
+            axes.set(xlabel="epoch", ylabel=name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, loc="lower right")
+        _save(figure, path)
+
+
+def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> None:
+    """Heat maps of the coefficients, averaged over their sets: mimicked, trained, and the difference.
+
+    A row is a layer, a column a template (times a block, where rows of a weight have coefficients of their own).
+    """
+    layers = list(before)
+    tables = [_table(list(values.values())) for values in (before, {layer: after[layer] for layer in layers})]
+    tables.append(tables[1] - tables[0])
+    limits = [max(np.nanmax(np.abs(tables[0])), np.nanmax(np.abs(tables[1])))] * 2 + [np.nanmax(np.abs(tables[2]))]
+    width = min(4.0, 1.2 + 0.28 * tables[0].shape[1])
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.2 + 3 * width, 1.4 + 0.2 * len(layers)))
+        axes_row = figure.subplots(1, 3, sharey=True)
+        for axes, table, limit, title in zip(
+            axes_row, tables, limits, ("mimicked", "trained", "difference"), strict=True
+        ):
+            image = axes.imshow(table, cmap="RdBu_r", vmin=-limit or -1e-12, vmax=limit or 1e-12, aspect="auto")
+            axes.set(title=title, xlabel="template" if before[layers[0]].shape[1] == 1 else "block × template")
+            axes.set_xticks(_ticks(table.shape[1]))
+            figure.colorbar(image, ax=axes, shrink=0.8)
+        axes_row[0].set_yticks(range(len(layers)), layers, fontsize=7)
+        _save(figure, path)
+
+
+def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
+    """Relative error of each layer's weight, and cosine similarity of its weight and of its features."""
+    names = list(layers)
+    positions = range(len(names))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.4 + 0.19 * len(names)))
+        errors, similarities = figure.subplots(1, 2, sharey=True)
+        errors.plot([max(layers[name]["relative_error"], 1e-12) for name in names], positions, "o", color=VAL)
+        errors.set(xscale="log", xlabel="relative error of the weight")
+        errors.set_yticks(positions, names, fontsize=7)
+        errors.invert_yaxis()
+        for key, label, marker, color in (
+            ("cosine_similarity", "weight", "o", VAL),
+            ("feature_similarity", "features", "x", "#c24b1a"),
+        ):
+            similarities.plot(
+                [layers[name][key] for name in names], positions, marker, color=color, label=label, linestyle="none"
+            )
+        similarities.set(xlabel="cosine similarity to the original")
+        lowest = min(min(row["cosine_similarity"], row["feature_similarity"]) for row in layers.values())
+        similarities.set_xlim(min(0.9, lowest - 0.02), 1.01)
+        similarities.legend(frameon=False)
+        _save(figure, path)
+
+
+def _table(values: list[Tensor]) -> np.ndarray[Any, Any]:
+    """Coefficients [K, B, n] of several layers as rows of equal length, padded with NaN."""
+    rows = [value.double().mean(0).flatten().numpy() for value in values]
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, numbers in zip(table, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return table
+
+
+def _ticks(columns: int) -> list[int]:
+    step = max(1, -(-columns // 8))
+    return list(range(0, columns, step))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,91 @@
+"""The linear probe that every result is set beside: the same backbone, images, recipe and seed, but only the head."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+
+from omegaconf import OmegaConf
+
+from recast_exp import __version__
+from recast_exp.assembly import assemble
+from recast_exp.data.base import SPLITS, ImageSet
+from recast_exp.experiment import Experiment, with_method
+from recast_exp.files import json_hash, write_json
+from recast_exp.training import fit, test
+
+log = logging.getLogger(__name__)
+
+
+def probe(experiment: Experiment) -> dict[str, float]:
+    """Metrics of the linear probe, trained once per backbone, data, settings and seed, and cached.
+
+    The experiment's backbone must be as it was created; it is copied, not changed.
+
+    Returns:
+        `val/…` and `test/…` as for any run, without the per-class ones.
+    """
+    cfg = with_method(
+        experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter__name="none"
+    )
+    path = experiment.cache / "probes" / f"{_key(experiment, cfg)}.json"
+    if path.is_file():
+        try:
+            metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            return metrics
+        except json.JSONDecodeError:
+            log.warning("The cached linear probe %s is damaged; it is trained anew", path)
+    network = copy.deepcopy(experiment.backbone.network)
+    adapted = assemble(network, cfg, None, len(experiment.images.classes))
+    data = experiment.data()
+    metrics = fit(cfg, adapted, data, description="linear probe").metrics
+    metrics |= test(cfg, adapted, data)
+    metrics = {name: value for name, value in metrics.items() if "/" in name and "per_class" not in name}
+    write_json(path, metrics)
+    return metrics
+
+
+def _key(experiment: Experiment, cfg: object) -> str:
+    """All that the probe's result depends on."""
+    whole = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[arg-type]
+    assert isinstance(whole, dict)
+    optimizer = {
+        name: value
+        for name, value in whole["optimizer"].items()
+        if not name.startswith(("coef", "adapter", "backbone"))
+    }
+    trainer = {name: value for name, value in whole["trainer"].items() if name != "head_first_epochs"}
+    dataset = {
+        name: value for name, value in whole["dataset"].items() if name not in ("path", "num_workers", "backbones")
+    }
+    return json_hash(
+        {
+            "version": __version__,
+            "fingerprint": experiment.backbone.fingerprint,
+            "input": str(experiment.backbone.input),
+            "images": images_digest(experiment.images),
+            "seed": whole["seed"],
+            "select": whole["select"],
+            "optimizer": optimizer,
+            "trainer": trainer,
+            "dataset": dataset,
+            "scheduler": whole["scheduler"],
+        },
+        32,
+    )
+
+
+def images_digest(images: ImageSet) -> str:
+    """Hash of the classes, labels and image files (names and sizes) or pixels of a dataset."""
+    digest = hashlib.sha256(json.dumps(images.classes).encode())
+    for split in SPLITS:
+        samples = images.splits[split]
+        digest.update(samples.labels.tobytes())
+        if isinstance(samples.images, tuple):
+            for path in samples.images:
+                digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        else:
+            digest.update(samples.images.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,16 @@
+"""The method: `formulas` holds the mathematics, `grouping` chooses layers, `bank` and `inject` change a model in place.
+
+Example, on any timm model:
+    >>> import timm
+    >>> from recast_exp.recast import find_groups, inject, merge, mimic
+    >>> model = timm.create_model("vit_tiny_patch16_224")
+    >>> banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    >>> coefficients = inject(model, banks)  # layer → parameter name; train these and a head
+    >>> model = merge(model)  # plain timm again
+"""
+
+from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination
+from recast_exp.recast.grouping import Group, find_groups
+from recast_exp.recast.inject import inject, merge, mimic
+
+__all__ = ["Banks", "Group", "TemplateBank", "TemplateCombination", "find_groups", "inject", "merge", "mimic"]

@@ -1,0 +1,132 @@
+"""Template banks: the modules that rebuild weights, and the file that holds all banks of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import replacing
+from recast_exp.recast.formulas import combine, project
+from recast_exp.recast.grouping import Group
+
+RECORD = "recast_exp_bank"
+FORMAT = 1
+
+
+class TemplateBank(nn.Module):
+    """The frozen templates [n, rows, ...] that the layers of one group share."""
+
+    def __init__(self, templates: Tensor) -> None:
+        super().__init__()
+        self.templates = nn.Parameter(templates, requires_grad=False)
+
+
+class TemplateCombination(nn.Module):
+    """Parametrisation of a weight by its coefficients: `original` *is* the coefficients [K, B, n].
+
+    The bank is held by an unregistered reference: it is registered once, at the model, and appears once in the state
+    dict however many layers share it.
+    """
+
+    def __init__(self, bank: TemplateBank, num_sets: int, num_blocks: int) -> None:
+        super().__init__()
+        self._bank = (bank,)
+        self.num_sets = num_sets
+        self.num_blocks = num_blocks
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """Rebuild the weight [rows, ...] from coefficients [K, B, n]."""
+        return combine(coefficients, self._bank[0].templates)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Coefficients [K, B, n] nearest to an assigned weight [rows, ...] (least squares)."""
+        return project(weight, self._bank[0].templates, self.num_sets, self.num_blocks)
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Templates and mimicked coefficients of all groups of one model.
+
+    Attributes:
+        groups: The groups, in the model's order.
+        templates: Group name → [n, rows, ...], float32.
+        coefficients: Layer name → [K, B, n], float32.
+        settings: How they were found: backbone, weights, mimicry (JSON-able; for people and the index).
+    """
+
+    groups: tuple[Group, ...]
+    templates: dict[str, Tensor]
+    coefficients: dict[str, Tensor]
+    settings: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the content: groups, templates and coefficients, to the bit."""
+        digest = hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode())
+        for kind in (self.templates, self.coefficients):
+            for name, tensor in sorted(kind.items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def rebuilt(self, layer: str) -> Tensor:
+        """The weight [rows, ...] that the bank gives for a layer."""
+        group = next(group for group in self.groups if layer in group.layers)
+        return combine(self.coefficients[layer], self.templates[group.name])
+
+    def save(self, path: Path) -> None:
+        """Write all banks to a safetensors file, atomically."""
+        tensors = {f"templates/{name}": tensor for name, tensor in self.templates.items()}
+        tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
+        record = {"format": FORMAT, "groups": [asdict(group) for group in self.groups], "settings": self.settings}
+        with replacing(path) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {RECORD: json.dumps(record)},
+            )
+
+    @classmethod
+    def load(cls, path: Path, expected_hash: str | None = None) -> Banks:
+        """Read a bank file.
+
+        Raises:
+            MissingInputError: If there is no such file.
+            UserError: If it is not a whole bank file, or its content is not the expected one.
+        """
+        if not path.is_file():
+            raise MissingInputError(f"bank: no file {path}; build one with stage=reconstruct")
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = json.loads((file.metadata() or {}).get(RECORD, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise UserError(f"bank: {path} is not a whole safetensors file ({error})") from error
+        if record is None or record.get("format", 0) > FORMAT:
+            raise UserError(f"bank: {path} is not a template bank of this version of recast_exp")
+        kinds: dict[str, dict[str, Tensor]] = {"templates": {}, "coefficients": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = tensor
+        groups = tuple(Group(**(group | {"layers": tuple(group["layers"])})) for group in record["groups"])
+        banks = cls(groups, kinds["templates"], kinds["coefficients"], record["settings"])
+        if expected_hash is not None and banks.hash != expected_hash:
+            raise UserError(
+                f"bank: {path} has the content {banks.hash[:16]}…, but {expected_hash[:16]}… is needed; coefficients "
+                "mean nothing without their own templates"
+            )
+        return banks
+
+
+def reference(model: nn.Module, layer: str) -> Tensor:
+    """The layer's own weight, detached, float32 on the CPU."""
+    return model.get_submodule(layer).weight.detach().to("cpu", torch.float32)

@@ -1,0 +1,175 @@
+"""Which layers share templates: found from the model itself, by name, shape and stage.
+
+A *stage* is a container of numbered blocks (`blocks`, `layer3`, `stages.2.blocks`, `s3` with b1, b2, …). Layers that
+stand at the same place in the blocks of one stage and have weights of one shape can share a template bank; they are
+cut into groups of consecutive layers whose sizes differ by at most one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from recast_exp.errors import UserError
+
+MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convolutions): the head size of common ViTs
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive layers that share one template bank.
+
+    Attributes:
+        name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`.
+        layers: Names of the layers in the model, in order.
+        num_templates: n.
+        num_blocks: B, blocks of rows with coefficients of their own.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    num_templates: int
+    num_blocks: int
+
+
+def find_groups(
+    model: nn.Module,
+    *,
+    targets: Iterable[str] | None = None,
+    num_groups: int | None = None,
+    num_templates: int | None = None,
+    granularity: str = "layer",
+) -> list[Group]:
+    """Group the Linear and Conv2d layers of a model.
+
+    Args:
+        model: Any model with numbered blocks; a timm model's classifier is left out.
+        targets: Glob patterns over layer names; None takes every layer that has a partner.
+        num_groups: Groups per stage and place; None makes groups of two layers, and one of three where odd.
+        num_templates: n; None is each group's size, which is exact.
+        granularity: `layer`, `projection` or `head`: what has coefficients of its own.
+
+    Raises:
+        UserError: If nothing can be grouped, a pattern matches nothing, or the numbers do not fit the layers found.
+    """
+    columns = _columns(model)
+    if targets is not None:
+        targets = list(targets)
+        _check_patterns(model, targets, columns)
+        columns = {
+            place: chosen
+            for place, layers in columns.items()
+            if (chosen := [name for name in layers if any(fnmatchcase(name, pattern) for pattern in targets)])
+        }
+    else:
+        columns = {place: layers for place, layers in columns.items() if len(layers) > 1}
+    if not columns:
+        raise UserError(
+            f"recast.targets: {type(model).__name__} has no two Linear or Conv2d layers of the same place and shape "
+            "within a stage, so there is nothing to group; choose another model.backbone"
+        )
+    groups = []
+    for (stage, place, _), layers in columns.items():
+        sizes = _group_sizes(f"{stage}.{place}", len(layers), num_groups)
+        start = 0
+        for index, size in enumerate(sizes):
+            members = tuple(layers[start : start + size])
+            start += size
+            name = f"{stage}.{place}.{index}"
+            if num_templates is not None and num_templates > size:
+                raise UserError(
+                    f"recast.num_templates: got {num_templates}, but the group {name} has {size} "
+                    f"layer{'s' if size > 1 else ''}; takes at most {size}, or null for each group's size"
+                )
+            blocks = _num_blocks(model, members[0], granularity)
+            groups.append(Group(name, members, num_templates or size, blocks))
+    return groups
+
+
+def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[str]]:
+    """Layers by (stage, place in the block, weight shape), in the model's order."""
+    stages = {name for name, module in model.named_modules() if _is_stage(module)}
+    classifier = _classifier_modules(model)
+    seen: set[int] = set()
+    columns: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module in classifier:
+            continue
+        # A weight that is shared by two layers, or already parametrised, cannot be rewritten for one of them alone.
+        if parametrize.is_parametrized(module) or id(module.weight) in seen:
+            continue
+        seen.add(id(module.weight))
+        parts = name.split(".")
+        # The deepest stage in which the layer lies inside a block, not as the block itself.
+        for depth in range(len(parts) - 2, 0, -1):
+            stage = ".".join(parts[:depth])
+            if stage in stages:
+                place = ".".join(parts[depth + 1 :])
+                columns.setdefault((stage, place, tuple(module.weight.shape)), []).append(name)
+                break
+    return columns
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether all children are numbered alike: 0, 1, 2 or b1, b2, b3."""
+    names = [name for name, _ in module.named_children()]
+    stems = {re.fullmatch(r"(\D*)\d+", name) for name in names}
+    return bool(names) and None not in stems and len({stem[1] for stem in stems if stem}) == 1
+
+
+def _classifier_modules(model: nn.Module) -> set[nn.Module]:
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        return set()
+    classifier = get_classifier()
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    return {module for head in heads if isinstance(head, nn.Module) for module in head.modules()}
+
+
+def _check_patterns(
+    model: nn.Module, targets: list[str], columns: dict[tuple[str, str, tuple[int, ...]], list[str]]
+) -> None:
+    names = [name for layers in columns.values() for name in layers]
+    for pattern in targets:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            places = sorted({f"*.{place}" for _, place, _ in columns})
+            near = get_close_matches(pattern, places, n=3, cutoff=0.3) or places[:6]
+            raise UserError(
+                f"recast.targets: {pattern!r} matches no layer of {type(model).__name__} that can be grouped; "
+                f"it has for example {', '.join(near) or 'none'}"
+            )
+
+
+def _group_sizes(place: str, layers: int, num_groups: int | None) -> list[int]:
+    count = num_groups or max(1, layers // 2)
+    if count > layers:
+        raise UserError(
+            f"recast.num_groups: got {count}, but {place} has {layers} layers to group; takes at most {layers}, or null"
+        )
+    small, larger = divmod(layers, count)
+    return [small + 1] * larger + [small] * (count - larger)
+
+
+def _num_blocks(model: nn.Module, layer: str, granularity: str) -> int:
+    """B for a layer: the fused q, k, v (projection), every head's rows (head), else one."""
+    rows = model.get_submodule(layer).weight.shape[0]
+    parent, _, own = layer.rpartition(".")
+    heads = getattr(model.get_submodule(parent), "num_heads", None)
+    fused = 3 if own == "qkv" and rows % 3 == 0 else 1
+    if granularity == "layer":
+        return 1
+    if granularity == "projection":
+        return fused
+    if (
+        isinstance(heads, int)
+        and rows % (fused * heads) == 0
+        and (fused == 3 or own in {"q", "k", "v", "q_proj", "k_proj", "v_proj"})
+    ):
+        return fused * heads
+    return max(blocks for blocks in range(1, max(1, rows // MIN_BLOCK_ROWS) + 1) if rows % blocks == 0)

@@ -1,0 +1,117 @@
+"""Mimic a model's weights, put the banks into the model in place, and merge them back into plain weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from recast_exp.errors import UserError
+from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination, reference
+from recast_exp.recast.formulas import SOLVERS
+from recast_exp.recast.grouping import Group
+
+BANKS = "banks"  # where the template banks are registered in the model
+
+
+@torch.no_grad()
+def mimic(
+    model: nn.Module,
+    groups: Iterable[Group],
+    *,
+    solver: str = "closed_form",
+    num_sets: int = 2,
+    seed: int = 42,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Banks:
+    """Neural Mimicry of a model: templates and coefficients for all groups. The model is not changed.
+
+    Args:
+        model: The pretrained model.
+        groups: What `find_groups` found in it.
+        solver: A name in `formulas.SOLVERS`.
+        num_sets: K.
+        seed: Seed of the solver; each group has its own, derived from it.
+        settings: A record of where the weights came from, kept with the banks.
+        options: Further arguments of the solver.
+    """
+    groups = tuple(groups)
+    solve = partial(SOLVERS[solver], **options)
+    templates, coefficients = {}, {}
+    for index, group in enumerate(groups):
+        weights = torch.stack([reference(model, layer) for layer in group.layers])
+        with torch.enable_grad():
+            found = solve(weights, group.num_templates, num_sets, group.num_blocks, seed=(seed + index) % 2**32)
+        templates[group.name] = found.templates
+        coefficients |= dict(zip(group.layers, found.coefficients.unbind(0), strict=True))
+    return Banks(groups, templates, coefficients, settings or {})
+
+
+def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
+    """Rewrite the grouped layers of a model in place: their weights become combinations of the banks' templates.
+
+    Everything else of the model stays as it is. The pretrained weights of the grouped layers are released.
+
+    Returns:
+        Layer name → name of its coefficients among the model's parameters: what a task trains.
+
+    Raises:
+        UserError: If the model does not have the banks' layers and shapes.
+    """
+    modules = nn.ModuleDict()
+    names: dict[str, str] = {}
+    for group in banks.groups:
+        templates = banks.templates[group.name]
+        for layer in group.layers:
+            try:
+                shape = model.get_submodule(layer).weight.shape
+            except AttributeError:
+                shape = None
+            if shape != templates.shape[1:]:
+                raise UserError(
+                    f"bank: it has templates of shape {tuple(templates.shape[1:])} for the layer {layer}, but "
+                    f"{type(model).__name__} has {tuple(shape) if shape is not None else 'no such layer'}"
+                )
+    for group in banks.groups:
+        device = model.get_submodule(group.layers[0]).weight.device
+        bank = TemplateBank(banks.templates[group.name].to(device, copy=True))
+        modules[group.name.replace(".", "-")] = bank
+        for layer in group.layers:
+            module = model.get_submodule(layer)
+            module.weight.requires_grad_(False)
+            start = banks.coefficients[layer]
+            parametrize.register_parametrization(
+                module, "weight", TemplateCombination(bank, start.shape[0], start.shape[1]), unsafe=True
+            )
+            with torch.no_grad():
+                module.parametrizations.weight.original.copy_(start)  # the mimicked ones, not their projection
+            names[layer] = f"{layer}.parametrizations.weight.original"
+    model.add_module(BANKS, modules)
+    return names
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Turn the combinations back into plain weights, in place; the model is a stock timm model again.
+
+    Returns:
+        The same model, with the logits it had and a state dict that loads strictly into stock timm.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight") and isinstance(
+            module.parametrizations.weight[0], TemplateCombination
+        ):
+            # A deep copy shares the class that torch made for its original: without one of its own, removing the
+            # parametrisation here would break the other model.
+            own = type(module)
+            module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            module.weight.requires_grad_(False)  # as the rest of the frozen backbone
+    if hasattr(model, BANKS):
+        delattr(model, BANKS)
+    return model

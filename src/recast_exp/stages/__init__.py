@@ -1,0 +1,33 @@
+"""Stages: plain functions of a configuration and a folder, one module each, named as the option of `stage=`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recast_exp.training import quiet
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, float]:
+    """Run the stage of a configuration.
+
+    Args:
+        cfg: A composed and checked configuration.
+        run_dir: Folder of the run; it exists.
+        group: Name of the sweep that the run belongs to, for trackers.
+
+    Returns:
+        The run's metrics, flat.
+
+    Raises:
+        UserError: If the request cannot be carried out; MissingInputError if data, weights or a bank are missing.
+    """
+    stage = importlib.import_module(f"{__name__}.{cfg.stage.name}")
+    with quiet():
+        metrics: dict[str, float] = stage.run(cfg, run_dir, group)
+    return metrics

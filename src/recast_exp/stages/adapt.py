@@ -1,0 +1,108 @@
+"""`stage=adapt`: mimic, inject, train, test, and write everything down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import torchvision
+from omegaconf import DictConfig
+
+from recast_exp import __version__, console, plots
+from recast_exp.assembly import AdaptedModel
+from recast_exp.experiment import Experiment
+from recast_exp.files import write_json
+from recast_exp.probe import probe
+from recast_exp.task_state import count, save_task
+from recast_exp.tracking import finish_loggers, make_loggers
+from recast_exp.training import FitResult, device_name, fit, peak_memory_mb, test
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
+    if cfg.resume and (run_dir / "metrics.json").is_file():
+        log.info("%s is finished; nothing is left to do", run_dir)
+        metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+        console.show_adaptation(cfg, metrics, json.loads((run_dir / "parameters.json").read_text(encoding="utf-8")))
+        return metrics
+    experiment = Experiment.open(cfg)
+    banks, _ = experiment.banks()
+    wants_probe = cfg.probe and cfg.model.method != "frozen"
+    probed = probe(experiment) if wants_probe else {}
+    adapted = experiment.adapt(banks)
+    start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
+    data = experiment.data()
+    loggers = make_loggers(cfg, run_dir, group)
+    failed = True
+    try:
+        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=loggers, description=cfg.model.name)
+        if is_main_process():
+            # Before the test: should that fail, the trained numbers are not lost.
+            save_task(run_dir / "task.safetensors", adapted.task_tensors(), experiment.record(adapted))
+        tested = test(cfg, adapted, data, loggers)
+        metrics = _metrics(cfg, result, tested, probed)
+        if is_main_process():
+            _write(cfg, run_dir, metrics, result, adapted, experiment, start)
+        failed = False
+    finally:
+        finish_loggers(loggers, failed=failed)
+    return metrics
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes: the only one, or the first of a distributed run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, as flat keys."""
+    found = {
+        "recast_exp": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+    }
+    return {f"version/{name}": version for name, version in found.items()}
+
+
+def _metrics(cfg: DictConfig, result: FitResult, tested: dict[str, float], probed: dict[str, float]) -> dict[str, Any]:
+    return {
+        **tested,
+        **result.metrics,
+        **{f"probe/{name}": value for name, value in probed.items()},
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device_name(cfg),
+        **versions(),
+    }
+
+
+def _write(
+    cfg: DictConfig,
+    run_dir: Path,
+    metrics: dict[str, Any],
+    result: FitResult,
+    adapted: AdaptedModel,
+    experiment: Experiment,
+    start: dict[str, torch.Tensor],
+) -> None:
+    parameters = count(adapted, (run_dir / "task.safetensors").stat().st_size)
+    write_json(run_dir / "parameters.json", parameters)
+    write_json(run_dir / "dataset.json", experiment.images.describe())
+    plots.learning_curves(result.history, run_dir / "plots" / "learning_curves.png", reported=int(metrics["epoch"]))
+    if start:
+        after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
+        plots.coefficients(start, after, run_dir / "plots" / "coefficients.png")
+    write_json(run_dir / "metrics.json", metrics)  # last: its presence says that the run is finished
+    console.show_adaptation(cfg, metrics, parameters)
+    log.info("Results: %s", run_dir)

@@ -1,0 +1,58 @@
+"""`stage=evaluate`: put a task file onto its backbone and repeat the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recast_exp import console
+from recast_exp.bank_store import bank_by_hash
+from recast_exp.errors import UserError
+from recast_exp.experiment import Experiment
+from recast_exp.files import write_json
+from recast_exp.stages.adapt import versions
+from recast_exp.task_state import apply_task, count, load_task
+from recast_exp.tracking import finish_loggers, make_loggers
+from recast_exp.training import device_name, peak_memory_mb, test
+
+
+def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Evaluate a task file; the configuration already holds what the file says of itself.
+
+    Raises:
+        UserError: If backbone, bank or classes are not those that the task was trained with.
+    """
+    path = Path(cfg.task).expanduser()
+    tensors, record = load_task(path)
+    experiment = Experiment.open(cfg)
+    backbone = experiment.backbone
+    if backbone.fingerprint != record["backbone"]["fingerprint"]:
+        raise UserError(
+            f"task: {path} was trained on {record['backbone']['name']} with the weights "
+            f"{record['backbone']['fingerprint'][:16]}…, but this backbone has {backbone.fingerprint[:16]}…; pass the "
+            "same file as model.weights"
+        )
+    if list(experiment.images.classes) != record["classes"]:
+        raise UserError(
+            f"task: {path} has {len(record['classes'])} classes ({', '.join(record['classes'][:3])}, …), but "
+            f"dataset={cfg.dataset.name} has {len(experiment.images.classes)} "
+            f"({', '.join(experiment.images.classes[:3])}, …)"
+        )
+    banks = bank_by_hash(record["bank"], cfg, experiment.cache) if record["bank"] else None
+    adapted = experiment.adapt(banks)
+    apply_task(adapted, tensors)
+    loggers = make_loggers(cfg, run_dir, group)
+    failed = True
+    try:
+        tested = test(cfg, adapted, experiment.data(), loggers)
+        metrics = {**tested, "peak_memory_mb": peak_memory_mb(), "device": device_name(cfg), **versions()}
+        parameters = count(adapted, path.stat().st_size)
+        write_json(run_dir / "parameters.json", parameters)
+        write_json(run_dir / "metrics.json", metrics)
+        console.show_evaluation(cfg, path, metrics, parameters)
+        failed = False
+    finally:
+        finish_loggers(loggers, failed=failed)
+    return metrics
