@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -116,8 +117,9 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
 
 
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
-    network.reset_classifier(num_classes)
-    classifier = network.get_classifier()
+    timm_model: Any = network
+    timm_model.reset_classifier(num_classes)
+    classifier = timm_model.get_classifier()
     modules = classifier if isinstance(classifier, tuple | list) else [classifier]
     own = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     names = {name: name for name, parameter in network.named_parameters() if id(parameter) in own}

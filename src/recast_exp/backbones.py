@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import timm
 import torch
 from omegaconf import DictConfig
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -117,7 +117,8 @@ def _create(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
 def _download(name: str, img_size: int | None) -> nn.Module:
     """Let timm fetch the pinned weights, or find them in the hub's cache."""
     try:
-        if not timm.get_pretrained_cfg(name, allow_unregistered=False).has_weights:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        if known is None or not known.has_weights:
             raise UserError(
                 f"model.backbone: timm has no pretrained weights of {name}; set model.weights=FILE, or "
                 "model.pretrained=false for random ones"
@@ -215,7 +216,7 @@ def _load_file(network: nn.Module, path: Path, key: str) -> None:
 
 
 def _filter_of(network: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
-    """timm's own conversion for a family: older names, resampled position embeddings."""
+    """Timm's own conversion for a family: older names, resampled position embeddings."""
     return getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
 
 
@@ -231,7 +232,7 @@ def _first_line(error: BaseException) -> str:
 
 def _input_spec(network: nn.Module, model_cfg: DictConfig) -> InputSpec:
     """The input that the weights expect, from timm's record of them, with the configuration's overrides."""
-    data = resolve_model_data_config(network)
+    data = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     size = model_cfg.img_size or data["input_size"][-1]
     return InputSpec(
         size=int(size),

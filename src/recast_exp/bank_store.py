@@ -19,6 +19,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import json_hash, write_json
 from recast_exp.recast import Banks, Group, find_groups, mimic
 from recast_exp.recast.formulas import DEFAULT_STEPS
+from recast_exp.recast.grouping import layer_module
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: d
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as progress:
-        linear = backbone.network.get_submodule(groups[0].layers[0]).weight.dim() == 2
+        linear = layer_module(backbone.network, groups[0].layers[0]).weight.dim() == 2
         steps = options.get("steps", DEFAULT_STEPS[solver]["linear" if linear else "convolution"])
         task = progress.add_task("", total=steps * len(groups))
         return mimic(backbone.network, groups, **common, **options, progress=lambda: progress.advance(task))

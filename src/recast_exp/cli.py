@@ -1,40 +1,203 @@
-"""The command line: Hydra's, with everything that was typed checked first. `main` is the entry point."""
+"""The command line: Hydra's own, with everything that was typed checked before Hydra starts. `main` is the entry point.
+
+Exit codes: 0 all well, 1 a bug (with its traceback), 2 a wrong request, 3 missing data, weights or files, 130
+interrupted. Codes 2 and 3 come with one line for each problem on stderr.
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
 import logging
 import os
+import string
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import composition, overrides
+from recast_exp import __version__, composition, keys, saved
+from recast_exp.checking import CommandLine, check
+from recast_exp.composition import Composer
 from recast_exp.errors import UserError
 
 log = logging.getLogger("recast_exp")
 
+_failures: list[int] = []
+"""The exit codes of the jobs of this process that failed, and have said so."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check a command line, then hand it to Hydra.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    try:
+        args, unknown = parser.parse_known_intermixed_args(argv)
+        _check_flags(args)
+    except UserError as error:
+        return _report([str(error)], error.exit_code)
+    if args.help:
+        print(help_text())
+        return 0
+    if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
+        line = CommandLine(
+            overrides=tuple(args.overrides),
+            multirun=args.multirun,
+            config_dir=args.config_dir,
+            config_path=args.config_path,
+            config_name=args.config_name or composition.CONFIG_NAME,
+            inputs=not args.cfg,
+        )
+        findings = check(line)
+        wrong = [*map(_unknown_flag, unknown), *findings.wrong]
+        if wrong or findings.missing:
+            return _report([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
+        args.overrides = findings.overrides
+    elif unknown:
+        return _report(map(_unknown_flag, unknown), UserError.exit_code)
+    # Lightning starts the other processes of a distributed run with what stands in sys.argv.
+    sys.argv[1:] = _arguments(parser, args)
+    return _start()
+
+
+def _report(lines: Iterable[str], exit_code: int) -> int:
+    for line in lines:
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's own parser, which raises UserError instead of printing its usage."""
+
+    def fail(message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    for action in parser._actions:
+        if action.dest == "version":
+            action.version = f"recast_exp {__version__}, {action.version}"  # type: ignore[attr-defined]
+    return parser
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse the combinations of flags that Hydra would answer with a traceback.
+
+    Raises:
+        UserError: If two of them exclude each other.
+    """
+    args.overrides = args.overrides or []
+    modes = {
+        "--run": args.run,
+        "--multirun": args.multirun,
+        "--cfg": args.cfg,
+        "--info": args.info,
+        "--shell-completion": args.shell_completion,
+    }
+    given = [flag for flag, value in modes.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: exclude each other, takes one of them")
+    if args.resolve and not (args.cfg or args.help):
+        raise UserError("--resolve: got it without --cfg; takes --cfg job --resolve")
+
+
+def _unknown_flag(flag: str) -> str:
+    name, _, value = flag.lstrip("-").partition("=")
+    meant = keys.nearest(name, [*keys.FIELDS, *keys.SECTIONS]) if len(name) > 1 else []
+    if name in keys.FIELDS or name in keys.SECTIONS:
+        meant = [name]
+    hint = f"; keys have no dashes: {meant[0]}={value or '...'}" if meant else "; see --help"
+    return f"{flag}: unknown flag{hint}"
+
+
+def _arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """Write parsed arguments out again, flags first."""
+    flags = []
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.option_strings and value not in (None, False):
+            flags += [action.option_strings[0]] if value is True else [action.option_strings[0], str(value)]
+    return [*flags, *args.overrides]
+
+
+def help_text() -> str:
+    """The text of `--help`, as conf/hydra/help has it. Hydra's own way takes seconds to list the groups."""
+    composer = Composer()
+    groups = {group: options for group, options in composer.groups().items() if not group.startswith("hydra")}
+    listed = "\n".join(f"  {group + ':':<12}{', '.join(options)}" for group, options in groups.items())
+    template = OmegaConf.load(composition.conf_dir() / "hydra" / "help" / "recast_exp.yaml").template
+    return string.Template(template).substitute(APP_CONFIG_GROUPS=listed).rstrip()
+
+
+def _start() -> int:
+    """Let Hydra run what stands in sys.argv; the exit code."""
+    composition.register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and Hydra does not print them its own way
+    decorate = hydra.main(
+        version_base=composition.VERSION_BASE,
+        config_path=str(composition.conf_dir()),
+        config_name=composition.CONFIG_NAME,
+    )
+    try:
+        decorate(task)()
+    except UserError as error:  # the job has said it already, maybe in another process
+        return max([error.exit_code, *_failures])
+    except (HydraException, OmegaConfBaseException) as error:
+        if not _failures:  # Hydra refused: no job has started
+            return _report([composition.describe(error)], UserError.exit_code)
+    except Exception:
+        if not _failures:
+            raise
+    return max(_failures, default=0)
+
 
 def task(cfg: DictConfig) -> float | None:
-    from recast_exp.stages import run
+    """Run one job, as Hydra calls it.
 
-    metrics = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    Args:
+        cfg: The composed configuration.
+
+    Returns:
+        The validation accuracy, where there is one: what a sweeper that searches would maximise.
+
+    Raises:
+        UserError: In a sweep, if the request is at fault; the line has been logged. A single run exits at once.
+        Exception: Any other failure is a bug; its traceback has been logged.
+    """
+    from recast_exp.stages import run as run_stage  # heavy: torch, timm and Lightning
+
+    try:
+        metrics = run_stage(saved.adopt(cfg), Path(HydraConfig.get().runtime.output_dir))
+    except UserError as error:
+        log.error("error: %s", error)
+        _failures.append(error.exit_code)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(error.exit_code)
+        raise  # the launcher goes on with the other jobs
+    except Exception:
+        log.exception("error: the job failed")
+        _failures.append(1)
+        raise
     return metrics.get("val/accuracy")
-
-
-def main() -> None:
-    args = get_args_parser().parse_intermixed_args()
-    texts = overrides.rewrite(args.overrides, multirun=args.multirun)
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    loader = composition.open_loader(args.config_path, args.config_dir)
-    for t in texts:
-        o = overrides.parse(t)
-        if o and o.key_or_group == "seed":
-            for v in overrides.sweep_values(o):
-                composition.store_seed(v.strip('"'), loader.get_group_options("seed"))
-    flags = [a for a in sys.argv[1:] if a.startswith("-")]
-    sys.argv[1:] = flags + texts
-    hydra.main(version_base="1.3", config_path=str(composition.conf_dir()), config_name="config")(task)()

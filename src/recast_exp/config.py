@@ -229,6 +229,8 @@ def accepted(field: dataclasses.Field[Any]) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = " and ".join(f"{sign} {metadata[name]}" for name, sign in signs.items() if name in metadata)
     kind = type_name(field)
+    if "path" in metadata:
+        kind = kind.replace("text", "a path")
     kind, null, _ = kind.partition(" or null")
     return f"{kind} {bounds}".strip() + null
 

@@ -43,20 +43,29 @@ EMBEDDED = tuple(RECIPES)
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ViT of 12 blocks, as deep as a ViT-S, for 16 px images."""
     recipe = RECIPES["digits_vit"]
-    defaults = {"img_size": SIZE, "patch_size": recipe["patch"], "embed_dim": recipe["width"], "depth": 12}
+    defaults: dict[str, Any] = {
+        "img_size": SIZE,
+        "patch_size": recipe["patch"],
+        "embed_dim": recipe["width"],
+        "depth": 12,
+    }
     return _registered(VisionTransformer(**(defaults | {"num_heads": recipe["heads"]} | _timm_kwargs(kwargs))))
 
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
 def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet with the blocks of a ResNet-34 and few channels, for 16 px images."""
-    defaults = {"block": BasicBlock, "layers": (3, 4, 6, 3), "channels": tuple(RECIPES["digits_resnet"]["channels"])}
-    stem = {"stem_width": 16, "replace_stem_pool": True}
+    defaults: dict[str, Any] = {
+        "block": BasicBlock,
+        "layers": (3, 4, 6, 3),
+        "channels": tuple(RECIPES["digits_resnet"]["channels"]),
+    }
+    stem: dict[str, Any] = {"stem_width": 16, "replace_stem_pool": True}
     return _registered(ResNet(**(defaults | stem | _timm_kwargs(kwargs))))
 
 
 def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """timm hands every model its own bookkeeping too."""
+    """Timm hands every model its own bookkeeping too."""
     return {
         name: value
         for name, value in kwargs.items()
@@ -65,8 +74,8 @@ def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _registered(network: nn.Module) -> nn.Module:
-    network.pretrained_cfg = dict(PRETRAINED_CFG)
-    network.default_cfg = network.pretrained_cfg
+    timm_model: Any = network
+    timm_model.pretrained_cfg = timm_model.default_cfg = dict(PRETRAINED_CFG)
     return network
 
 
@@ -101,7 +110,7 @@ def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
     images = load_dataset(cfg.dataset, Path(cfg.data_dir))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])
-        network = digits_vit(num_classes=0) if name == "digits_vit" else digits_resnet(num_classes=0)
+        network: nn.Module = digits_vit(num_classes=0) if name == "digits_vit" else digits_resnet(num_classes=0)
         adapted = assemble_full(network, num_classes=len(images.classes), update_batchnorm=True)
         spec = InputSpec(SIZE, PRETRAINED_CFG["mean"], PRETRAINED_CFG["std"], 1.0, "bilinear")  # type: ignore[arg-type]
         data = ImageDataModule(
@@ -116,5 +125,7 @@ def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
         with quiet():
             result = fit(cfg, adapted, data, description=f"pretraining {name}")
     log.info("%s: validation accuracy %.1f %% on its own digits", name, 100 * result.metrics["val/accuracy"])
-    network.reset_classifier(0)
-    return network.eval()
+    timm_model: Any = network
+    timm_model.reset_classifier(0)
+    network.eval()
+    return network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,14 +35,14 @@ def _mapping(key: str) -> str:
 def nearest(name: str, names: Iterable[str]) -> list[str]:
     """The names that were probably meant: nearly the same, or the same behind another dot. Nearest first."""
     names = list(names)
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+        return close
     last = name.rpartition(".")[2]
     same = [other for other in names if other.rpartition(".")[2] == last and other != name]
     if same:
         return difflib.get_close_matches(name, same, n=3, cutoff=0.0)
     ends = {other.rpartition(".")[2]: other for other in reversed(names)}
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.7) or [
-        ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)
-    ]
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)]
 
 
 def unknown(key: str, groups: Iterable[str]) -> str:
@@ -58,11 +58,11 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     if group == "seed":
         return f"seed: got {option!r}, takes {config.accepted(FIELDS['seed'])}"
     meant = nearest(option, options)
-    takes = (
-        f"takes one of {', '.join([*meant, *(o for o in options if o not in meant)])}" if options else "has no options"
-    )
+    listed = ", ".join([*meant, *(name for name in options if name not in meant)])
     hint = f"; did you mean {meant[0]}?" if meant else ""
-    return f"{group}: got {option!r}, {takes}{hint}"
+    if group == "experiment":
+        hint += "; --config-dir DIR adds those of DIR/experiment/"
+    return f"{group}: got {option!r}, takes one of {listed}{hint}"
 
 
 def value_problems(key: str, value: Any) -> Iterator[str]:
@@ -93,7 +93,8 @@ def value_problems(key: str, value: Any) -> Iterator[str]:
             raise ValueError
         schema = _schema()
         OmegaConf.update(schema, key, value, force_add=is_entry(key))
-        problem = config.range_problem(key, field, OmegaConf.select(schema, key))
+        converted = OmegaConf.select(schema, key)
+        problem = config.range_problem(key, field, value if isinstance(value, int | float) else converted)
     except (OmegaConfBaseException, ValueError):
         problem = f"{key}: got {shown(value)}, takes {config.accepted(field)}"
     if problem:
@@ -112,6 +113,16 @@ def shown(value: Any) -> str:
 def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
     """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2."""
     return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
+
+
+def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten sections to dotted keys; a mapping that is a key's value stays whole."""
+    for name, value in nested.items():
+        full = f"{prefix}{name}"
+        if full in SECTIONS and isinstance(value, Mapping):
+            yield from leaves(value, f"{full}.")
+        else:
+            yield full, value
 
 
 @functools.cache

@@ -76,7 +76,7 @@ class TaskModule(L.LightningModule):
     @property
     def head_first(self) -> bool:
         """Whether this epoch trains the head alone."""
-        return self.current_epoch < self.cfg.trainer.head_first_epochs
+        return bool(self.current_epoch < self.cfg.trainer.head_first_epochs)
 
     def on_train_epoch_start(self) -> None:
         """Decide what trains in this epoch."""
@@ -106,11 +106,11 @@ class TaskModule(L.LightningModule):
         distance = torch.zeros((), device=self.device)
         for path, start in self._pull_to:
             distance = distance + (self.network.get_parameter(path) - start.to(self.device)).square().sum()
-        return self.cfg.optimizer.coefficients_pull * distance
+        return float(self.cfg.optimizer.coefficients_pull) * distance
 
     def _evaluate(self, part: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        logits = self(images).float()
+        logits: Tensor = self(images).float()
         self._measure(part, logits, labels, F.cross_entropy(logits, labels))
         return logits
 

@@ -6,13 +6,14 @@ distributed run, or a resumed run, see it) passes through unchanged.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Quote
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from recast_exp import config
@@ -30,6 +31,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _parser = OverridesParser.create()
 
 
+@functools.cache
 def parse(text: str) -> Override | None:
     """Parse an override with Hydra's grammar; None where the grammar refuses it."""
     try:
@@ -48,7 +50,9 @@ def split(value: str, *, brackets: bool = True) -> list[str]:
 
     A quote counts only where a part begins with it: an apostrophe within a word is a letter.
     """
-    parts, closing, start = [], [], 0
+    parts: list[str] = []
+    closing: list[str] = []
+    start = 0
     for position, letter in enumerate(value):
         if closing and letter == closing[-1]:
             if letter not in "'\"" or value[position - 1] != "\\":
@@ -82,8 +86,10 @@ def _rewrite(text: str, multirun: bool) -> str:
     key, value = match["key"], match["value"]
     if key == "seed":
         return f"{key}={_seed(value)}"
+    if key == "experiment":
+        return f"{key}={','.join(quote(part) if part.lower() == 'null' else part for part in split(value))}"
     if key.lstrip("+") in PATH_KEYS:
-        return f"{key}={_path(value, multirun)}"
+        return f"{key}={_path(value, multirun and not key.startswith('hydra.'))}"  # Hydra's own keys are not swept
     return f"{key}={_plain(value, multirun)}"
 
 

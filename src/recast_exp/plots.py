@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recast_exp.files import replacing
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -36,7 +36,8 @@ def learning_curves(history: list[dict[str, float]], path: Path, *, reported: in
             axes.axvline(reported, color="black", linewidth=0.8, linestyle=":", label="reported epoch")
             axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="lower right")
+            if name == "loss":
+                axes.legend(frameon=False, loc="upper right")
         _save(figure, path)
 
 

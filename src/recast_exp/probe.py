@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import __version__
 from recast_exp.assembly import assemble
@@ -47,9 +47,9 @@ def probe(experiment: Experiment) -> dict[str, float]:
     return metrics
 
 
-def _key(experiment: Experiment, cfg: object) -> str:
+def _key(experiment: Experiment, cfg: DictConfig) -> str:
     """All that the probe's result depends on."""
-    whole = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[arg-type]
+    whole = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(whole, dict)
     optimizer = {
         name: value

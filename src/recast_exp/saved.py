@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import overrides
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.keys import FIELDS, SECTIONS, shown
+from recast_exp.keys import FIELDS, leaves, shown
 
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
@@ -102,16 +102,6 @@ def recorded(task: str | Path) -> dict[str, Any]:
     return keys
 
 
-def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten sections to dotted keys; a mapping that is a key's value stays whole."""
-    for name, value in nested.items():
-        full = f"{prefix}{name}"
-        if full in SECTIONS and isinstance(value, Mapping):
-            yield from leaves(value, f"{full}.")
-        else:
-            yield full, value
-
-
 def contradictions(
     cfg: DictConfig, typed: Iterable[str], chosen: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> Iterator[str]:
@@ -140,7 +130,8 @@ def contradictions(
         keys = [key for key, value in content.items() if key in differing and value != record[key] and key not in typed]
         named = next((key for key in (group, f"{group}.name") if key in keys), None)
         if named:
-            yield f"{named}: got {shown(content[named])}, but {where} {shown(record[named])}; leave {group}={option} out"
+            got = shown(content[named])
+            yield f"{named}: got {got}, but {where} {shown(record[named])}; leave {group}={option} out"
         elif keys:
             what = ", ".join(f"{key}={shown(record[key])}, not {shown(differing[key])}" for key in keys)
             yield f"{group}: got {option}, but {where} {what}; leave {group}={option} out"

@@ -94,7 +94,7 @@ def make_loggers(cfg: DictConfig, run_dir: Path, group: str | None) -> list[Logg
     mode = cfg.logger.mode
     if mode == "auto":
         mode = "online" if has_wandb_key() else "offline"
-    # `mode` itself: Lightning's offline=True only sets an environment variable, which a second run of a process ignores.
+    # `mode` itself: Lightning's offline=True sets an environment variable, which a second run of a process ignores.
     logger = WandbLogger(
         name=f"{cfg.model.name}-{cfg.dataset.name}-{cfg.seed}",
         save_dir=run_dir,

@@ -208,8 +208,8 @@ def peak_memory_mb() -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's hints and the warnings that our use of it answers."""
-    names = ["lightning.pytorch", "lightning.fabric", "lightning"]
+    """Silence the libraries' hints and the warnings that our use of it answers."""
+    names = ["lightning.pytorch", "lightning.fabric", "lightning", "timm"]
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
@@ -221,6 +221,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield
     finally:
         for name, level in levels.items():

@@ -80,7 +80,7 @@ class ImageDataModule(lightning.LightningDataModule):
         dataset = self.datasets["train"]
         sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
         batches = EpochBatchSampler(sampler, self.batch_size // world_size, allow_single=False)
-        return ImageLoader(dataset, batches, self.num_workers)
+        return self._loader(dataset, batches)
 
     def val_dataloader(self) -> ImageLoader:
         """This rank's share of the validation images; no image is dropped or comes twice."""
@@ -105,7 +105,11 @@ class ImageDataModule(lightning.LightningDataModule):
         dataset = self.datasets[split]
         sampler = EpochSampler(len(dataset), None, *self._place())
         batches = EpochBatchSampler(sampler, self.eval_batch_size, allow_single=True)
-        return ImageLoader(dataset, batches, self.num_workers)
+        return self._loader(dataset, batches)
+
+    def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler) -> ImageLoader:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ImageLoader(dataset, batches, self.num_workers, pin_memory=on_cuda)
 
     def _place(self) -> tuple[int, int]:
         """This process's rank, and the number of processes; outside of a trainer there is one."""

@@ -159,15 +159,23 @@ class ImageLoader(DataLoader[Any]):
 
     A plain one raises it with the worker's traceback as its message. So the dataset returns such an error in place of
     a batch, and it is raised here.
+
+    Args:
+        dataset: The samples.
+        batch_sampler: The order of their keys.
+        num_workers: Loader processes; they live as long as the loader.
+        pin_memory: Whether the batches are to be copied to a CUDA device.
     """
 
-    def __init__(self, dataset: ImageDataset, batch_sampler: EpochBatchSampler, num_workers: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, batch_sampler: EpochBatchSampler, num_workers: int, *, pin_memory: bool = False
+    ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=num_workers,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # otherwise each start takes a number from the caller's generator
         )
@@ -180,13 +188,14 @@ class ImageLoader(DataLoader[Any]):
         """
         for batch in super().__iter__():
             if isinstance(batch, UserError):
-                try:
-                    raise batch
-                finally:
-                    # The error refers to this frame, which must not refer to the error: workers that are found in
-                    # a reference cycle take five seconds to stop.
-                    del batch
+                break
             yield batch
+        else:
+            return
+        # Stop persistent workers now: found in a reference cycle later, which an error and the frames that it passed
+        # may well be part of, they would take five seconds to stop.
+        self._iterator = None
+        raise batch
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -6,6 +6,7 @@ A transform has two parts. `prepare` is the geometry that is the same every time
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,11 +87,17 @@ class RandomShift(nn.Module):
         """Map uint8 [3, H, W] to the same."""
         zoom, right, down = (torch.rand(3) * 2 - 1).tolist()
         factor = 1 / (1 + zoom * self.scale)  # the map leads from the result back to the image
-        shift = 2 * self.translate  # in its coordinates, a side goes from -1 to 1
-        matrix = torch.tensor([[[factor, 0.0, right * shift], [0.0, factor, down * shift]]])
-        grid = nn.functional.affine_grid(matrix, [1, *image.shape], align_corners=False)
+        side = 2 * self.translate  # in the coordinates of a grid, a side goes from -1 to 1
+        offset = torch.tensor([right * side, down * side])
+        grid = torch.add(offset, _identity_grid(*image.shape[1:]), alpha=factor)
         moved = nn.functional.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)
         return moved[0].round_().to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def _identity_grid(height: int, width: int) -> Tensor:
+    """The grid [1, H, W, 2] that maps an image to itself; kept, as making it takes as long as all the rest."""
+    return nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
 
 
 def eval_transform(spec: InputSpec) -> ImageTransform:

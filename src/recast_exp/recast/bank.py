@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing
 from recast_exp.recast.formulas import combine, project
-from recast_exp.recast.grouping import Group
+from recast_exp.recast.grouping import Group, layer_module
 
 RECORD = "recast_exp_bank"
 FORMAT = 1
@@ -129,4 +129,4 @@ class Banks:
 
 def reference(model: nn.Module, layer: str) -> Tensor:
     """The layer's own weight, detached, float32 on the CPU."""
-    return model.get_submodule(layer).weight.detach().to("cpu", torch.float32)
+    return layer_module(model, layer).weight.detach().to("cpu", torch.float32)

@@ -18,13 +18,13 @@ Neural Mimicry finds templates and coefficients for given weights, without data.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-
 
 # The authors' numbers of optimisation steps.
 DEFAULT_STEPS = {
@@ -38,13 +38,6 @@ class Mimicked(NamedTuple):
 
     templates: Tensor
     coefficients: Tensor
-
-
-class Solver(Protocol):
-    """Neural Mimicry of one group of weights."""
-
-    def __call__(self, weights: Tensor, num_templates: int, num_sets: int, num_blocks: int, *, seed: int) -> Mimicked:
-        """Find templates and coefficients such that `combine` gives back `weights` [L, rows, ...]."""
 
 
 def combine(coefficients: Tensor, templates: Tensor) -> Tensor:
@@ -62,7 +55,9 @@ def combine(coefficients: Tensor, templates: Tensor) -> Tensor:
     mean = coefficients.mean(dim=0)
     num_blocks, num_templates = mean.shape
     blocks = templates.reshape(num_templates, num_blocks, -1)
-    return (mean.T.unsqueeze(-1) * blocks).sum(dim=0).reshape(templates.shape[1:])
+    weight: Tensor = (mean.T.unsqueeze(-1) * blocks).sum(dim=0)
+    shaped: Tensor = weight.reshape(templates.shape[1:])
+    return shaped
 
 
 def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -> Tensor:
@@ -82,9 +77,9 @@ def closed_form(weights: Tensor, num_templates: int, num_sets: int, num_blocks: 
     """The best templates and coefficients there are, without iterating.
 
     Per block, the best rank-n approximation of the stacked weights W [L, M] is U Uᵀ W with U [L, n] the leading left
-    singular vectors (Eckart–Young 1936); for n = L it is W itself. U are the eigenvectors of the small Gram matrix
+    singular vectors (Eckart and Young, 1936); for n = L it is W itself. U are the eigenvectors of the small Gram matrix
     W Wᵀ [L, L]. Any invertible R gives the same weights from C = U R and T = R⁻¹ Uᵀ W: a random *orthogonal* R mixes
-    the layers and keeps C perfectly conditioned. T solves C T = W for the C that is stored, so rounding C costs nothing.
+    the layers and keeps C perfectly conditioned. T solves C T = W for the C that is stored, so rounding C is free.
     """
     num_layers = weights.shape[0]
     stacked = weights.reshape(num_layers, num_blocks, -1).transpose(0, 1).double()  # [B, L, M]
@@ -149,7 +144,7 @@ def gradient(
         if loss.item() < best_loss:
             best_loss, best = loss.item(), Mimicked(templates.detach().clone(), coefficients.detach().clone())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -197,7 +192,7 @@ def autoencoder(
     widths = [inputs.shape[1], hidden, hidden, num_sets * num_templates]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
+        layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
     encoder = nn.Sequential(layers[0], nn.LeakyReLU(), layers[1], nn.LeakyReLU(), layers[2]).to(weights.device)
     optimizer = torch.optim.RMSprop([*encoder.parameters(), templates], lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -210,7 +205,7 @@ def autoencoder(
             best_similarity = similarity
             best = Mimicked(templates.detach() * scale, encoded.detach().clone())
         optimizer.zero_grad()
-        F.mse_loss(rebuilt, scaled).backward()
+        torch.autograd.backward(F.mse_loss(rebuilt, scaled))
         optimizer.step()
         schedule.step()
         progress()
@@ -218,13 +213,15 @@ def autoencoder(
     return best
 
 
-SOLVERS: dict[str, Solver] = {"closed_form": closed_form, "gradient": gradient, "autoencoder": autoencoder}
+# Each: (weights, num_templates, num_sets, num_blocks, *, seed, ...) -> Mimicked.
+SOLVERS: dict[str, Callable[..., Mimicked]] = {"closed_form": closed_form, "gradient": gradient, "autoencoder": autoencoder}
 
 
 def relative_error(rebuilt: Tensor, weights: Tensor) -> Tensor:
-    """‖rebuilt − weights‖ / ‖weights‖ per layer: [L, ...] each → [L]."""
-    difference = (rebuilt.double() - weights.double()).flatten(1).norm(dim=1)
-    return difference / weights.double().flatten(1).norm(dim=1).clamp_min(1e-30)
+    """‖rebuilt - weights‖ / ‖weights‖ per layer: [L, ...] each → [L]."""
+    difference: Tensor = (rebuilt.double() - weights.double()).flatten(1).norm(dim=1)
+    scale: Tensor = weights.double().flatten(1).norm(dim=1)
+    return difference / scale.clamp_min(1e-30)
 
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -239,7 +236,8 @@ def _combine_group(coefficients: Tensor, templates: Tensor) -> Tensor:
 def _random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix [size, size], float64: the Q of a Gaussian's QR, with signs fixed by R's diagonal."""
     q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
-    return q * r.diagonal().sign()
+    signed: Tensor = q * r.diagonal().sign()
+    return signed
 
 
 def _authors_start(

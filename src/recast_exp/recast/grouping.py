@@ -92,6 +92,21 @@ def find_groups(
     return groups
 
 
+def layer_module(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
+    """The Linear or Conv2d of that name.
+
+    Raises:
+        UserError: If the model has no such layer.
+    """
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        raise UserError(f"{type(model).__name__} has no Linear or Conv2d layer {layer}")
+    return module
+
+
 def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[str]]:
     """Layers by (stage, place in the block, weight shape), in the model's order."""
     stages = {name for name, module in model.named_modules() if _is_stage(module)}
@@ -158,7 +173,7 @@ def _group_sizes(place: str, layers: int, num_groups: int | None) -> list[int]:
 
 def _num_blocks(model: nn.Module, layer: str, granularity: str) -> int:
     """B for a layer: the fused q, k, v (projection), every head's rows (head), else one."""
-    rows = model.get_submodule(layer).weight.shape[0]
+    rows = layer_module(model, layer).weight.shape[0]
     parent, _, own = layer.rpartition(".")
     heads = getattr(model.get_submodule(parent), "num_heads", None)
     fused = 3 if own == "qkv" and rows % 3 == 0 else 1

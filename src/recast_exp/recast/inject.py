@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_exp.errors import UserError
 from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination, reference
 from recast_exp.recast.formulas import SOLVERS
-from recast_exp.recast.grouping import Group
+from recast_exp.recast.grouping import Group, layer_module
 
 BANKS = "banks"  # where the template banks are registered in the model
 
@@ -41,12 +40,14 @@ def mimic(
         options: Further arguments of the solver.
     """
     groups = tuple(groups)
-    solve = partial(SOLVERS[solver], **options)
-    templates, coefficients = {}, {}
+    templates: dict[str, Tensor] = {}
+    coefficients: dict[str, Tensor] = {}
     for index, group in enumerate(groups):
         weights = torch.stack([reference(model, layer) for layer in group.layers])
         with torch.enable_grad():
-            found = solve(weights, group.num_templates, num_sets, group.num_blocks, seed=(seed + index) % 2**32)
+            found = SOLVERS[solver](
+                weights, group.num_templates, num_sets, group.num_blocks, seed=(seed + index) % 2**32, **options
+            )
         templates[group.name] = found.templates
         coefficients |= dict(zip(group.layers, found.coefficients.unbind(0), strict=True))
     return Banks(groups, templates, coefficients, settings or {})
@@ -68,29 +69,26 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     for group in banks.groups:
         templates = banks.templates[group.name]
         for layer in group.layers:
-            try:
-                shape = model.get_submodule(layer).weight.shape
-            except AttributeError:
-                shape = None
+            shape = layer_module(model, layer).weight.shape
             if shape != templates.shape[1:]:
                 raise UserError(
-                    f"bank: it has templates of shape {tuple(templates.shape[1:])} for the layer {layer}, but "
-                    f"{type(model).__name__} has {tuple(shape) if shape is not None else 'no such layer'}"
+                    f"bank: it has templates of shape {tuple(templates.shape[1:])} for the layer {layer}, which has "
+                    f"weights of shape {tuple(shape)} in {type(model).__name__}"
                 )
     for group in banks.groups:
-        device = model.get_submodule(group.layers[0]).weight.device
+        device = layer_module(model, group.layers[0]).weight.device
         bank = TemplateBank(banks.templates[group.name].to(device, copy=True))
         modules[group.name.replace(".", "-")] = bank
         for layer in group.layers:
-            module = model.get_submodule(layer)
+            module = layer_module(model, layer)
             module.weight.requires_grad_(False)
             start = banks.coefficients[layer]
             parametrize.register_parametrization(
                 module, "weight", TemplateCombination(bank, start.shape[0], start.shape[1]), unsafe=True
             )
-            with torch.no_grad():
-                module.parametrizations.weight.original.copy_(start)  # the mimicked ones, not their projection
             names[layer] = f"{layer}.parametrizations.weight.original"
+            with torch.no_grad():
+                model.get_parameter(names[layer]).copy_(start)  # the mimicked ones, not their projection
     model.add_module(BANKS, modules)
     return names
 
@@ -103,9 +101,7 @@ def merge(model: nn.Module) -> nn.Module:
         The same model, with the logits it had and a state dict that loads strictly into stock timm.
     """
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight") and isinstance(
-            module.parametrizations.weight[0], TemplateCombination
-        ):
+        if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
             # A deep copy shares the class that torch made for its original: without one of its own, removing the
             # parametrisation here would break the other model.
             own = type(module)
@@ -115,3 +111,9 @@ def merge(model: nn.Module) -> nn.Module:
     if hasattr(model, BANKS):
         delattr(model, BANKS)
     return model
+
+
+def _is_combined(module: nn.Module) -> bool:
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    return isinstance(module.get_submodule("parametrizations.weight.0"), TemplateCombination)

@@ -1,0 +1,47 @@
+# `make run` and `make test` need Python 3.11 or newer and nothing else; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-fast lint format types bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## create .venv and install the project with its tools, in the tested versions
+
+# The stamp is written last: an installation that was interrupted is started again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: install ## run the main job on the embedded digits: make run ARGS="model=vit_att_mlp seed=7"
+	$(BIN)/python -m recast_exp $(ARGS)
+
+test: install ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: install ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: install ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install ## check types
+	$(BIN)/mypy
+
+bench: install ## measure speed (minutes)
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## remove what was built; results under outputs/ and multirun/ stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,186 @@
+"""Interleaved timing, the table and the JSON file that all benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of repeated measurements."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every case, round by round."""
+
+    seconds: dict[str, list[float]]
+
+    def spread(self, case: str) -> Spread:
+        """Seconds of one case."""
+        return Spread.of(self.seconds[case])
+
+    def ratio(self, case: str, baseline: str) -> Spread:
+        """Case over baseline, taken within each round: a machine that slows down for a while slows both."""
+        pairs = zip(self.seconds[case], self.seconds[baseline], strict=True)
+        return Spread.of([own / base for own, base in pairs])
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> Times:
+    """Time the cases in turn, A B C A B C …, without garbage collection, after untimed rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for index in range(warmup + rounds):
+        for name, run in cases.items():
+            gc.collect()
+            gc.disable()
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            gc.enable()
+            if index >= warmup:
+                seconds[name].append(elapsed)
+    return Times(seconds)
+
+
+def arguments(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: torch's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement to this file")
+    return parser
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's threads, if asked to."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, cores, load and versions."""
+    import timm
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def report(
+    benchmark: str,
+    times: Times,
+    baseline: str,
+    *,
+    columns: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> None:
+    """Print the table of one comparison, and write it down.
+
+    Args:
+        benchmark: Its name.
+        times: What was measured.
+        baseline: The case that the ratios are taken against.
+        columns: More columns: heading → case → text.
+        notes: Lines below the table.
+        extra: More for the JSON file.
+        path: The JSON file, if one is wanted.
+    """
+    columns = columns or {}
+    here = machine()
+    rounds = len(times.seconds[baseline])
+    console = Console(width=None if Console().is_terminal else 120)
+    table = Table(title=f"{benchmark} · {rounds} interleaved rounds · ratios to {baseline}")
+    table.add_column("case")
+    for heading in ("median", "min - max", "ratio", "min - max", *columns):
+        table.add_column(heading, justify="right")
+    for case in times.seconds:
+        own, ratio = times.spread(case), times.ratio(case, baseline)
+        table.add_row(
+            case,
+            _seconds(own.median),
+            f"{_seconds(own.min)} - {_seconds(own.max)}",
+            _ratio(ratio.median),
+            f"{_ratio(ratio.min)} - {_ratio(ratio.max)}",
+            *(texts.get(case, "") for texts in columns.values()),
+        )
+    console.print(table)
+    for note in notes:
+        console.print(note)
+    console.print(
+        f"[dim]{here['processor']}, {here['cores']} cores, {here['threads']} threads, {here['capability']}, "
+        f"load {here['load']}, Python {here['python']}, torch {here['torch']}, timm {here['timm']}[/dim]"
+    )
+    if path is not None:
+        content = {
+            "benchmark": benchmark,
+            "machine": here,
+            "baseline": baseline,
+            "cases": {
+                case: {
+                    "seconds": times.seconds[case],
+                    "median": times.spread(case).median,
+                    "ratio": vars(times.ratio(case, baseline)),
+                }
+                for case in times.seconds
+            },
+            **(extra or {}),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def verdict(text: str, met: bool) -> str:
+    """A line that says whether a target was met."""
+    return f"[green]met[/green]     {text}" if met else f"[red]not met[/red] {text}"
+
+
+def _seconds(value: float) -> str:
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

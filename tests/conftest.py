@@ -1,0 +1,125 @@
+"""Fixtures of all tests: a cache of the session's own, composed configurations, small backbones with lively weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+from torch import nn
+
+from recast_exp import config, overrides, saved
+from recast_exp.assembly import AdaptedModel
+from recast_exp.composition import Composer
+from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.embedded import EMBEDDED
+from recast_exp.experiment import Experiment
+
+TINY = (
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "trainer.limit_batches=3",
+    "dataset.batch_size=16",
+    "probe=false",
+)
+
+
+@dataclass
+class Run:
+    """What a training run needs."""
+
+    cfg: DictConfig
+    experiment: Experiment
+    adapted: AdaptedModel
+    data: ImageDataModule
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECAST_EXP_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., DictConfig]:
+    """Overrides as typed → the configuration that a run gets."""
+    composer = Composer()
+
+    def compose(*typed: str) -> DictConfig:
+        cfg = saved.adopt(copy.deepcopy(composer.compose(overrides.rewrite(typed, multirun=False)).cfg))
+        assert config.problems(cfg) == []
+        return cfg
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def enliven() -> Callable[[nn.Module], nn.Module]:
+    """Redraws all weights of a model, so that no branch, norm, bias or running statistic is off, as many are at first.
+
+    Fresh layer scales of 1e-5, zero biases and last BatchNorms of zero would hide any error behind them.
+    """
+
+    @torch.no_grad()
+    def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            normal = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias") or (parameter.dim() > 1 and not name.endswith("weight")):
+                parameter.copy_(0.3 * normal)
+            elif parameter.dim() > 1:
+                parameter.copy_(normal * ((2.0 if parameter.dim() > 2 else 1.0) / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+        return model.eval()
+
+    return enliven
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory, enliven: Callable[..., nn.Module]) -> dict[str, Path]:
+    """Files of random weights for the embedded backbones, so that none has to be pretrained."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {name: folder / f"{name}.safetensors" for name in EMBEDDED}
+    for name, path in files.items():
+        save_file(enliven(timm.create_model(name, num_classes=0)).state_dict(), path)
+    return files
+
+
+@pytest.fixture(scope="session")
+def tiny(compose: Callable[..., DictConfig], weights: dict[str, Path]) -> Callable[..., DictConfig]:
+    """As `compose`, for a run of seconds on the digits with random weights."""
+
+    def tiny(*typed: str) -> DictConfig:
+        own = any(text.startswith(("model.pretrained", "model.weights")) for text in typed)
+        name = "digits_resnet" if any(text.startswith("model=resnet") for text in typed) else "digits_vit"
+        return compose(*TINY, *(() if own else (f"model.weights={weights[name]}",)), *typed)
+
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def build(tiny: Callable[..., DictConfig]) -> Callable[..., Run]:
+    """As `tiny`, with the model and the data that the configuration asks for."""
+
+    def build(*typed: str) -> Run:
+        cfg = tiny(*typed)
+        experiment = Experiment.open(cfg)
+        banks, _ = experiment.banks()
+        return Run(cfg, experiment, experiment.adapt(banks), experiment.data())
+
+    return build
