@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,26 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of repeated measurements."""
+    """Median, extremes and quartiles of repeated measurements."""
 
     median: float
     min: float
     max: float
+    quartiles: tuple[float, float]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
+        """The spread of at least one value."""
+        low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else list(values) * 3
+        return cls(median, min(values), max(values), (low, high))
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every case, round by round."""
+    """Seconds of every case, round by round, by the clock and of the processor (over all threads)."""
 
     seconds: dict[str, list[float]]
+    processor: dict[str, list[float]]
 
     def spread(self, case: str) -> Spread:
         """Seconds of one case."""
@@ -43,24 +48,28 @@ class Times:
 
     def ratio(self, case: str, baseline: str) -> Spread:
         """Case over baseline, taken within each round: a machine that slows down for a while slows both."""
-        pairs = zip(self.seconds[case], self.seconds[baseline], strict=True)
-        return Spread.of([own / base for own, base in pairs])
+        return _ratios(self.seconds, case, baseline)
+
+    def processor_ratio(self, case: str, baseline: str) -> Spread:
+        """The same for the processor's time: with one thread it hardly depends on what else the machine does."""
+        return _ratios(self.processor, case, baseline)
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> Times:
     """Time the cases in turn, A B C A B C …, without garbage collection, after untimed rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    times = Times({name: [] for name in cases}, {name: [] for name in cases})
     for index in range(warmup + rounds):
         for name, run in cases.items():
             gc.collect()
             gc.disable()
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             run()
-            elapsed = time.perf_counter() - start
+            seconds, processor = time.perf_counter() - start[0], time.process_time() - start[1]
             gc.enable()
             if index >= warmup:
-                seconds[name].append(elapsed)
-    return Times(seconds)
+                times.seconds[name].append(seconds)
+                times.processor[name].append(processor)
+    return times
 
 
 def arguments(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -106,6 +115,7 @@ def report(
     notes: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
     path: Path | None = None,
+    children: bool = False,
 ) -> None:
     """Print the table of one comparison, and write it down.
 
@@ -117,6 +127,7 @@ def report(
         notes: Lines below the table.
         extra: More for the JSON file.
         path: The JSON file, if one is wanted.
+        children: Whether other processes did the work, so that this one's processor time says nothing.
     """
     columns = columns or {}
     here = machine()
@@ -124,21 +135,26 @@ def report(
     console = Console(width=None if Console().is_terminal else 120)
     table = Table(title=f"{benchmark} · {rounds} interleaved rounds · ratios to {baseline}")
     table.add_column("case")
-    for heading in ("median", "min - max", "ratio", "min - max", *columns):
+    for heading in ("median", "min - max", "ratio", "min - max", *([] if children else ["processor"]), *columns):
         table.add_column(heading, justify="right")
     for case in times.seconds:
-        own, ratio = times.spread(case), times.ratio(case, baseline)
+        own, ratio, processor = (
+            times.spread(case),
+            times.ratio(case, baseline),
+            times.processor_ratio(case, baseline),
+        )
         table.add_row(
             case,
             _seconds(own.median),
             f"{_seconds(own.min)} - {_seconds(own.max)}",
             _ratio(ratio.median),
             f"{_ratio(ratio.min)} - {_ratio(ratio.max)}",
+            *([] if children else [_ratio(processor.median)]),
             *(texts.get(case, "") for texts in columns.values()),
         )
     console.print(table)
     for note in notes:
-        console.print(note)
+        console.print(note, highlight=False)
     console.print(
         f"[dim]{here['processor']}, {here['cores']} cores, {here['threads']} threads, {here['capability']}, "
         f"load {here['load']}, Python {here['python']}, torch {here['torch']}, timm {here['timm']}[/dim]"
@@ -151,8 +167,10 @@ def report(
             "cases": {
                 case: {
                     "seconds": times.seconds[case],
+                    "processor_seconds": times.processor[case],
                     "median": times.spread(case).median,
-                    "ratio": vars(times.ratio(case, baseline)),
+                    "ratio": asdict(times.ratio(case, baseline)),
+                    "processor_ratio": asdict(times.processor_ratio(case, baseline)),
                 }
                 for case in times.seconds
             },
@@ -162,9 +180,21 @@ def report(
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def verdict(text: str, met: bool) -> str:
-    """A line that says whether a target was met."""
-    return f"[green]met[/green]     {text}" if met else f"[red]not met[/red] {text}"
+def verdict(text: str, measured: Spread, *, at_least: float = -math.inf, at_most: float = math.inf) -> str:
+    """A line that says whether the median meets a target, and whether the middle half of the rounds agrees."""
+
+    def met(value: float) -> bool:
+        return at_least <= value <= at_most
+
+    answer = "[green]met[/green]" if met(measured.median) else "[red]not met[/red]"
+    low, high = measured.quartiles
+    if len({met(value) for value in (low, measured.median, high)}) == 2:
+        answer += f" by the median, [yellow]too noisy to tell[/yellow] (middle half {_ratio(low)} - {_ratio(high)})"
+    return f"{text}: {answer}"
+
+
+def _ratios(times: Mapping[str, Sequence[float]], case: str, baseline: str) -> Spread:
+    return Spread.of([own / max(base, 1e-9) for own, base in zip(times[case], times[baseline], strict=True)])
 
 
 def _seconds(value: float) -> str:

@@ -49,6 +49,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tensors here are small: with more threads, on a busy machine, they mostly wait for one another."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Overrides as typed → the configuration that a run gets."""

@@ -134,8 +134,8 @@ MISTAKES = [
     ("trainer.max_epochs=null", "trainer.max_epochs: got null, takes a whole number ≥ 1"),
     ("trainer.max_epochs=true", "trainer.max_epochs: got true, takes a whole number ≥ 1"),
     ("trainer.max_epochs=[1]", "trainer.max_epochs: got [1], takes a whole number ≥ 1"),
-    ("trainer.max_epochs=${nope}", "trainer.max_epochs: Interpolation key 'nope' not found"),
-    ("trainer.max_epochs=${data_dir}", "trainer.max_epochs: Value 'data' .* could not be converted to Integer"),
+    ("trainer.max_epochs=${nope}", "trainer.max_epochs: got ${nope}, but Interpolation key 'nope' not found; takes .*"),
+    ("trainer.max_epochs=${data_dir}", "trainer.max_epochs: got ${data_dir}, but .*; takes a whole number ≥ 1"),
     ("optimizer.lr=-1", "optimizer.lr: got -1, takes a number > 0"),
     ("optimizer.lr=nan", "optimizer.lr: got nan, takes a number > 0"),
     ("optimizer.lr=inf", "optimizer.lr: got inf, takes a number > 0"),
@@ -153,7 +153,7 @@ MISTAKES = [
     ("recast.targets=[]", "recast.targets: got an empty list, takes at least one pattern, or null for every layer"),
     ("model.backbone={a:1}", "model.backbone: got {'a': 1}, takes text or null"),
     ("model.img_size=4", "model.img_size: got 4, takes a whole number ≥ 8 and ≤ 4096 or null"),
-    ("model.mean=[0.5]", "model.mean: got [0.5], takes three numbers"),
+    ("model.mean=[0.5]", "model.mean and model.std: got one of them, takes both or neither"),
     ("seed=abc", "seed: got 'abc', takes a whole number ≥ 0 and < 4294967296"),
     ("seed=-1", "seed: got '-1', takes a whole number ≥ 0 and < 4294967296"),
     ("seed=1.5", "seed: got '1.5', takes a whole number ≥ 0 and < 4294967296"),
@@ -168,7 +168,6 @@ MISTAKES = [
     ("+foo=1", "foo: unknown key; .*"),
     ("~optimizer.lr", "~optimizer.lr: got a deletion, but every key is needed; set another value: optimizer.lr=..."),
     ("~model", "~model: got a deletion, but every key is needed; set another value: model=..."),
-    ("dataset.backbones.swin=x", "dataset.backbones.*"),
     ("hydra.foo=1", "Could not override 'hydra.foo'."),
     ("hydra/launcher=slurm", "hydra/launcher: got 'slurm', takes one of .*"),
     ("experiment=foo", "experiment: got 'foo', takes one of .*"),
@@ -184,7 +183,7 @@ def matches(pattern: str, line: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split(".*"))), line) is not None
 
 
-@pytest.mark.parametrize(("typed", "pattern"), [mistake for mistake in MISTAKES if "swin" not in mistake[0]])
+@pytest.mark.parametrize(("typed", "pattern"), MISTAKES)
 def test_each_mistake_has_one_line(
     typed: str, pattern: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
 ) -> None:
@@ -235,8 +234,8 @@ def test_five_mistakes_at_once(program: Callable[..., Result]) -> None:
 def test_consequences_of_a_mistake_are_not_reported() -> None:
     wrong, _ = lines("stage=evaluat", "task=x")
     assert len(wrong) == 1
-    wrong, _ = lines("model=recst", "model.mean=[0.5]", "model.std=[0.5]")
-    assert [line.partition(":")[0] for line in wrong] == ["model", "model.mean", "model.std"]
+    wrong, _ = lines("model=recst", "model.mean=[1,2]", "model.std=[1]")
+    assert [line.partition(":")[0] for line in wrong] == ["model", "model.mean"]
 
 
 def test_missing_inputs_come_together_and_before_anything_is_made(
@@ -356,9 +355,9 @@ def test_contradictions_of_a_task_file_are_refused(tmp_path: Path, empty_folder:
         f"recast.num_groups: got 3, {where} 6; leave it out",
         f"model.name: got 'resnet', {where} 'vit_mlp'; leave model=resnet out",
     ]
-    own = options(empty_folder, mine="defaults:\n  - override /model: vit_att")
+    own = options(empty_folder, mine="defaults:\n  - override /model: resnet")
     found = check(CommandLine(("stage=evaluate", f"task={task}", "experiment=mine"), config_dir=own))
-    assert found.wrong == [f"model.name: got 'vit_att', {where} 'vit_mlp'; leave model=vit_att out"]
+    assert found.wrong == [f"model.name: got 'resnet', {where} 'vit_mlp'; leave model=resnet out"]
 
 
 def test_damaged_task_files(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from recast_exp.recast.formulas import SOLVERS, autoencoder, closed_form, combin
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 ITERATIVE = {"gradient": gradient, "autoencoder": autoencoder}
+# Options with which a solver gets within a factor of the least error on the small weights here.
+CLOSE = {"gradient": ({"steps": 500}, 1.02), "autoencoder": ({"steps": 500, "lr": 1e-2}, 1.25)}
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -183,11 +185,11 @@ def test_no_solver_beats_the_closed_form_and_all_come_close(
     weights = 0.1 * random(4, *shape)
     bound = least_squared_error(weights, templates, blocks)
     best = squared_error(closed_form(weights, templates, 2, blocks, seed=0), weights)
-    error = squared_error(ITERATIVE[name](weights, templates, 2, blocks, seed=0, steps=500), weights)
+    options, factor = CLOSE[name]
+    error = squared_error(ITERATIVE[name](weights, templates, 2, blocks, seed=0, **options), weights)
     assert best <= bound * (1 + 1e-6)
     assert best <= error * (1 + 1e-6)
-    assert error < 1.25 * bound
-    assert bound < 0.7 * weights.square().sum().item()  # to come close means something
+    assert error < factor * bound < 0.8 * weights.square().sum().item()
 
 
 @pytest.mark.parametrize("name", ITERATIVE)

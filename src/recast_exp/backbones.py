@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlparse
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from omegaconf import DictConfig
 from timm.data.config import resolve_model_data_config
 from timm.models import load_state_dict
@@ -116,57 +118,48 @@ def _create(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
 
 def _download(name: str, img_size: int | None) -> nn.Module:
     """Let timm fetch the pinned weights, or find them in the hub's cache."""
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.has_weights:
+        raise UserError(
+            f"model.backbone: timm has no pretrained weights of {name}; set model.weights=FILE, or "
+            "model.pretrained=false for random ones"
+        )
+    # The hub's client retries for most of a minute before it gives up; what its cache holds can be had at once.
+    offline = hub.HF_HUB_OFFLINE or not _reachable()
     try:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-        if known is None or not known.has_weights:
-            raise UserError(
-                f"model.backbone: timm has no pretrained weights of {name}; set model.weights=FILE, or "
-                "model.pretrained=false for random ones"
-            )
-    except RuntimeError as error:
-        raise UserError(f"model.backbone: {error}") from error
-    offline = "the Hugging Face hub is in offline mode and they are not in its cache"
-    try:
-        if not _offline() and not _reachable():
-            # The hub's client retries for most of a minute; what its cache holds can be had at once.
-            os.environ["HF_HUB_OFFLINE"] = "1"
-            _hub_constants_offline(True)
-            offline = "there is no network and they are not in the cache of the Hugging Face hub"
-            try:
-                return _create(name, img_size, pretrained=True)
-            finally:
-                del os.environ["HF_HUB_OFFLINE"]
-                _hub_constants_offline(False)
-        return _create(name, img_size, pretrained=True)
-    except UserError:
-        raise
-    except Exception as error:
-        # requests, httpx and the hub's own errors have no common base but OSError and ValueError.
-        if not isinstance(error, OSError | ValueError | RuntimeError):
-            raise
-        reason = offline if "offline" in str(error).lower() else f"{type(error).__name__}"
+        with _hub_offline() if offline else contextlib.nullcontext():
+            return _create(name, img_size, pretrained=True)
+    # The clients of the hub raise errors of their own kinds, some of them RuntimeError or ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (
+            "Hugging Face's offline mode is on and its cache lacks them"
+            if os.environ.get("HF_HUB_OFFLINE")
+            else "there is no network and Hugging Face's cache lacks them"
+            if offline
+            else _first_line(error)
+        )
         raise MissingInputError(
-            f"model.backbone: the pretrained weights of {name} could not be had ({reason}); connect to the network "
-            "once, or set model.weights=FILE (.safetensors, .pth or .npz)"
+            f"model.backbone: no pretrained weights of {name}: {reason}; connect to the network once, or set "
+            "model.weights=FILE (.safetensors, .pth or .npz)"
         ) from error
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _hub_constants_offline(value: bool) -> None:
-    """The hub's client reads its environment once, at import."""
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = value
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Keep the hub's client from the network; it reads its environment only once, at import."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _reachable() -> bool:
     """Whether the hub answers at all; assumed where a proxy stands in between."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
-    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    endpoint = urlparse(hub.ENDPOINT)
     port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
     try:
         socket.create_connection((endpoint.hostname or "", port), timeout=CONNECT_SECONDS).close()

@@ -154,14 +154,12 @@ class _Checker:
     def _jobs(self, given: list[Override]) -> list[Job]:
         """Expand a sweep as Hydra's own sweeper does; a single run is one job."""
         last = self._sweep_parameters(given) | {override.get_key_element(): override for override in given}
-        choices = []
-        for override in last.values():
-            if values := self._values(override):
-                choices.append([text for text in values if self._is_good(text)] or [""])
-        count = math.prod(map(len, choices))
+        given_values = [values for override in last.values() if (values := self._values(override))]
+        count = math.prod(map(len, given_values))
         if count > overrides.MAX_JOBS:
             self._wrong(f"-m: got a sweep of {count} jobs or more, takes at most {overrides.MAX_JOBS}; split it")
             return []
+        choices = [[text for text in values if self._is_good(text)] or [""] for values in given_values]
         swept = {text: text.partition("=")[0] for texts in choices if len(texts) > 1 for text in texts}
         made = []
         for texts in itertools.product(*choices):

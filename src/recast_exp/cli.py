@@ -58,10 +58,7 @@ def run(argv: Sequence[str]) -> int:
         _check_flags(args)
     except UserError as error:
         return _report([str(error)], error.exit_code)
-    if args.help:
-        print(help_text())
-        return 0
-    if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
+    if not (args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         line = CommandLine(
             overrides=tuple(args.overrides),
             multirun=args.multirun,
@@ -77,6 +74,9 @@ def run(argv: Sequence[str]) -> int:
         args.overrides = findings.overrides
     elif unknown:
         return _report(map(_unknown_flag, unknown), UserError.exit_code)
+    if args.help:
+        print(help_text())
+        return 0
     # Lightning starts the other processes of a distributed run with what stands in sys.argv.
     sys.argv[1:] = _arguments(parser, args)
     return _start()

@@ -101,7 +101,7 @@ class DatasetConfig:
     split_seed: int = key(0, "seed of that choice; the same for all runs", ge=0, lt=2**32)
     transform: str = key("standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none"))
     batch_size: int = key(128, "images per optimisation step, over all devices", ge=1)
-    eval_batch_size: int = key(256, "images per evaluation batch", ge=1)
+    eval_batch_size: int | None = key(None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1)  # fmt: skip # noqa: E501
     num_workers: int | None = key(None, "loader processes; null chooses by machine and dataset", ge=0)
     backbones: dict[str, str] = key({}, "backbone that the dataset brings for each family of models")
 

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from recast_exp.sweep import mean_and_spread
+
 
 def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
     """What was trained, how many numbers it took, and the accuracy next to the linear probe's."""
@@ -79,6 +81,25 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
     console = Console()
     console.print(table)
     console.print(_numbers(parameters), highlight=False)
+
+
+def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
+    """One row for each setting of a sweep: numbers trained, test accuracy as mean ± standard deviation over its jobs."""
+    table = Table(title=f"Sweep {folder}", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("setting", "jobs", "task numbers", "val", "test", "linear probe"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for setting, jobs in settings.items():
+        cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
+        table.add_row(setting, str(len(jobs)), f"{jobs[0]['parameters']['task_specific']:,}", *cells)
+    Console().print(table)
+
+
+def _spread(jobs: list[dict[str, Any]], name: str) -> str:
+    values = [job[name] for job in jobs if name in job]
+    if not values:
+        return "–"
+    mean, deviation = mean_and_spread(values)
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
 def _title(cfg: DictConfig) -> str:

@@ -98,6 +98,7 @@ def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
     from recast_exp.data import load_dataset
     from recast_exp.data.datamodule import ImageDataModule
     from recast_exp.data.transforms import InputSpec
+    from recast_exp.experiment import EVAL_BATCH_SIZE
     from recast_exp.training import fit, quiet
 
     cfg = OmegaConf.structured(Config)
@@ -118,7 +119,7 @@ def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
             spec,
             transform=cfg.dataset.transform,
             batch_size=cfg.dataset.batch_size,
-            eval_batch_size=cfg.dataset.eval_batch_size,
+            eval_batch_size=EVAL_BATCH_SIZE,
             num_workers=0,
             seed=cfg.seed,
         )

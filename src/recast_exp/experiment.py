@@ -19,6 +19,9 @@ from recast_exp.recast import Banks
 from recast_exp.task_state import input_record, make_record
 
 
+EVAL_BATCH_SIZE = 256
+
+
 @dataclass
 class Experiment:
     """Everything that a stage works with.
@@ -42,6 +45,11 @@ class Experiment:
         images = load_dataset(cfg.dataset, Path(cfg.data_dir))
         return cls(cfg, cache, images, create_backbone(cfg, cache))
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Images per evaluation batch. Another number changes the last bits of a result."""
+        return int(self.cfg.dataset.eval_batch_size or EVAL_BATCH_SIZE)
+
     def data(self) -> ImageDataModule:
         """Loaders of the images, as the backbone wants them."""
         dataset = self.cfg.dataset
@@ -50,7 +58,7 @@ class Experiment:
             self.backbone.input,
             transform=dataset.transform,
             batch_size=dataset.batch_size,
-            eval_batch_size=dataset.eval_batch_size,
+            eval_batch_size=self.eval_batch_size,
             num_workers=dataset.num_workers,
             seed=self.cfg.seed,
         )
@@ -71,10 +79,11 @@ class Experiment:
             backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             classes=list(self.images.classes),
             input=input_record(self.backbone.input),
+            eval_batch_size=self.eval_batch_size,
         )
 
 
-def with_method(cfg: DictConfig, **changes: Any) -> DictConfig:
+def with_values(cfg: DictConfig, **changes: Any) -> DictConfig:
     """A copy of a configuration with other values, by dotted name (dots written as two underscores)."""
     copy = cfg.copy()
     for name, value in changes.items():

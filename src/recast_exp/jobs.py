@@ -89,7 +89,9 @@ def _unresolvable(cfg: DictConfig) -> Iterator[UserError]:
                 OmegaConf.update(cfg, key, OmegaConf.select(OmegaConf.structured(config.Config), key))
             OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
-            yield UserError(f"{key}: {first_line(error)}")
+            field = keys.field_of(key)
+            takes = f"; takes {config.accepted(field)}" if field else ""
+            yield UserError(f"{key}: got {value}, but {first_line(error)}{takes}")
 
 
 def _contradictions(cfg: DictConfig, job: Job, composer: Composer, composed: Composed) -> Iterator[str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from recast_exp import __version__
 from recast_exp.assembly import assemble
 from recast_exp.data.base import SPLITS, ImageSet
-from recast_exp.experiment import Experiment, with_method
+from recast_exp.experiment import Experiment, with_values
 from recast_exp.files import json_hash, write_json
 from recast_exp.training import fit, test
 
@@ -27,7 +27,7 @@ def probe(experiment: Experiment) -> dict[str, float]:
     Returns:
         `val/…` and `test/…` as for any run, without the per-class ones.
     """
-    cfg = with_method(
+    cfg = with_values(
         experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter__name="none"
     )
     path = experiment.cache / "probes" / f"{_key(experiment, cfg)}.json"

@@ -69,7 +69,7 @@ def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -
     blocks = templates.reshape(templates.shape[0], num_blocks, -1).double()
     gram = torch.einsum("nbm,pbm->bnp", blocks, blocks)
     moments = torch.einsum("nbm,bm->bn", blocks, target)
-    solution = (torch.linalg.pinv(gram, hermitian=True) @ moments.unsqueeze(-1)).squeeze(-1)
+    solution: Tensor = (torch.linalg.pinv(gram, hermitian=True) @ moments.unsqueeze(-1)).squeeze(-1)
     return solution.to(weight.dtype).expand(num_sets, -1, -1).clone()
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from recast_exp import console
 from recast_exp.bank_store import bank_by_hash
 from recast_exp.errors import UserError
-from recast_exp.experiment import Experiment
+from recast_exp.experiment import Experiment, with_values
 from recast_exp.files import write_json
 from recast_exp.stages.adapt import versions
 from recast_exp.task_state import apply_task, count, load_task
@@ -26,6 +26,8 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     """
     path = Path(cfg.task).expanduser()
     tensors, record = load_task(path)
+    if cfg.dataset.eval_batch_size is None:  # repeats the test to the bit
+        cfg = with_values(cfg, dataset__eval_batch_size=record["eval_batch_size"])
     experiment = Experiment.open(cfg)
     backbone = experiment.backbone
     if backbone.fingerprint != record["backbone"]["fingerprint"]:

@@ -1,0 +1,40 @@
+"""The models that the benchmarks compare: stock timm ViT-S/16 and RECAST on it, with random weights."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from recast_exp.recast import find_groups, inject, mimic
+
+BACKBONE = "vit_small_patch16_224"
+CLASSES = 10
+TARGETS = {
+    "vit_att": ["*.attn.qkv"],
+    "vit_mlp": ["*.mlp.fc1", "*.mlp.fc2"],
+    "vit_att_mlp": ["*.attn.qkv", "*.mlp.fc1", "*.mlp.fc2"],
+}
+
+
+def stock(classes: int = CLASSES) -> nn.Module:
+    """Stock timm, every parameter trained: full fine-tuning."""
+    torch.manual_seed(0)
+    return timm.create_model(BACKBONE, pretrained=False, num_classes=classes)
+
+
+def frozen() -> nn.Module:
+    """Only the head trained: the linear probe."""
+    model = stock()
+    model.requires_grad_(False)
+    model.get_classifier().requires_grad_(True)
+    return model
+
+
+def recast(name: str) -> nn.Module:
+    """A named RECAST model, 6 groups of 2 layers, n = 2, K = 2: coefficients and head trained."""
+    model = frozen()
+    coefficients = inject(model, mimic(model, find_groups(model, targets=TARGETS[name], num_groups=6)))
+    for parameter in coefficients.values():
+        model.get_parameter(parameter).requires_grad_(True)
+    return model

@@ -1,0 +1,176 @@
+"""Which layers share templates, on small nets whose right answer is plain to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import pytest
+import timm
+from torch import nn
+
+from recast_exp.errors import UserError
+from recast_exp.recast import Group, find_groups, inject, mimic
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, own: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.shared = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.own = nn.Linear(width, own)
+
+
+class Net(nn.Module):
+    """Stages of blocks; `own` has another shape in each block."""
+
+    def __init__(self, *depths: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.stages = nn.ModuleList(nn.Sequential(*(Block(8, 1 + i) for i in range(depth))) for depth in depths)
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+
+def layers(groups: Sequence[Group]) -> list[list[str]]:
+    return [list(group.layers) for group in groups]
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for text in expected:
+        assert str(text) in message, message
+
+
+def test_layers_of_one_place_and_shape_within_a_stage_are_grouped_and_nothing_else() -> None:
+    groups = find_groups(Net(2, 3))
+    expected = [
+        [f"stages.{stage}.{block}.{place}" for block in range(depth)]
+        for stage, depth in enumerate((2, 3))
+        for place in ("shared", "mlp.0", "mlp.2")
+    ]
+    assert sorted(layers(groups)) == sorted(expected)
+    assert [group.num_templates for group in groups] == [len(group.layers) for group in groups]
+    assert len({group.name for group in groups}) == len(groups)
+
+
+@pytest.mark.parametrize("depth", range(2, 9))
+def test_by_default_pairs_and_one_group_of_three_where_odd(depth: int) -> None:
+    sizes = [len(group.layers) for group in find_groups(Net(depth), targets=["*.shared"])]
+    assert sizes == [2 + depth % 2] + [2] * (depth // 2 - 1)
+
+
+@pytest.mark.parametrize(("depth", "num_groups"), [(7, 1), (7, 2), (7, 3), (7, 5), (7, 7), (12, 5), (12, 6)])
+def test_groups_are_consecutive_and_differ_by_at_most_one(depth: int, num_groups: int) -> None:
+    groups = find_groups(Net(depth), targets=["*.shared"], num_groups=num_groups)
+    sizes = [len(group.layers) for group in groups]
+    assert len(sizes) == num_groups
+    assert max(sizes) - min(sizes) <= 1
+    assert list(chain(*layers(groups))) == [f"stages.0.{block}.shared" for block in range(depth)]
+
+
+def test_targets_are_globs_over_layer_names() -> None:
+    model = Net(4, 2)
+    assert layers(find_groups(model, targets=["stages.1.*.mlp.?"])) == [
+        ["stages.1.0.mlp.0", "stages.1.1.mlp.0"],
+        ["stages.1.0.mlp.2", "stages.1.1.mlp.2"],
+    ]
+    assert layers(find_groups(model, targets=["stages.0.[!0].shared"], num_groups=1)) == [
+        ["stages.0.1.shared", "stages.0.2.shared", "stages.0.3.shared"]
+    ]
+
+
+@pytest.mark.parametrize("num_templates", [1, 2])
+def test_num_templates_is_taken_over(num_templates: int) -> None:
+    groups = find_groups(Net(6), num_groups=2, num_templates=num_templates)
+    assert {group.num_templates for group in groups} == {num_templates}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_templates": 3}, ("recast.num_templates", "got 3", "stages.0.shared.", "at most 2", "null")),
+        ({"num_groups": 6}, ("recast.num_groups", "got 6", "stages.0.shared", "5 layers", "at most 5")),
+        ({"targets": ["*.shard"]}, ("recast.targets", "'*.shard'", "*.shared")),
+        ({"targets": ["*.shared", "*.qkv"]}, ("recast.targets", "'*.qkv'")),
+        ({"targets": ["head.*"]}, ("recast.targets", "'head.*'")),
+        ({"targets": ["stem"]}, ("recast.targets", "'stem'")),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, Any], expected: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as error:
+        find_groups(Net(5), **options)
+    one_line(error, *expected)
+
+
+@pytest.mark.parametrize("model", [Net(1, 1), nn.Sequential(nn.Linear(2, 2)), timm.create_model("test_resnet")])
+def test_a_model_with_nothing_to_group_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UserError) as error:
+        find_groups(model)
+    one_line(error, "nothing to group", type(model).__name__)
+
+
+def test_tied_and_rewritten_weights_are_left_alone() -> None:
+    model = Net(4)
+    model.stages[0][3].shared.weight = model.stages[0][0].shared.weight
+    groups = find_groups(model, targets=["*.shared"], num_groups=1)
+    assert layers(groups) == [["stages.0.0.shared", "stages.0.1.shared", "stages.0.2.shared"]]
+    inject(model, mimic(model, groups))
+    assert not any(layer.endswith("shared") for group in find_groups(model) for layer in group.layers)
+
+
+def test_containers_may_count_with_a_stem() -> None:
+    stage = nn.Module()
+    for number in (1, 2):
+        stage.add_module(f"b{number}", Block(8, number))
+    model = nn.Module()
+    model.s1 = stage
+    assert layers(find_groups(model, targets=["*.shared"])) == [["s1.b1.shared", "s1.b2.shared"]]
+
+
+def attention(rows: int, heads: int = 2, name: str = "qkv") -> nn.Module:
+    """Two blocks of attention as timm names it."""
+    model = nn.Module()
+    model.blocks = nn.Sequential(nn.Module(), nn.Module())
+    for block in model.blocks:
+        block.attn = nn.Module()
+        block.attn.num_heads = heads
+        block.attn.add_module(name, nn.Linear(8, rows))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "granularity", "blocks"),
+    [
+        (24, "qkv", "layer", 1),
+        (24, "qkv", "projection", 3),
+        (24, "qkv", "head", 6),
+        (8, "q", "projection", 1),
+        (8, "q", "head", 2),
+        (256, "proj", "projection", 1),
+        (256, "proj", "head", 4),
+        (100, "proj", "head", 1),
+    ],
+)
+def test_granularity_decides_the_blocks(rows: int, name: str, granularity: str, blocks: int) -> None:
+    (group,) = find_groups(attention(rows, name=name), granularity=granularity)
+    assert group.num_blocks == blocks
+
+
+def test_blocks_are_the_rows_of_a_projection_and_of_a_head() -> None:
+    """Disturbing one block's coefficients moves that projection's, or head's, rows alone."""
+    for granularity, blocks in (("projection", 3), ("head", 6)):
+        model = attention(24)
+        banks = mimic(model, find_groups(model, granularity=granularity))
+        inject(model, banks)
+        qkv = model.blocks[0].attn.qkv
+        before = qkv.weight.detach().clone()
+        qkv.parametrizations.weight.original.data[:, 1] += 1
+        moved = (qkv.weight - before).abs().amax(dim=1) > 1e-3
+        assert moved.nonzero().flatten().tolist() == list(range(24 // blocks, 2 * 24 // blocks))

@@ -1,0 +1,310 @@
+"""Injection into real architectures, and merging back: the model must compute what it did, through the templates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from recast_exp.errors import UserError
+from recast_exp.recast import find_groups, inject, merge, mimic
+
+TOLERANCE = 1e-5
+SMALL = {"embed_dim": 96, "num_heads": 3}
+# Family: timm name, input size, what makes it small.
+FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "vit": ("vit_small_patch16_224", 32, {"img_size": 32, **SMALL}),
+    "vit_wide": ("vit_tiny_patch16_224", 32, {"img_size": 32}),
+    "deit": ("deit_tiny_patch16_224", 32, {"img_size": 32, **SMALL}),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", 32, {"img_size": 32, **SMALL}),
+    "deit3": ("deit3_small_patch16_224", 32, {"img_size": 32, **SMALL}),
+    "dinov2": ("vit_small_patch14_dinov2", 28, {"img_size": 28, **SMALL}),
+    "dinov2_registers": ("vit_small_patch14_reg4_dinov2", 28, {"img_size": 28, **SMALL}),
+    "eva02": ("eva02_tiny_patch14_224", 28, {"img_size": 28}),
+    "swin": ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "embed_dim": 24, "num_heads": (1, 2, 4, 8)}),
+    "pvt_v2": ("pvt_v2_b0", 64, {}),
+    "poolformer": ("poolformer_s12", 64, {}),
+    "convnext": ("convnext_atto", 64, {}),
+    "convnext_v2": ("convnextv2_atto", 64, {}),
+    "regnet_x": ("regnetx_002", 64, {}),
+    "regnet_y": ("regnety_002", 64, {}),
+    "efficientnet": ("efficientnet_b0", 64, {}),
+    "efficientnet_lite": ("efficientnet_lite0", 64, {}),
+    "mobilenet_v2": ("mobilenetv2_050", 64, {}),
+    "mobilenet_v3": ("mobilenetv3_small_050", 64, {}),
+    "resnet_basic": ("resnet18", 64, {}),
+    "resnet_bottleneck": ("resnet50", 32, {}),
+    "resnext": ("resnext26ts", 64, {}),
+}
+Enliven = Callable[..., nn.Module]
+
+
+def create(family: str, enliven: Enliven) -> tuple[nn.Module, Tensor]:
+    name, size, options = FAMILIES[family]
+    model = enliven(timm.create_model(name, num_classes=10, **options))
+    return model, torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def distance(logits: Tensor, expected: Tensor) -> float:
+    return ((logits - expected).abs().max() / expected.abs().max()).item()
+
+
+def trained(model: nn.Module, names: dict[str, str]) -> list[nn.Parameter]:
+    """Let the coefficients train, and nothing else."""
+    model.requires_grad_(False)
+    return [model.get_parameter(name).requires_grad_() for name in names.values()]
+
+
+def vit(enliven: Enliven, **options: Any) -> tuple[nn.Module, dict[str, str], Tensor]:
+    """A small ViT with templates in all its attention and MLP layers, and images."""
+    model, images = create("dinov2", enliven)
+    banks = mimic(model, find_groups(model, targets=["*.qkv", "*.fc?"], **options))
+    return model, inject(model, banks), images
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mimicry_is_exact_and_merging_gives_stock_timm_back(family: str, enliven: Enliven) -> None:
+    model, images = create(family, enliven)
+    expected = model(images)
+    names = sorted(model.state_dict())
+    banks = mimic(model, find_groups(model))
+    coefficients = inject(model, banks)
+
+    assert distance(model(images), expected) <= TOLERANCE
+    assert list(coefficients) == [layer for group in banks.groups for layer in group.layers]
+
+    # Every bank is in use: disturbing any one template shows.
+    for number, (group, bank) in enumerate(zip(banks.groups, model.banks.values(), strict=True)):
+        template = bank.templates[number % group.num_templates]
+        saved = template.clone()
+        template += template.std() * torch.randn(template.shape, generator=torch.Generator().manual_seed(2))
+        assert distance(model(images), expected) > 100 * TOLERANCE, group
+        template.copy_(saved)
+
+    logits = model(images)
+    assert merge(model) is model
+    assert torch.equal(model(images), logits)
+    assert sorted(model.state_dict()) == names
+    name, _, options = FAMILIES[family]
+    stock = timm.create_model(name, num_classes=10, **options).eval()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(stock(images), logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", ["projection", "head"])
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet_basic", "eva02"])
+def test_finer_granularity_is_exact_too(family: str, granularity: str, enliven: Enliven) -> None:
+    model, images = create(family, enliven)
+    expected = model(images)
+    groups = find_groups(model, granularity=granularity)
+    inject(model, mimic(model, groups, num_sets=3))
+    assert distance(model(images), expected) <= TOLERANCE
+    if granularity == "head":
+        assert max(group.num_blocks for group in groups) > 1
+
+
+@torch.no_grad()
+def test_fewer_templates_than_layers_lose_something(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    expected = model(images)
+    inject(model, mimic(model, find_groups(model, num_templates=1)))
+    assert distance(model(images), expected) > 0.01
+
+
+def test_mimicry_leaves_the_model_alone(enliven: Enliven) -> None:
+    model, _ = create("vit", enliven)
+    before = copy.deepcopy(model.state_dict())
+    mimic(model, find_groups(model))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert list(before) == list(model.state_dict())
+
+
+def test_templates_are_once_in_the_state_dict_and_frozen(enliven: Enliven) -> None:
+    model, names, _ = vit(enliven, num_groups=2)
+    state = model.state_dict()
+    templates = [name for name in state if "templates" in name]
+    assert len(templates) == 3 * 2
+    assert all(name.startswith("banks.") for name in templates)
+    sizes = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
+    assert sum(tensor.numel() for tensor in state.values()) == sum(sizes.values())
+    assert not any(model.get_parameter(name).requires_grad for name in templates)
+    assert set(names.values()) <= set(state)
+
+
+def test_the_pretrained_weights_are_released(enliven: Enliven) -> None:
+    model, _, _ = vit(enliven)
+    for name, parameter in model.named_parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size(), name
+    assert sum(parameter.numel() for name, parameter in model.named_parameters() if ".original" in name) == 3 * 12 * 4
+
+
+def test_injection_refuses_banks_of_another_model_and_changes_nothing(enliven: Enliven) -> None:
+    banks = mimic(model := create("vit", enliven)[0], find_groups(model, targets=["*.attn.qkv"]))
+    for family, what in (
+        ("vit_wide", r"\(288, 96\).*blocks.0.attn.qkv.*\(576, 192\)"),
+        ("resnet_basic", "no .*blocks.0.attn.qkv"),
+    ):
+        other, _ = create(family, enliven)
+        names = list(other.state_dict())
+        with pytest.raises(UserError, match=what):
+            inject(other, banks)
+        assert list(other.state_dict()) == names
+
+
+@torch.no_grad()
+def test_a_merged_copy_leaves_the_original_working(enliven: Enliven) -> None:
+    model, names, images = vit(enliven)
+    expected = model(images)
+    twin, merged = copy.deepcopy(model), merge(copy.deepcopy(model))
+    assert torch.equal(merged(images), expected)
+    assert torch.equal(model(images), expected)
+    # Copy and original still rebuild their weights, each from templates of its own.
+    for one, other in ((model, twin), (twin, model)):
+        before = other(images)
+        next(iter(one.banks.values())).templates.mul_(2.0)
+        one.get_parameter(next(iter(names.values()))).add_(0.1)
+        assert torch.equal(other(images), before)
+        assert distance(one(images), expected) > 0.01
+    for one in (model, twin):
+        logits = one(images)
+        assert torch.equal(merge(one)(images), logits)
+
+
+def test_bfloat16_autocast_rebuilds_the_weight_in_float32(enliven: Enliven) -> None:
+    model, names, images = vit(enliven)
+    coefficients = trained(model, names)
+    qkv = model.blocks[0].attn.qkv
+    weight = qkv.weight.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+        assert logits.dtype == torch.bfloat16
+        assert qkv.weight.dtype == torch.float32
+        assert torch.equal(qkv.weight, weight)
+    logits.float().square().sum().backward()
+    assert all(each.grad.dtype == torch.float32 and each.grad.abs().max() > 0 for each in coefficients)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "projection"])
+def test_assigning_a_weight_projects_it_onto_the_templates(granularity: str, enliven: Enliven) -> None:
+    model, _, images = vit(enliven, granularity=granularity)
+    qkv, other = model.blocks[0].attn.qkv, model.blocks[1].attn.qkv
+    templates = model.banks["blocks-attn-qkv-0"].templates
+    before = templates.clone()
+    with torch.no_grad():
+        qkv.weight = other.weight.clone()  # of the same group: in the span of the templates
+        torch.testing.assert_close(qkv.weight, other.weight)
+        target = torch.randn_like(qkv.weight)
+        qkv.weight = target
+        blocks = 3 if granularity == "projection" else 1
+        residual = (target - qkv.weight).reshape(blocks, -1).double()
+        assert 0.5 * target.norm() < residual.norm() < target.norm()
+        products = torch.einsum("bm,nbm->bn", residual, templates.reshape(2, blocks, -1).double())
+        assert products.abs().max() < 1e-3 * residual.norm() * templates.norm()
+        assert torch.isfinite(model(images)).all()
+    assert torch.equal(templates, before)
+
+
+# Gradients
+
+
+def test_gradients_of_all_coefficients_match_finite_differences(enliven: Enliven) -> None:
+    options = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 4, "num_heads": 2, "num_classes": 3}
+    model = enliven(timm.models.VisionTransformer(**options, init_values=1.0))
+    banks = mimic(model, find_groups(model, granularity="projection"))
+    names = inject(model, banks)
+    model.double()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1])
+
+    def loss(**values: Tensor) -> Tensor:
+        state = {names[layer.replace("-", ".")]: value for layer, value in values.items()}
+        return F.cross_entropy(torch.func.functional_call(model, state, (images,)), labels)
+
+    start = {name.replace(".", "-"): model.get_parameter(path).detach().clone() for name, path in names.items()}
+    values = {name: value.requires_grad_() for name, value in start.items()}
+    gradients = torch.autograd.grad(loss(**values), list(values.values()))
+    step = 1e-6
+    with torch.no_grad():
+        for (name, value), slope in zip(values.items(), gradients, strict=True):
+            for index in range(value.numel()):
+                moved = torch.zeros(value.numel(), dtype=torch.float64)
+                moved[index] = step
+                ahead, behind = (loss(**(values | {name: value + sign * moved.view_as(value)})) for sign in (1, -1))
+                numeric = (ahead - behind) / (2 * step)
+                torch.testing.assert_close(slope.flatten()[index], numeric, rtol=1e-5, atol=1e-8, msg=name)
+    assert min(slope.abs().max() for slope in gradients) > 1e-5
+
+
+class Recast(nn.Module):
+    """The RECAST layer by itself, as one would write it down from the paper."""
+
+    def __init__(self, templates: Tensor, coefficients: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.templates, self.bias = templates, bias
+        self.coefficients = nn.Parameter(coefficients.clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = torch.einsum("kn,nio->kio", self.coefficients[:, 0], self.templates).mean(0)
+        return inputs @ weight.T + self.bias
+
+
+def test_training_follows_an_independent_implementation() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.blocks(inputs)
+
+    ours = Net()
+    biases = [block[0].bias.detach().clone() for block in ours.blocks]
+    banks = mimic(ours, find_groups(ours, num_groups=2))
+    names = inject(ours, banks)
+    members = [(group.name, layer) for group in banks.groups for layer in group.layers]
+    independent = [
+        Recast(banks.templates[group], banks.coefficients[layer], bias)
+        for (group, layer), bias in zip(members, biases, strict=True)
+    ]
+    theirs = nn.Sequential(*(nn.Sequential(layer, nn.Tanh()) for layer in independent))
+    parameters = [trained(ours, names), [layer.coefficients for layer in independent]]
+    inputs, targets = torch.randn(16, 8), torch.rand(16, 8)
+    for model, own in zip((ours, theirs), parameters, strict=True):
+        optimizer = torch.optim.Adam(own, lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+    for mine, other, first in zip(*parameters, banks.coefficients.values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+        assert (mine - first).abs().min() > 0.05
+    with torch.no_grad():
+        torch.testing.assert_close(ours(inputs), theirs(inputs))
+
+
+@pytest.mark.parametrize("solver", ["gradient", "autoencoder"])
+def test_all_solvers_reach_injection_through_the_same_interface(solver: str, enliven: Enliven) -> None:
+    model, images = create("dinov2", enliven)
+    ticks: list[int] = []
+    groups = find_groups(model, targets=["*.attn.qkv"], num_groups=2)
+    banks = mimic(model, groups, solver=solver, num_sets=3, steps=2, progress=partial(ticks.append, 1))
+    assert len(ticks) == 2 * len(groups)
+    assert all(value.shape == (3, 1, 6) for value in banks.coefficients.values())
+    names = inject(model, banks)
+    with torch.no_grad():
+        for layer, path in names.items():
+            assert torch.equal(model.get_parameter(path), banks.coefficients[layer])
+            assert torch.equal(model.get_submodule(layer).weight, banks.rebuilt(layer))
+        assert torch.isfinite(model(images)).all()
