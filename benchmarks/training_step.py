@@ -118,7 +118,7 @@ def main() -> None:
         },
         notes=[
             verdict(f"vit_att {measured.median:.3f}, target at most {TARGET:.2f}", measured, at_most=TARGET),
-            f"vit_att is {measured.median - limits['vit_att']:+.3f} from the arithmetic's limit {limits['vit_att']:.3f}; "
+            f"vit_att is {measured.median - limits['vit_att']:+.3f} from the limit {limits['vit_att']:.3f}; "
             f"{(1 - measured.median) / (1 - limits['vit_att']):.0%} of the saving that it allows are reached",
         ],
         extra={"batch_size": args.batch_size, "limits": limits, "needed": parts, "counted_gflops_per_image": flops},
