@@ -167,11 +167,17 @@ def report(
             "cases": {
                 case: {
                     "seconds": times.seconds[case],
-                    "processor_seconds": times.processor[case],
                     "median": times.spread(case).median,
                     "ratio": asdict(times.ratio(case, baseline)),
-                    "processor_ratio": asdict(times.processor_ratio(case, baseline)),
                 }
+                | (
+                    {}
+                    if children
+                    else {
+                        "processor_seconds": times.processor[case],
+                        "processor_ratio": asdict(times.processor_ratio(case, baseline)),
+                    }
+                )
                 for case in times.seconds
             },
             **(extra or {}),

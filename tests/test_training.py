@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +146,12 @@ def test_pull_keeps_coefficients_near_their_start(build: Build) -> None:
     found = {}
     for pull in (0.0, 1e3):
         run = build(
-            "model=vit_att", "optimizer=sgd", "optimizer.coefficients_lr=1e-4", f"optimizer.coefficients_pull={pull}"
+            "model=vit_att",
+            "optimizer=sgd",
+            "optimizer.coefficients_lr=1e-4",
+            "trainer.gradient_clip=0",
+            "optimizer.momentum=0",
+            f"optimizer.coefficients_pull={pull}",
         )
         start = {name: tensor + 0.1 for name, tensor in run.adapted.start_coefficients().items()}
         with torch.no_grad():
@@ -155,7 +161,7 @@ def test_pull_keeps_coefficients_near_their_start(build: Build) -> None:
         found[pull] = distance(run.adapted.task_tensors(), run.adapted.start_coefficients())
     displaced = 0.1 * math.sqrt(48)
     assert found[0.0] == pytest.approx(displaced, rel=0.1)
-    assert found[1e3] < 0.8 * displaced
+    assert found[1e3] == pytest.approx(0.8**6 * displaced, rel=0.1)  # six steps of SGD on the square
 
 
 # The head trains first; then coefficients are blown away: the best epoch is an early one.
@@ -244,9 +250,24 @@ def test_bfloat16_runs_and_keeps_the_task_in_float32(build: Build) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def two_blocks(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """As small as a model with templates can be."""
+    del pretrained, kwargs
+    options = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    return timm.models.VisionTransformer(**options)
+
+
 @pytest.mark.slow
 def test_compiled_training_gives_the_same_result(build: Build) -> None:
-    small = ("model=recast", "model.backbone=test_vit", "model.pretrained=false", "model.img_size=32")
+    two_blocks.__module__ = "timm.models.vision_transformer"  # where register_model looks for its surroundings
+    timm.models.register_model(two_blocks)
+    small = (
+        "model=recast",
+        "model.backbone=two_blocks",
+        "model.pretrained=false",
+        "model.img_size=16",
+        "recast.targets=['*.qkv']",
+    )
     losses = []
     for compiled in (False, True):
         run = build(*small, f"trainer.compile={compiled}", "trainer.max_epochs=1", "trainer.limit_batches=2")

@@ -62,7 +62,7 @@ def create_backbone(cfg: DictConfig, cache: Path) -> Backbone:
     """
     model_cfg = cfg.model
     name = model_cfg.backbone
-    _check_name(name)
+    check_name(name)
     torch.manual_seed(0)  # what stays random without pretrained weights is the same in every run
     network = _create(name, model_cfg.img_size)
     if model_cfg.weights:
@@ -85,7 +85,12 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name, or a tag of weights, that timm does not know.
+
+    Raises:
+        UserError: One line with the nearest names.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=3)

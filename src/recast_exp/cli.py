@@ -71,6 +71,10 @@ def run(argv: Sequence[str]) -> int:
         wrong = [*map(_unknown_flag, unknown), *findings.wrong]
         if wrong or findings.missing:
             return _report([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
+        if not args.cfg:
+            wrong = _unknown_backbones(findings.jobs)
+            if wrong:
+                return _report(wrong, UserError.exit_code)
         args.overrides = findings.overrides
     elif unknown:
         return _report(map(_unknown_flag, unknown), UserError.exit_code)
@@ -86,6 +90,22 @@ def _report(lines: Iterable[str], exit_code: int) -> int:
     for line in lines:
         print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return exit_code
+
+
+def _unknown_backbones(jobs: Iterable[DictConfig]) -> list[str]:
+    """One line for each backbone that timm does not know.
+
+    The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
+    """
+    from recast_exp.backbones import check_name
+
+    wrong = []
+    for name in dict.fromkeys(str(job.model.backbone) for job in jobs):
+        try:
+            check_name(name)
+        except UserError as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,7 +209,9 @@ def task(cfg: DictConfig) -> float | None:
     from recast_exp.stages import run as run_stage  # heavy: torch, timm and Lightning
 
     try:
-        metrics = run_stage(saved.adopt(cfg), Path(HydraConfig.get().runtime.output_dir))
+        hydra_cfg = HydraConfig.get()
+        sweep = hydra_cfg.sweep.dir if hydra_cfg.mode == RunMode.MULTIRUN else None
+        metrics = run_stage(saved.adopt(cfg), Path(hydra_cfg.runtime.output_dir), sweep)
     except UserError as error:
         log.error("error: %s", error)
         _failures.append(error.exit_code)

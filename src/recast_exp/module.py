@@ -36,6 +36,7 @@ class TaskModule(L.LightningModule):
         self._pull_to = [
             (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
         ]
+        self.train()  # Lightning leaves the mode as it finds it, and a new network's statistics would move
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] → logits [N, classes]."""

@@ -105,7 +105,7 @@ def fit(
     history = History(run_dir / "metrics.csv" if run_dir and cfg.logger.name != "none" else None)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history]
     if cfg.trainer.early_stopping:
-        callbacks.append(EarlyStopping("val/loss", patience=cfg.trainer.early_stopping))
+        callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
     snapshots = Snapshots(adapted) if cfg.select == "best" else None
     if snapshots:
         callbacks.append(snapshots)
@@ -120,11 +120,12 @@ def fit(
     trainer = _trainer(cfg, callbacks, loggers, run_dir, description)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        if checkpoint is None or history.running:
+    except Exception as error:  # a damaged file may fail in any way
+        if checkpoint is None or history.running or isinstance(error, UserError):
             raise
         raise UserError(
-            f"resume: {checkpoint} cannot be read ({str(error).splitlines()[0]}); start the run anew"
+            f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the run "
+            "anew"
         ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -162,6 +163,14 @@ def test(
     per_class = module.per_class.compute().tolist()
     names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
     return {**metrics, **dict(zip(names, per_class, strict=True))}
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a continued run remembers: one that had stopped does not train on."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop again."""
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class Snapshots(Callback):
