@@ -64,15 +64,16 @@ def create_backbone(cfg: DictConfig, cache: Path) -> Backbone:
     name = model_cfg.backbone
     check_name(name)
     torch.manual_seed(0)  # what stays random without pretrained weights is the same in every run
-    network = _create(name, model_cfg.img_size)
+    if model_cfg.pretrained and not model_cfg.weights and name not in EMBEDDED:
+        network = _download(name, model_cfg.img_size)
+    else:
+        network = _create(name, model_cfg.img_size)
     if model_cfg.weights:
         _load_file(network, Path(model_cfg.weights).expanduser(), "model.weights")
     elif not model_cfg.pretrained:
         log.warning("model.pretrained=false: the backbone %s has random weights", name)
     elif name in EMBEDDED:
         _load_file(network, pretrained_weights(name, cache), "model.backbone")
-    else:
-        network = _download(name, model_cfg.img_size)
     return Backbone(network, name, fingerprint(network), _input_spec(network, model_cfg))
 
 
@@ -192,6 +193,8 @@ def _load_file(network: nn.Module, path: Path, key: str) -> None:
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:
         raise UserError(f"{key}: {path} is not a readable file of weights ({_first_line(error)})") from error
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{key}: {path} is not a file of weights: takes tensors by name, whole or under state_dict")
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     adapt = _filter_of(network)
     try:

@@ -15,7 +15,7 @@ from recast_exp.sweep import mean_and_spread
 
 def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
     """What was trained, how many numbers it took, and the accuracy next to the linear probe's."""
-    table = Table(title=_title(cfg), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column, justify in (
         ("", "left"),
         ("task numbers", "right"),
@@ -39,35 +39,27 @@ def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[s
         _percent(metrics["val/accuracy"]),
         f"[bold]{_percent(metrics['test/accuracy'])}[/bold]",
     )
-    console = Console()
-    console.print(table)
-    console.print(_numbers(parameters), highlight=False)
-    seconds = metrics["seconds"]
-    console.print(
-        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); "
-        f"{seconds:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}.",
-        highlight=False,
+    epochs = (
+        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); {metrics['seconds']:.0f} s "
+        f"of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
+    _print(_title(cfg), table, _numbers(parameters), epochs)
 
 
 def show_evaluation(cfg: DictConfig, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
     """The test metrics of a task file."""
-    table = Table(title=f"{_title(cfg)}, from {path}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
         if name in metrics:
             table.add_column(name, justify="right")
     shown = [metrics["test/accuracy"], *([metrics["test/accuracy_top5"]] if "test/accuracy_top5" in metrics else [])]
     table.add_row(*[_percent(value) for value in shown], f"{metrics['test/loss']:.4f}")
-    console = Console()
-    console.print(table)
-    console.print(_numbers(parameters), highlight=False)
+    _print(f"{_title(cfg)}, from {path}", table, _numbers(parameters))
 
 
 def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Errors and similarities of every layer."""
-    table = Table(
-        title=f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", box=box.SIMPLE_HEAD, title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "relative error", "max error", "cosine", "feature cosine"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer, row in summary["layers"].items():
@@ -78,20 +70,18 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
             f"{row['cosine_similarity']:.6f}",
             f"{row['feature_similarity']:.6f}",
         )
-    console = Console()
-    console.print(table)
-    console.print(_numbers(parameters), highlight=False)
+    _print(f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", table, _numbers(parameters))
 
 
 def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
     """One row for each setting of a sweep: numbers trained, test accuracy as mean ± standard deviation over its jobs."""
-    table = Table(title=f"Sweep {folder}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("setting", "jobs", "task numbers", "val", "test", "linear probe"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for setting, jobs in settings.items():
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
         table.add_row(setting, str(len(jobs)), f"{jobs[0]['parameters']['task_specific']:,}", *cells)
-    Console().print(table)
+    _print(f"Sweep {folder}", table)
 
 
 def _spread(jobs: list[dict[str, Any]], name: str) -> str:
@@ -100,6 +90,13 @@ def _spread(jobs: list[dict[str, Any]], name: str) -> str:
         return "–"
     mean, deviation = mean_and_spread(values)
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+
+
+def _print(title: str, table: Table, *lines: str) -> None:
+    """A title, the table, and lines that only the terminal wraps."""
+    console = Console()
+    for line in (title, table, *lines):
+        console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
 def _title(cfg: DictConfig) -> str:

@@ -214,7 +214,11 @@ def autoencoder(
 
 
 # Each: (weights, num_templates, num_sets, num_blocks, *, seed, ...) -> Mimicked.
-SOLVERS: dict[str, Callable[..., Mimicked]] = {"closed_form": closed_form, "gradient": gradient, "autoencoder": autoencoder}
+SOLVERS: dict[str, Callable[..., Mimicked]] = {
+    "closed_form": closed_form,
+    "gradient": gradient,
+    "autoencoder": autoencoder,
+}
 
 
 def relative_error(rebuilt: Tensor, weights: Tensor) -> Tensor:
