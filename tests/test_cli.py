@@ -20,7 +20,7 @@ HEAVY = ("torch", "lightning", "timm", "torchvision", "sklearn", "torchmetrics",
 STAGE = """
 import json, logging, sys, types
 
-def run(cfg, run_dir):
+def run(cfg, run_dir, sweep=None):
     from recast_exp.errors import MissingInputError, UserError
     keys = {"model": cfg.model.name, "seed": cfg.seed, "data_dir": cfg.data_dir, "epochs": cfg.trainer.max_epochs}
     print(json.dumps({**keys, "run_dir": str(run_dir)}), flush=True)
@@ -38,8 +38,9 @@ def run(cfg, run_dir):
 stages = types.ModuleType("recast_exp.stages")
 stages.run = run
 sys.modules["recast_exp.stages"] = stages
-from recast_exp.cli import main
-main()
+from recast_exp import cli
+cli._unknown_backbones = lambda jobs: []  # asks timm, which takes seconds to import
+cli.main()
 """
 
 

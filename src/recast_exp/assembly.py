@@ -28,12 +28,19 @@ class AdaptedModel:
             own name otherwise; the task file and the counts use it.
         buffers: Public name → buffer name, for running statistics that move with the task.
         banks: The template banks, where the model has any.
+        backbone: Fingerprint of the backbone's pretrained weights.
     """
 
     network: nn.Module
     trainable: dict[str, dict[str, str]]
     buffers: dict[str, str] = field(default_factory=dict)
     banks: Banks | None = None
+    backbone: str = ""
+
+    @property
+    def trunk(self) -> dict[str, str]:
+        """What the task's numbers belong to, and mean nothing without: weights and template bank, by content."""
+        return {"backbone": self.backbone, "bank": self.banks.hash if self.banks else ""}
 
     def parameters(self, kind: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Public names and trained parameters of one kind."""

@@ -40,8 +40,8 @@ def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[s
         f"[bold]{_percent(metrics['test/accuracy'])}[/bold]",
     )
     epochs = (
-        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); {metrics['seconds']:.0f} s "
-        f"of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
+        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); "
+        f"{metrics['seconds']:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
     _print(_title(cfg), table, _numbers(parameters), epochs)
 
@@ -74,7 +74,7 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
 
 
 def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
-    """One row for each setting of a sweep: numbers trained, test accuracy as mean ± standard deviation over its jobs."""
+    """One row for each setting of a sweep: numbers trained, accuracy as mean ± standard deviation over its jobs."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("setting", "jobs", "task numbers", "val", "test", "linear probe"):
         table.add_column(column, justify="left" if column == "setting" else "right")

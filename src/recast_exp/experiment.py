@@ -18,7 +18,6 @@ from recast_exp.files import cache_folder
 from recast_exp.recast import Banks
 from recast_exp.task_state import input_record, make_record
 
-
 EVAL_BATCH_SIZE = 256
 
 
@@ -69,7 +68,9 @@ class Experiment:
 
     def adapt(self, banks: Banks | None) -> AdaptedModel:
         """Put a new head, the templates and the adapter into the backbone, in place."""
-        return assemble(self.backbone.network, self.cfg, banks, len(self.images.classes))
+        adapted = assemble(self.backbone.network, self.cfg, banks, len(self.images.classes))
+        adapted.backbone = self.backbone.fingerprint
+        return adapted
 
     def record(self, adapted: AdaptedModel) -> dict[str, Any]:
         """What a task file of this experiment says of itself."""

@@ -14,7 +14,9 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from recast_exp.assembly import KINDS, AdaptedModel, normalisations_with_statistics
+from recast_exp.errors import UserError
 from recast_exp.optim import gradient_free, make_optimizer, make_schedule
+from recast_exp.task_state import apply_task
 
 TOP_K = 5  # reported where there are more classes than that
 
@@ -94,12 +96,21 @@ class TaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen numbers out of checkpoints: 87 MB for a ViT-S, of which a task has a few kB."""
+        checkpoint["trunk"] = self.adapted.trunk
         checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in self.adapted.task_tensors().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the task's numbers back; Lightning is left nothing to load."""
-        from recast_exp.task_state import apply_task
+        """Put the task's numbers back; Lightning is left nothing to load.
 
+        Raises:
+            UserError: If they belong to other weights or another template bank than this model's.
+        """
+        if checkpoint["trunk"] != self.adapted.trunk:
+            different = [name for name, content in self.adapted.trunk.items() if checkpoint["trunk"][name] != content]
+            raise UserError(
+                f"resume: the run was started with another {' and '.join(different)} than is found now; put the old "
+                "file back, or start the run anew"
+            )
         apply_task(self.adapted, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
 

@@ -120,6 +120,10 @@ def fit(
     trainer = _trainer(cfg, callbacks, loggers, run_dir, description)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning has shut down in order; the command line has its own exit code for it
+            raise KeyboardInterrupt from None
+        raise
     except Exception as error:  # a damaged file may fail in any way
         if checkpoint is None or history.running or isinstance(error, UserError):
             raise
@@ -127,8 +131,6 @@ def fit(
             f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the run "
             "anew"
         ) from error
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     row = history.rows[-1]
     if snapshots:
         row = history.rows[snapshots.epoch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ class Banks:
     coefficients: dict[str, Tensor]
     settings: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """sha256 of the content: groups, templates and coefficients, to the bit."""
         digest = hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode())

@@ -53,6 +53,9 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         if is_main_process():
             _write(cfg, run_dir, metrics, result, adapted, experiment, start)
         failed = False
+    except KeyboardInterrupt:
+        log.warning("Interrupted; continue with: python -m recast_exp resume=%s", run_dir)
+        raise
     finally:
         finish_loggers(loggers, failed=failed)
     return metrics

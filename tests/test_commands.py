@@ -1,0 +1,197 @@
+"""The documented commands, typed in a shell: real processes, real training on the embedded digits, shortened."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("trainer.max_epochs=1", "trainer.accelerator=cpu")
+TIMES = {"seconds", "images_per_second", "peak_memory_mb"}
+Start = Callable[..., "subprocess.Popen[str]"]
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts `python -m recast_exp` with arguments in an empty folder."""
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "recast_exp", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+        return subprocess.Popen(command, cwd=tmp_path, text=True, env=environment, **pipes)
+
+    return start
+
+
+@pytest.fixture
+def program(start: Start) -> Program:
+    """Runs it to its end, which must be a good one."""
+
+    def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+        process = start(*arguments)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    return program
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "outputs").glob("*/*")
+    return found
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_default_run_and_its_evaluation(program: Program, tmp_path: Path) -> None:
+    done = program(*SHORT)
+    assert "linear probe" in done.stdout
+    assert "48 coefficients" in done.stdout
+    assert "\r" not in done.stdout + done.stderr  # no progress bar where nobody watches
+    run = run_folder(tmp_path)
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert files >= {
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+        "metrics.json",
+        "metrics.csv",
+        "parameters.json",
+        "task.safetensors",
+        "recast_exp.log",
+        "plots/learning_curves.png",
+        "plots/coefficients.png",
+    }
+    metrics, parameters = read(run / "metrics.json"), read(run / "parameters.json")
+    assert metrics["epochs"] == 1
+    assert {"val/accuracy", "val/loss", "test/loss", "probe/test/accuracy", "test/accuracy_per_class/9"} <= set(metrics)
+    assert parameters["task_specific"] == parameters["coefficients"] == 48
+    assert parameters["task_file_bytes"] == (run / "task.safetensors").stat().st_size
+
+    program("stage=evaluate", f"task={run / 'task.safetensors'}", "hydra.run.dir=evaluated")
+    again = read(tmp_path / "evaluated" / "metrics.json")
+    tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    assert {name: value for name, value in again.items() if name.startswith("test/")} == tested
+
+
+def test_the_sweep_of_the_four_models(program: Program, tmp_path: Path) -> None:
+    done = program(
+        "-m", "model=vit_att,vit_mlp,vit_att_mlp,resnet", "seed=42,1998,3142592", *SHORT, "trainer.limit_batches=2"
+    )
+    (sweep,) = (tmp_path / "multirun").glob("*/*")
+    found = [
+        (read(sweep / str(job) / "parameters.json")["coefficients"], (sweep / str(job) / ".hydra" / "config.yaml"))
+        for job in range(12)
+    ]
+    assert [count for count, _ in found] == [48] * 3 + [96] * 3 + [144] * 3 + [168] * 3
+    assert [path.read_text().splitlines()[0] for _, path in found] == ["seed: 42", "seed: 1998", "seed: 3142592"] * 4
+    table = done.stdout[done.stdout.index("Sweep ") :]
+    assert [line.split()[1:3] for line in table.splitlines() if "model=" in line] == [
+        ["3", "48"],
+        ["3", "96"],
+        ["3", "144"],
+        ["3", "168"],
+    ]
+
+
+def test_any_seed_and_an_odd_path(program: Program, tmp_path: Path) -> None:
+    program("model=vit_att", "seed=7", *SHORT, "probe=false", "hydra.run.dir=läuft = gut/a b")
+    assert read(tmp_path / "läuft = gut" / "a b" / "metrics.json")["epochs"] == 1
+
+
+@pytest.mark.parametrize("mimicry", ["closed_form", "gradient", "autoencoder"])
+def test_reconstruction(mimicry: str, program: Program, tmp_path: Path) -> None:
+    iterative = [] if mimicry == "closed_form" else ["mimicry.steps=30"]
+    done = program("stage=reconstruct", "model=vit_att_mlp", f"mimicry={mimicry}", *iterative)
+    run = run_folder(tmp_path)
+    summary = read(run / "reconstruction.json")
+    assert len(summary["layers"]) == 36
+    assert Path(summary["bank"]).is_file()
+    assert (run / "plots" / "reconstruction.png").stat().st_size > 1000
+    assert read(run / "parameters.json")["coefficients"] == 144
+    exact = summary["relative_error"] < 1e-6 and summary["feature_similarity"] > 1 - 1e-6
+    assert exact == (mimicry == "closed_form")
+    assert "blocks.11.mlp.fc2" in done.stdout
+
+
+def test_missing_data_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
+    process = start("model=vit_att", "dataset=cub")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 3
+    assert len(err.splitlines()) == 1
+    assert "CUB_200_2011" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_continues_to_the_bit(start: Start, program: Program, tmp_path: Path) -> None:
+    recipe = ("trainer.max_epochs=6", "trainer.accelerator=cpu", "probe=false", "model=vit_att")
+    program(*recipe, "hydra.run.dir=whole")
+    process = start(*recipe, "hydra.run.dir=killed")
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    program("resume=killed")
+    whole, killed = (read(tmp_path / name / "metrics.json") for name in ("whole", "killed"))
+    assert {name for name in whole if whole[name] != killed[name]} <= TIMES
+    first, second = (load_file(tmp_path / name / "task.safetensors") for name in ("whole", "killed"))
+    assert all(first[name].equal(second[name]) for name in first)
+    assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == 7
+
+    done = program("resume=killed")  # nothing is left to do
+    assert "finished" in done.stderr
+
+
+def test_an_interrupted_run_says_how_to_continue(start: Start, tmp_path: Path) -> None:
+    process = start("trainer.max_epochs=200", "trainer.accelerator=cpu", "probe=false", "hydra.run.dir=stopped")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "stopped" / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "resume=stopped" in err
+    assert "Traceback" not in err
+
+
+def test_a_progress_bar_on_a_terminal(start: Start) -> None:
+    ours, theirs = pty.openpty()
+    process = start(*SHORT, "probe=false", stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(timeout=60) == 0
+    assert b"vit_att:" in shown and b"%|" in shown
+
+
+def test_trackers(program: Program, tmp_path: Path) -> None:
+    program("-m", "logger=wandb,tensorboard", "seed=1,2", *SHORT, "trainer.limit_batches=2", "probe=false")
+    (sweep,) = (tmp_path / "multirun").glob("*/*")
+    offline = [list((sweep / job / "wandb").glob("offline-run-*/*.wandb")) for job in ("0", "1")]
+    assert [len(files) for files in offline] == [1, 1]  # a run of its own for each job
+    assert len({files[0].name for files in offline}) == 2
+    assert all(list((sweep / job / "tensorboard").glob("events*")) for job in ("2", "3"))
