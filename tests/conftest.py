@@ -24,8 +24,9 @@ from recast_exp.experiment import Experiment
 TINY = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
-    "trainer.limit_batches=3",
+    "trainer.limit_batches=2",
     "dataset.batch_size=16",
+    "dataset.eval_batch_size=32",
     "probe=false",
 )
 

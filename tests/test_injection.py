@@ -40,7 +40,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mobilenet_v2": ("mobilenetv2_050", 64, {}),
     "mobilenet_v3": ("mobilenetv3_small_050", 64, {}),
     "resnet_basic": ("resnet18", 64, {}),
-    "resnet_bottleneck": ("resnet50", 32, {}),
+    "resnet_bottleneck": ("resnet26", 32, {}),
     "resnext": ("resnext26ts", 64, {}),
 }
 Enliven = Callable[..., nn.Module]

@@ -64,7 +64,7 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
             entry = json.loads(index.read_text(encoding="utf-8"))
             path = _path(cache, entry["hash"])
             return Banks.load(path, entry["hash"]), path
-        except (UserError, KeyError, json.JSONDecodeError) as error:
+        except (UserError, KeyError, TypeError, ValueError) as error:
             log.warning("The cached template bank is unusable (%s); it is made anew", error)
     banks = _mimic(backbone, groups, cfg, settings)
     path = _path(cache, banks.hash)

@@ -62,7 +62,7 @@ def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"task: {path} is not a whole safetensors file ({error})") from error
-    if not record or record.get("format", 0) > FORMAT:
+    if not isinstance(record, dict) or record.get("format", FORMAT + 1) > FORMAT:
         raise UserError(f"task: {path} is not a task file of this version of recast_exp")
     return tensors, record
 

@@ -35,6 +35,7 @@ from recast_exp.tracking import History
 
 log = logging.getLogger(__name__)
 
+DEFAULT_THREADS = torch.get_num_threads()
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
 
 
@@ -243,8 +244,7 @@ def _trainer(
     cfg: DictConfig, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
 ) -> L.Trainer:
     options = cfg.trainer
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
+    torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     show = sys.stderr.isatty()
     if show:
         callbacks = [*callbacks, _ProgressBar(description)]

@@ -112,14 +112,17 @@ class Banks:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise UserError(f"bank: {path} is not a whole safetensors file ({error})") from error
-        if record is None or record.get("format", 0) > FORMAT:
-            raise UserError(f"bank: {path} is not a template bank of this version of recast_exp")
         kinds: dict[str, dict[str, Tensor]] = {"templates": {}, "coefficients": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            kinds[kind][rest] = tensor
-        groups = tuple(Group(**(group | {"layers": tuple(group["layers"])})) for group in record["groups"])
-        banks = cls(groups, kinds["templates"], kinds["coefficients"], record["settings"])
+        try:
+            if record["format"] > FORMAT:
+                raise ValueError(f"format {record['format']}")
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition("/")
+                kinds[kind][rest] = tensor
+            groups = tuple(Group(**(group | {"layers": tuple(group["layers"])})) for group in record["groups"])
+            banks = cls(groups, kinds["templates"], kinds["coefficients"], record["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"bank: {path} is not a template bank of this version of recast_exp") from error
         if expected_hash is not None and banks.hash != expected_hash:
             raise UserError(
                 f"bank: {path} has the content {banks.hash[:16]}…, but {expected_hash[:16]}… is needed; coefficients "
