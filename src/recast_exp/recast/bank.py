@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing
-from recast_exp.recast.formulas import combine, project
+from recast_exp.recast.formulas import combine, cosine_similarity, project, relative_error
 from recast_exp.recast.grouping import Group, layer_module
 
 RECORD = "recast_exp_bank"
@@ -134,3 +134,17 @@ class Banks:
 def reference(model: nn.Module, layer: str) -> Tensor:
     """The layer's own weight, detached, float32 on the CPU."""
     return layer_module(model, layer).weight.detach().to("cpu", torch.float32)
+
+
+def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, float]]:
+    """Per layer: relative error, largest absolute error and cosine similarity of the rebuilt weight."""
+    report = {}
+    for group in banks.groups:
+        for layer in group.layers:
+            weight, rebuilt = reference(original, layer)[None], banks.rebuilt(layer)[None]
+            report[layer] = {
+                "relative_error": relative_error(rebuilt, weight).item(),
+                "max_error": (rebuilt - weight).abs().max().item(),
+                "cosine_similarity": cosine_similarity(rebuilt, weight).item(),
+            }
+    return report

@@ -20,11 +20,15 @@ from recast_exp.assembly import AdaptedModel
 from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.probe import probe
+from recast_exp.recast import Banks
+from recast_exp.recast.bank import weight_report
 from recast_exp.task_state import count, save_task
 from recast_exp.tracking import finish_loggers, make_loggers
 from recast_exp.training import FitResult, device_name, fit, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
+
+LOSSY = 1e-3  # relative error of a weight above which a user is warned
 
 
 def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         return metrics
     experiment = Experiment.open(cfg)
     banks, _ = experiment.banks()
+    mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
     wants_probe = cfg.probe and cfg.model.method != "frozen"
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
@@ -49,7 +54,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
             # Before the test: should that fail, the trained numbers are not lost.
             save_task(run_dir / "task.safetensors", adapted.task_tensors(), experiment.record(adapted))
         tested = test(cfg, adapted, data, loggers)
-        metrics = _metrics(cfg, result, tested, probed)
+        metrics = _metrics(cfg, result, tested, probed) | mimicry
         if is_main_process():
             _write(cfg, run_dir, metrics, result, adapted, experiment, start)
         failed = False
@@ -59,6 +64,19 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     finally:
         finish_loggers(loggers, failed=failed)
     return metrics
+
+
+def _mimicry_error(experiment: Experiment, banks: Banks) -> float:
+    """The largest relative error of a rebuilt weight; warns where the backbone is no longer the pretrained one."""
+    report = weight_report(experiment.backbone.network, banks)
+    layer, worst = max(((layer, row["relative_error"]) for layer, row in report.items()), key=lambda pair: pair[1])
+    if worst > LOSSY:
+        log.warning(
+            "Neural Mimicry is lossy: the weight of %s is off by %.1f %%; recast.num_templates=null is exact",
+            layer,
+            100 * worst,
+        )
+    return worst
 
 
 def is_main_process() -> bool:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from recast_exp import console, plots
 from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
-from recast_exp.recast import Banks
-from recast_exp.recast.bank import reference
-from recast_exp.recast.formulas import cosine_similarity, relative_error
+from recast_exp.recast.bank import weight_report
+from recast_exp.recast.formulas import cosine_similarity
 from recast_exp.task_state import count
 
 log = logging.getLogger(__name__)
@@ -57,20 +56,6 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     log.info("Bank: %s", path)
     log.info("Results: %s", run_dir)
     return {name: value for name, value in summary.items() if isinstance(value, float)}
-
-
-def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, float]]:
-    """Per layer: relative error, largest absolute error and cosine similarity of the rebuilt weight."""
-    report = {}
-    for group in banks.groups:
-        for layer in group.layers:
-            weight, rebuilt = reference(original, layer)[None], banks.rebuilt(layer)[None]
-            report[layer] = {
-                "relative_error": relative_error(rebuilt, weight).item(),
-                "max_error": (rebuilt - weight).abs().max().item(),
-                "cosine_similarity": cosine_similarity(rebuilt, weight).item(),
-            }
-    return report
 
 
 @torch.no_grad()
