@@ -232,6 +232,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
             warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield
