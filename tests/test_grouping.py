@@ -30,7 +30,7 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 1)
         self.stages = nn.ModuleList(nn.Sequential(*(Block(8, 1 + i) for i in range(depth))) for depth in depths)
-        self.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.head = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8)) for _ in range(2)))
 
     def get_classifier(self) -> nn.Module:
         return self.head

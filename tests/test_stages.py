@@ -212,9 +212,10 @@ def test_the_probe_is_the_frozen_model_and_is_trained_once(
     again, _ = stage(*KINDS["att"], "optimizer.coefficients_lr=0.5", "recast.num_templates=1")
     assert again["probe/test/loss"] == metrics["probe/test/loss"]
     assert trained == []
-    other, _ = stage(*KINDS["att"], "optimizer.lr=0.1")
-    assert trained == ["linear probe"]
-    assert other["probe/test/loss"] != metrics["probe/test/loss"]
+    for number, change in enumerate(("optimizer.lr=0.1", "seed=7"), start=1):
+        other, _ = stage(*KINDS["att"], change)
+        assert trained == ["linear probe"] * number
+        assert other["probe/test/loss"] != metrics["probe/test/loss"]
 
 
 def test_the_probe_leaves_the_run_as_it_is(adapted: Any, stage: Stage) -> None:

@@ -445,3 +445,13 @@ def test_a_failed_write_leaves_the_old_file(banks: Banks, tmp_path: Path, monkey
             write(path)
         assert path.read_bytes() == content
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_reader_of_the_old_file_is_not_disturbed_by_a_write(banks: Banks, tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    banks.save(path)
+    content = path.read_bytes()
+    with path.open("rb") as reader:
+        dataclasses.replace(banks, settings={}).save(path)
+        assert path.read_bytes() != content
+        assert reader.read() == content

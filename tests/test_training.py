@@ -18,9 +18,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from recast_exp.assembly import normalisations_with_statistics
+from recast_exp.assembly import assemble, normalisations_with_statistics
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
+from recast_exp.experiment import with_values
 from recast_exp.files import write_json
 from recast_exp.module import TaskModule
 from recast_exp.optim import make_optimizer
@@ -136,7 +137,12 @@ def test_training_learns(build: Build) -> None:
 # Options
 
 
-def test_head_first_keeps_everything_else_still_and_then_lets_go(build: Build, epochs: list[dict[str, Tensor]]) -> None:
+@pytest.mark.parametrize("several_devices", [False, True])
+def test_head_first_keeps_everything_else_still_and_then_lets_go(
+    several_devices: bool, build: Build, epochs: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if several_devices:  # where nothing can be frozen after the start, and gradients are dropped instead
+        monkeypatch.setattr(TaskModule, "on_train_epoch_start", lambda self: None)
     run = build("model=vit_att", "trainer.head_first_epochs=2", "trainer.max_epochs=3", "trainer.limit_batches=2")
     start = run.adapted.start_coefficients()
     before = {name: tensor.clone() for name, tensor in run.adapted.task_tensors().items()}
@@ -300,6 +306,18 @@ def test_seed_decides_the_run_and_nothing_else_does(build: Build) -> None:
     assert not torch.equal(runs[0]["coefficients/blocks.0.attn.qkv"], runs[2]["coefficients/blocks.0.attn.qkv"])
 
 
+@pytest.mark.parametrize("model", ["vit_frozen", "vit_full"])
+def test_a_new_head_follows_the_seed_alone(model: str, build: Build) -> None:
+    run = build(f"model={model}")
+    heads = []
+    for number, seed in enumerate((7, 7, 8)):
+        torch.manual_seed(number)
+        adapted = assemble(run.adapted.network, with_values(run.cfg, seed=seed), None, 5)
+        heads.append(adapted.task_tensors()["head/head.weight"].clone())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
 def test_measuring_counts_every_image_once(build: Build) -> None:
     """Against a plain loop over the test images, with a batch size that does not divide their number."""
     run = build("model=vit_frozen", "dataset.eval_batch_size=100", "trainer.limit_batches=null")
@@ -352,6 +370,9 @@ def raise_stopped() -> None:
 
 def train(build: Build, run_dir: Path, *overrides: str) -> Trained:
     run = build(*EPOCHS, *overrides)
+    for module in run.adapted.network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1  # so that an epoch draws from torch's generator
     result = fit(run.cfg, run.adapted, run.data, run_dir=run_dir)
     return result, run.adapted.task_tensors()
 

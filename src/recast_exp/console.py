@@ -75,9 +75,10 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
 
 def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
     """One row for each setting of a sweep: numbers trained, accuracy as mean ± standard deviation over its jobs."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("setting", "jobs", "task numbers", "val", "test", "linear probe"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("setting", overflow="fold", min_width=17)
+    for column in ("jobs", "task numbers", "val", "test", "probe"):
+        table.add_column(column, justify="right")
     for setting, jobs in settings.items():
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
         table.add_row(setting, str(len(jobs)), f"{jobs[0]['parameters']['task_specific']:,}", *cells)
