@@ -107,6 +107,8 @@ def test_metrics_are_flat_finite_and_agree_with_each_other(kind: str, adapted: A
     assert names <= metrics.keys()
     assert ("probe/test/accuracy" in metrics) == (kind == "att")
     assert metrics["version/torch"] == torch.__version__
+    assert ("mimicry/relative_error" in metrics) == (kind in TEMPLATES)
+    assert metrics.get("mimicry/relative_error", 0.0) < 5e-7
     assert read(folder / "dataset.json")["images"]["test"] > 64
     assert metrics["test/accuracy"] * 64 == pytest.approx(round(metrics["test/accuracy"] * 64))
     per_class = [metrics[f"test/accuracy_per_class/{label}"] for label in range(5, 10)]
@@ -195,7 +197,7 @@ def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
 
 
 def test_the_probe_is_the_frozen_model_and_is_trained_once(
-    adapted: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    adapted: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics, _ = adapted("att")
     frozen, _ = adapted("frozen")
@@ -212,6 +214,8 @@ def test_the_probe_is_the_frozen_model_and_is_trained_once(
     again, _ = stage(*KINDS["att"], "optimizer.coefficients_lr=0.5", "recast.num_templates=1")
     assert again["probe/test/loss"] == metrics["probe/test/loss"]
     assert trained == []
+    assert again["mimicry/relative_error"] > 0.1
+    assert "lossy" in caplog.text
     for number, change in enumerate(("optimizer.lr=0.1", "seed=7"), start=1):
         other, _ = stage(*KINDS["att"], change)
         assert trained == ["linear probe"] * number
