@@ -25,8 +25,8 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "trainer.limit_batches=2",
-    "dataset.batch_size=16",
-    "dataset.eval_batch_size=32",
+    "dataset.batch_size=8",
+    "dataset.eval_batch_size=16",
     "probe=false",
 )
 

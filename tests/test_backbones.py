@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import time
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,16 +249,17 @@ def test_unknown_names_get_near_matches(name: str, expected: tuple[str, ...], cr
     assert_one_line(error, "model.backbone", *expected)
 
 
-def test_models_without_pretrained_weights_say_so(create: Callable[..., Backbone]) -> None:
-    started = time.perf_counter()
+def test_models_without_pretrained_weights_say_so_before_they_are_made(
+    create: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm, "create_model", None)
     with pytest.raises(UserError) as error:
         create("model=recast", "model.backbone=vit_giant_patch14_224")
-    assert time.perf_counter() - started < 5  # a thousand million weights would take longer to make
     assert_one_line(error, "model.backbone", "vit_giant_patch14_224", "model.weights", "model.pretrained=false")
 
 
 @pytest.mark.parametrize("offline_mode", [True, False])
-def test_without_a_network_one_line_says_both_ways_at_once(
+def test_without_a_network_one_line_says_both_ways_and_nothing_is_tried_again(
     offline_mode: bool, create: Callable[..., Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
@@ -266,11 +267,17 @@ def test_without_a_network_one_line_says_both_ways_at_once(
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline_mode)
-    started = time.perf_counter()
+    tried: list[object] = []
+
+    def unreachable(address: object, *args: object, **options: object) -> None:
+        tried.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(MissingInputError) as error:
         create("model=recast", "model.backbone=resnet18.a1_in1k")
     assert_one_line(error, "model.backbone", "resnet18.a1_in1k", "connect to the network", "model.weights=FILE")
-    assert time.perf_counter() - started < 20  # the hub's own client tries for longer
+    assert len(tried) == (0 if offline_mode else 1)
     assert hub.HF_HUB_OFFLINE is offline_mode
 
 
@@ -383,12 +390,12 @@ def nearest_mean_accuracy(network: nn.Module, experiment: Experiment) -> float:
 
 @pytest.mark.slow
 def test_pretraining_gives_a_good_backbone_once(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose: Compose, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = compose("model=resnet", "dataset.part=source", f"cache_dir={tmp_path}")
+    cfg = compose("model=resnet", "dataset.part=source")
     experiment = Experiment.open(cfg)
     assert nearest_mean_accuracy(experiment.backbone.network, experiment) > 0.97
-    untrained = create_backbone(compose("model=resnet", "model.pretrained=false"), tmp_path).network
+    untrained = create_backbone(compose("model=resnet", "model.pretrained=false"), cache_dir).network
     assert nearest_mean_accuracy(untrained, experiment) < 0.93
     monkeypatch.setattr(embedded, "_pretrain", None)
     assert Experiment.open(cfg).backbone.fingerprint == experiment.backbone.fingerprint

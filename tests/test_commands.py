@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,27 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """Starts `python -m recast_exp` with arguments in an empty folder."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `python -m recast_exp` with arguments in an empty folder; what still runs after the test is killed."""
+    processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "recast_exp", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
-        return subprocess.Popen(command, cwd=tmp_path, text=True, env=environment, **pipes)
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            process = subprocess.Popen(command, cwd=tmp_path, text=True, env=environment, **pipes)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        processes.append(process)
+        return process
 
-    return start
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -170,7 +181,7 @@ def test_an_interrupted_run_says_how_to_continue(start: Start, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "resume=stopped" in err
+    assert f"resume={tmp_path / 'stopped'}" in err
     assert "Traceback" not in err
 
 

@@ -122,7 +122,13 @@ def test_sets_of_coefficients_stay_equal(build: Build) -> None:
 
 def test_training_learns(build: Build) -> None:
     """Coefficients and head together fit better than the head alone, and both better than chance."""
-    recipe = ("trainer.max_epochs=4", "trainer.limit_batches=8", "scheduler=constant", "dataset.transform=none")
+    recipe = (
+        "trainer.max_epochs=4",
+        "trainer.limit_batches=8",
+        "scheduler=constant",
+        "dataset.transform=none",
+        "dataset.batch_size=16",
+    )
     rates = ("optimizer.lr=1e-2", "optimizer.coefficients_lr=2e-2")
     loss = {}
     for model in ("resnet_frozen", "resnet"):
@@ -181,7 +187,14 @@ RUINOUS = ("model=vit_att", "trainer.head_first_epochs=2", "optimizer.coefficien
 
 
 def test_best_restores_the_best_epoch(build: Build, epochs: list[dict[str, Tensor]]) -> None:
-    run = build(*RUINOUS, "trainer.max_epochs=4", "select=best", "trainer.limit_batches=null", "optimizer.lr=1e-2")
+    run = build(
+        *RUINOUS,
+        "trainer.max_epochs=4",
+        "select=best",
+        "dataset.batch_size=32",
+        "trainer.limit_batches=4",
+        "optimizer.lr=1e-2",
+    )
     result = fit(run.cfg, run.adapted, run.data)
     accuracies = [row["val/accuracy"] for row in result.history]
     best = accuracies.index(max(accuracies))
@@ -493,7 +506,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     elif damage == "foreign":
         torch.save({"weights": torch.ones(3)}, path)
     elif damage == "code":
-        path.write_bytes(pickle.dumps(Code(tmp_path / "executed")))
+        path.write_bytes(pickle.dumps(Code(tmp_path / "executed"), protocol=2))
     elif damage not in OTHERS:
         path.write_bytes({"empty": b"", "text": b"not a checkpoint\n", "bytes": bytes(range(256)) * 9}[damage])
     files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}

@@ -173,7 +173,7 @@ class Patience(EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop again."""
-        trainer.should_stop = self.wait_count >= self.patience
+        trainer.should_stop = self.wait_count >= self.patience or self.stopped_epoch > 0
 
 
 class Snapshots(Callback):

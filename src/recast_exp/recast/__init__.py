@@ -5,6 +5,7 @@ Example, on any timm model:
     >>> from recast_exp.recast import find_groups, inject, merge, mimic
     >>> model = timm.create_model("vit_tiny_patch16_224")
     >>> banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    >>> _ = model.requires_grad_(False)
     >>> coefficients = inject(model, banks)  # layer → parameter name; train these and a head
     >>> model = merge(model)  # plain timm again
 """

@@ -56,7 +56,8 @@ def mimic(
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     """Rewrite the grouped layers of a model in place: their weights become combinations of the banks' templates.
 
-    Everything else of the model stays as it is. The pretrained weights of the grouped layers are released.
+    The coefficients train, the templates do not; everything else stays as it is. The pretrained weights of the grouped
+    layers are released.
 
     Returns:
         Layer name → name of its coefficients among the model's parameters: what a task trains.
@@ -87,8 +88,9 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
                 module, "weight", TemplateCombination(bank, start.shape[0], start.shape[1]), unsafe=True
             )
             names[layer] = f"{layer}.parametrizations.weight.original"
+            coefficients = model.get_parameter(names[layer]).requires_grad_(True)
             with torch.no_grad():
-                model.get_parameter(names[layer]).copy_(start)  # the mimicked ones, not their projection
+                coefficients.copy_(start)  # the mimicked ones, not their projection
     model.add_module(BANKS, modules)
     return names
 
