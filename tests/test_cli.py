@@ -39,7 +39,7 @@ stages = types.ModuleType("recast_exp.stages")
 stages.run = run
 sys.modules["recast_exp.stages"] = stages
 from recast_exp import cli
-cli._unknown_backbones = lambda jobs: []  # asks timm, which takes seconds to import
+cli._unfit_models = lambda jobs: []  # asks timm, which takes seconds to import
 cli.main()
 """
 

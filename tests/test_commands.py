@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,6 +190,7 @@ def test_an_interrupted_run_says_how_to_continue(start: Start, tmp_path: Path) -
 
 def test_a_progress_bar_on_a_terminal(start: Start) -> None:
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = start(*SHORT, "probe=false", stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""

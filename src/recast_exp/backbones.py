@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from recast_exp.data.transforms import InputSpec
 from recast_exp.embedded import EMBEDDED, pretrained_weights
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.recast import find_groups
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,32 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_model(cfg: DictConfig) -> None:
+    """Refuse a configuration whose backbone timm does not know, or has no layers to group as asked. Loads no weights.
+
+    Raises:
+        UserError: One line with the nearest names, or with what can be grouped.
+    """
+    model, recast = cfg.model, cfg.recast
+    check_name(model.backbone)
+    if model.method == "recast":
+        try:
+            with torch.device("meta"):  # shapes without numbers: fast for a model of any size
+                network = _create(model.backbone, model.img_size)
+        except UserError:
+            raise
+        except Exception as error:  # a few models compute with their weights when they are made
+            log.debug("%s cannot be made without numbers (%s); its groups are checked later", model.backbone, error)
+            return
+        find_groups(
+            network,
+            targets=recast.targets,
+            num_groups=recast.num_groups,
+            num_templates=recast.num_templates,
+            granularity=recast.granularity,
+        )
 
 
 def check_name(name: str) -> None:

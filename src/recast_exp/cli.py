@@ -34,6 +34,10 @@ _failures: list[int] = []
 """The exit codes of the jobs of this process that failed, and have said so."""
 
 
+_started: list[int] = []
+"""The numbers of the jobs of this process that Hydra has started."""
+
+
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     try:
@@ -72,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
         if wrong or findings.missing:
             return _report([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
         if not args.cfg:
-            wrong = _unknown_backbones(findings.jobs)
+            wrong = _unfit_models(findings.jobs)
             if wrong:
                 return _report(wrong, UserError.exit_code)
         args.overrides = findings.overrides
@@ -92,20 +96,24 @@ def _report(lines: Iterable[str], exit_code: int) -> int:
     return exit_code
 
 
-def _unknown_backbones(jobs: Iterable[DictConfig]) -> list[str]:
-    """One line for each backbone that timm does not know.
+def _unfit_models(jobs: Iterable[DictConfig]) -> list[str]:
+    """One line for each backbone that timm does not know, and each way to group its layers that it does not have.
 
     The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
     """
-    from recast_exp.backbones import check_name
+    from recast_exp.backbones import check_model
 
-    wrong = []
-    for name in dict.fromkeys(str(job.model.backbone) for job in jobs):
-        try:
-            check_name(name)
-        except UserError as error:
-            wrong.append(str(error))
-    return wrong
+    wrong: list[str] = []
+    seen = []
+    for job in jobs:
+        asked = (job.model.backbone, job.model.img_size, job.model.method, job.recast)
+        if asked not in seen:
+            seen.append(asked)
+            try:
+                check_model(job)
+            except UserError as error:
+                wrong.append(str(error))
+    return list(dict.fromkeys(wrong))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,6 +195,10 @@ def _start() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if not _failures:  # Hydra refused: no job has started
             return _report([composition.describe(error)], UserError.exit_code)
+    except OSError as error:
+        if _started:
+            raise
+        return _report([f"hydra.run.dir: the folder of the run cannot be made ({error})"], UserError.exit_code)
     except Exception:
         if not _failures:
             raise
@@ -206,6 +218,7 @@ def task(cfg: DictConfig) -> float | None:
         UserError: In a sweep, if the request is at fault; the line has been logged. A single run exits at once.
         Exception: Any other failure is a bug; its traceback has been logged.
     """
+    _started.append(HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else 0)
     from recast_exp.stages import run as run_stage  # heavy: torch, timm and Lightning
 
     try:

@@ -157,7 +157,7 @@ class TrainerConfig:
 class LoggerConfig:
     """Tracker beside the files of the run folder."""
 
-    name: str = key("csv", "tracker", choices=("csv", "wandb", "tensorboard", "none"))
+    name: str = key("csv", "tracker beside metrics.csv", choices=("csv", "wandb", "tensorboard", "none"))
     project: str = key("recast_exp", "W&B project")
     entity: str | None = key(None, "W&B entity")
     group: str | None = key(None, "W&B group; null is the sweep's folder")

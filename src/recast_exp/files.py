@@ -13,6 +13,8 @@ from typing import Any
 
 import platformdirs
 
+from recast_exp.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -54,5 +56,19 @@ def json_hash(value: Any, length: int = 16) -> str:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """The folder for banks, probes and embedded backbones: `cache_dir`, $RECAST_EXP_CACHE, or the user's own."""
-    return Path(cache_dir or os.environ.get("RECAST_EXP_CACHE") or platformdirs.user_cache_dir("recast_exp")).absolute()
+    """The folder for banks, probes and embedded backbones: `cache_dir`, $RECAST_EXP_CACHE, or the user's own.
+
+    Raises:
+        UserError: If it cannot be made or written to: better now than after training.
+    """
+    name = cache_dir or os.environ.get("RECAST_EXP_CACHE") or platformdirs.user_cache_dir("recast_exp")
+    folder = Path(name).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cache_dir: {folder} cannot be written to ({error.strerror}); takes a folder that can"
+        ) from error
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -87,6 +88,20 @@ class TaskModule(L.LightningModule):
         if self.cfg.trainer.head_first_epochs and self.trainer.world_size == 1:
             self.adapted.set_trainable(*(("head",) if self.head_first else KINDS))
 
+    def on_train_epoch_end(self) -> None:
+        """Stop a run that has diverged, before its checkpoint replaces the last good one.
+
+        Raises:
+            UserError: If the epoch's loss is not finite.
+        """
+        for name in ("train/loss", "val/loss"):
+            loss = self.trainer.callback_metrics[name].item()
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"optimizer.lr: training diverged, {name} is {loss} in epoch {self.current_epoch + 1}; lower "
+                    "optimizer.lr, optimizer.coefficients_lr or the rate of whatever else trains"
+                )
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep everything but the head still in the head's epochs."""
         if self.head_first:
@@ -140,7 +155,10 @@ class TaskModule(L.LightningModule):
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:
-    metrics: dict[str, Metric] = {"loss": MeanMetric(), "accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    metrics: dict[str, Metric] = {
+        "loss": MeanMetric(nan_strategy="disable"),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+    }
     if num_classes > TOP_K:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP_K)
     return nn.ModuleDict(metrics)

@@ -181,7 +181,7 @@ def differences(cfg: DictConfig, folder: Path) -> Iterator[str]:
         if key == "resume" or (key in saved and key in composed and saved[key] == composed[key]):
             continue
         before, after = (shown(each[key]) if key in each else "nothing" for each in (saved, composed))
-        yield f"{key}: the run in {folder} was started with {before}, got {after}"
+        yield f"{key}: the run in {folder} was started with {before}, got {after}; a run is continued as it was"
 
 
 def _load(path: Path) -> Any:

@@ -31,7 +31,8 @@ _LOCAL = {"model": ("weights",), "dataset": ("path", "num_workers", "batch_size"
 
 def make_record(cfg: DictConfig, adapted: AdaptedModel, **facts: Any) -> dict[str, Any]:
     """The record of a task file: configuration, bank hash, and the given facts (backbone, classes, input, …)."""
-    parts: dict[str, Any] = {"seed": cfg.seed, "trainer": {"precision": cfg.trainer.precision}}
+    parts: dict[str, Any] = {"seed": cfg.seed}
+    parts["trainer"] = {name: cfg.trainer[name] for name in ("precision", "limit_batches")}
     for node in ("model", "recast", "mimicry", "adapter", "dataset"):
         values = OmegaConf.to_container(cfg[node], resolve=True)
         assert isinstance(values, dict)

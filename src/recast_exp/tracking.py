@@ -80,7 +80,7 @@ def as_csv(rows: list[dict[str, float]]) -> str:
 
 
 def make_loggers(cfg: DictConfig, run_dir: Path, group: str | None) -> list[Logger]:
-    """The tracker of the configuration, if any; `metrics.csv` is written by `History` in any case but `none`.
+    """The tracker of the configuration, if any; `metrics.csv` is written by `History` in any case.
 
     Args:
         cfg: The whole configuration.

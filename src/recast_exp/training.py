@@ -103,7 +103,7 @@ def fit(
     module = TaskModule(adapted, cfg, len(data.image_set.classes))
     if cfg.trainer.compile:
         adapted.network.compile()
-    history = History(run_dir / "metrics.csv" if run_dir and cfg.logger.name != "none" else None)
+    history = History(run_dir / "metrics.csv" if run_dir else None)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history]
     if cfg.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))

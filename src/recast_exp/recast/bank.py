@@ -120,7 +120,10 @@ class Banks:
                 kind, _, rest = name.partition("/")
                 kinds[kind][rest] = tensor
             groups = tuple(Group(**(group | {"layers": tuple(group["layers"])})) for group in record["groups"])
-            banks = cls(groups, kinds["templates"], kinds["coefficients"], record["settings"])
+            # The file sorts its tensors by name, which puts block 10 before block 2.
+            templates = {group.name: kinds["templates"][group.name] for group in groups}
+            coefficients = {layer: kinds["coefficients"][layer] for group in groups for layer in group.layers}
+            banks = cls(groups, templates, coefficients, record["settings"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"bank: {path} is not a template bank of this version of recast_exp") from error
         if expected_hash is not None and banks.hash != expected_hash:
