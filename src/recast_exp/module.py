@@ -156,7 +156,7 @@ class TaskModule(L.LightningModule):
 
 def _metrics(num_classes: int) -> nn.ModuleDict:
     metrics: dict[str, Metric] = {
-        "loss": MeanMetric(nan_strategy="disable"),
+        "loss": MeanMetric(),
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
     }
     if num_classes > TOP_K:

@@ -235,6 +235,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message="Encountered `nan` values.*")
             yield
     finally:
         for name, level in levels.items():
