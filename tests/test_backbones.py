@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from recast_exp import embedded
-from recast_exp.backbones import Backbone, create_backbone, fingerprint
+from recast_exp.backbones import Backbone, check_model, create_backbone, fingerprint
 from recast_exp.embedded import EMBEDDED, pretrained_weights
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import Experiment
@@ -460,3 +461,20 @@ def test_real_weights(file: str, options: list[str], create: Callable[..., Backb
         stock = timm.create_model(cfg.model.backbone, num_classes=10).eval()
         stock.load_state_dict(network.state_dict(), strict=True)
         assert torch.equal(stock(images), logits)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("recast.num_groups=99", "recast.num_groups: got 99, but blocks.attn.qkv has 12 layers"),
+        ("recast.num_templates=5", "recast.num_templates: got 5, but the group blocks.attn.qkv.0 has 2 layers"),
+        ("recast.targets=[nope.*]", "recast.targets: 'nope.*' matches no layer"),
+    ],
+)
+def test_groups_are_checked_without_weights(
+    typed: str, words: str, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recast_exp.backbones._load_file", None)
+    check_model(compose("model=vit_att"))
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_model(compose("model=vit_att", typed))

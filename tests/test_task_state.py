@@ -22,6 +22,7 @@ from recast_exp.backbones import Backbone, create_backbone
 from recast_exp.bank_store import bank_by_hash, bank_for
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import cache_folder
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.task_state import apply_task, count, load_task, save_task
 
@@ -455,3 +456,16 @@ def test_a_reader_of_the_old_file_is_not_disturbed_by_a_write(banks: Banks, tmp_
         dataclasses.replace(banks, settings={}).save(path)
         assert path.read_bytes() != content
         assert reader.read() == content
+
+
+def test_a_bank_comes_back_in_the_order_of_the_model(tmp_path: Path) -> None:
+    model = timm.create_model("digits_vit", num_classes=0)
+    banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    banks.save(tmp_path / "bank.safetensors")
+    assert list(Banks.load(tmp_path / "bank.safetensors").coefficients) == [f"blocks.{i}.attn.qkv" for i in range(12)]
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cache_dir: .* cannot be written to"):
+        cache_folder(str(tmp_path / "file" / "cache"))

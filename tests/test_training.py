@@ -517,3 +517,16 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert str(error.value).startswith("resume: ")
     assert files == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert epochs == []
+
+
+def test_a_diverged_run_says_so(build: Callable[..., Any]) -> None:
+    run = build("optimizer.lr=1e30", "optimizer.coefficients_lr=1e30", "trainer.gradient_clip=0")
+    with quiet(), pytest.raises(UserError, match=r"optimizer\.lr: training diverged, \w+/loss is nan in epoch 1"):
+        fit(run.cfg, run.adapted, run.data)
+
+
+def test_a_device_that_is_not_there_is_refused(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build("trainer.accelerator=gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"trainer\.accelerator: got gpu"):
+        fit(run.cfg, run.adapted, run.data)

@@ -247,6 +247,7 @@ def _trainer(
 ) -> L.Trainer:
     options = cfg.trainer
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
+    _check_device(options)
     show = sys.stderr.isatty()
     if show:
         callbacks = [*callbacks, _ProgressBar(description)]
@@ -271,6 +272,16 @@ def _trainer(
         use_distributed_sampler=False,
         default_root_dir=run_dir,
     )
+
+
+def _check_device(options: DictConfig) -> None:
+    if options.accelerator == "gpu" and options.devices > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.accelerator: got gpu with trainer.devices={options.devices}, but torch finds "
+            f"{torch.cuda.device_count()} here; takes auto or cpu, or fewer devices"
+        )
+    if options.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator: got mps, but torch finds none here; takes auto or cpu")
 
 
 class _ProgressBar(TQDMProgressBar):
