@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# A file of tests stays in one process, as its tests share what takes long
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast lint format types bench clean
@@ -23,7 +25,7 @@ run: install ## run the main job on the embedded digits: make run ARGS="model=vi
 	$(BIN)/python -m recast_exp $(ARGS)
 
 test: install ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -40,7 +42,7 @@ types: install ## check types
 	$(BIN)/mypy
 
 bench: install ## measure speed (minutes)
-	for name in training_step inference mimicry startup; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in training_step inference mimicry startup input_pipeline; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

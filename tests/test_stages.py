@@ -85,9 +85,11 @@ def assert_one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapt_writes_every_file(kind: str, adapted: Any) -> None:
     _, folder = adapted(kind)
-    plots = {"plots/learning_curves.png"} | ({"plots/coefficients.png"} if kind in TEMPLATES else set())
+    names = ["learning_curves", "batch", "confusion", "mistakes", *(["coefficients"] if kind in TEMPLATES else [])]
+    plots = {f"plots/{name}.png" for name in names}
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     expected = {"metrics.json", "parameters.json", "task.safetensors", "metrics.csv", "dataset.json", *plots}
+    expected |= {"predictions.csv"}
     assert files == expected | {"checkpoints/last.ckpt"}
     for plot in plots:
         assert_picture(folder / plot)

@@ -334,7 +334,8 @@ def test_a_new_head_follows_the_seed_alone(model: str, build: Build) -> None:
 def test_measuring_counts_every_image_once(build: Build) -> None:
     """Against a plain loop over the test images, with a batch size that does not divide their number."""
     run = build("model=vit_frozen", "dataset.eval_batch_size=100", "trainer.limit_batches=null")
-    found = measure(run.cfg, run.adapted, run.data)
+    tested = measure(run.cfg, run.adapted, run.data)
+    found = tested.metrics
     images, labels = zip(
         *(run.data.datasets["test"][0, index] for index in range(len(run.data.datasets["test"]))), strict=True
     )
@@ -346,6 +347,13 @@ def test_measuring_counts_every_image_once(build: Build) -> None:
     assert found["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
     for label, name in enumerate(run.data.image_set.classes):
         assert found[f"test/accuracy_per_class/{name}"] == pytest.approx(right[targets == label].mean().item())
+    rows = tested.predictions
+    assert [row.image for row in rows] == list(range(len(targets)))
+    assert [row.label for row in rows] == targets.tolist()
+    assert [row.predicted for row in rows] == logits.argmax(1).tolist()
+    probabilities, losses = logits.softmax(1).amax(1), nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert [row.probability for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-4)
+    assert [row.loss for row in rows] == pytest.approx(losses.tolist(), rel=1e-3, abs=1e-5)
 
 
 # Resume

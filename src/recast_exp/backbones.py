@@ -113,6 +113,23 @@ def check_model(cfg: DictConfig) -> None:
         )
 
 
+def input_spec(cfg: DictConfig) -> InputSpec:
+    """What the backbone of a configuration wants to see, without loading its weights.
+
+    Raises:
+        UserError: If timm knows no such model.
+    """
+    check_name(cfg.model.backbone)
+    try:
+        with torch.device("meta"):
+            network = _create(cfg.model.backbone, cfg.model.img_size)
+    except UserError:
+        raise
+    except Exception:  # a few models compute with their weights when they are made
+        network = _create(cfg.model.backbone, cfg.model.img_size)
+    return _input_spec(network, cfg.model)
+
+
 def check_name(name: str) -> None:
     """Refuse a name, or a tag of weights, that timm does not know.
 
@@ -268,6 +285,7 @@ def _input_spec(network: nn.Module, model_cfg: DictConfig) -> InputSpec:
         std=_three(model_cfg.std or data["std"]),
         crop_pct=float(data["crop_pct"]),
         interpolation=str(data["interpolation"]),
+        squash=data.get("crop_mode") == "squash",
     )
 
 

@@ -246,7 +246,7 @@ class _Checker:
             yield f"{key}: got nothing, takes {takes}"
         elif options is not None and not isinstance(value, dict):
             yield from self._option_problems(override, options)
-        elif (override.is_add() or override.is_force_add()) and not keys.is_entry(key):
+        elif (override.is_add() or override.is_force_add()) and not keys.is_open(key):
             yield f"{override.get_key_element()}: the key is there already; write {key}=... without the +"
         else:
             yield from keys.value_problems(key, value)

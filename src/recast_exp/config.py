@@ -95,14 +95,27 @@ class DatasetConfig:
     """Images, splits and batches."""
 
     name: str = key("", "dataset")
+    reader: str | None = key(None, "what reads it, where that is not its name (folder, torchvision)")
     path: str | None = key(None, "folder of the images, where it is not below data_dir", path=True)
     part: str | None = key(None, "part of the classes, for datasets that have parts")
+    level: str | None = key(None, "level of the labels, for datasets that have levels")
+    options: dict[str, Any] = key({}, "more arguments of the torchvision class (dataset=torchvision)")
+    classes: list[str] | None = key(None, "names, or glob patterns over the names, of the classes to keep")
+    split: str = key("official", "the official split; or all images divided at random, as the authors do", choices=("official", "random_80_20"))  # fmt: skip # noqa: E501
     val_fraction: float = key(0.2, "share of the training images set aside where there is no validation split", gt=0, lt=1)  # fmt: skip # noqa: E501
-    split_seed: int = key(0, "seed of that choice; the same for all runs", ge=0, lt=2**32)
+    split_seed: int = key(0, "seed of every choice of images (validation, random split, shots); the same for all runs", ge=0, lt=2**32)  # fmt: skip # noqa: E501
+    shots: int | None = key(None, "training images of each class, chosen at random", ge=1)
+    max_per_class: int | None = key(None, "images of each class in every split at most, for a quick look", ge=1)
+    download: bool = key(False, "download what is missing")
+    verify: bool = key(True, "compare checksums and counts with the official set; false opens a cut-down copy")
+    bad_images: str = key("error", "what to do about missing or damaged images", choices=("error", "skip"))
+    cache: str = key("memmap", "where decoded images are kept: in a file shared by all runs, in this run's memory, nowhere", choices=("memmap", "ram", "off"))  # fmt: skip # noqa: E501
     transform: str = key("standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none"))
     batch_size: int = key(128, "images per optimisation step, over all devices", ge=1)
     eval_batch_size: int | None = key(None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1)  # fmt: skip # noqa: E501
-    num_workers: int | None = key(None, "loader processes; null chooses by machine and dataset", ge=0)
+    num_workers: int | None = key(None, "loader processes; null chooses by machine, device and dataset", ge=0)
+    prefetch_factor: int | None = key(None, "batches that each loader process prepares ahead; null chooses", ge=1)
+    pin_memory: bool | None = key(None, "page-locked batches, for fast copies to a GPU; null chooses")
     backbones: dict[str, str] = key({}, "backbone that the dataset brings for each family of models")
 
 
@@ -216,6 +229,7 @@ def type_name(field: dataclasses.Field[Any]) -> str:
         "list[str]": "a list of texts",
         "list[float]": "a list of numbers",
         "dict[str, str]": "a mapping of texts",
+        "dict[str, Any]": "a mapping",
         "None": "null",
     }
     return " or ".join(words.get(part.strip(), part.strip()) for part in str(field.type).split("|"))

@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recast_exp.sweep import mean_and_spread
+
+SHOWN = 10  # rows of a table that may be of any length
 
 
 def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
@@ -71,6 +74,40 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
             f"{row['feature_similarity']:.6f}",
         )
     _print(f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", table, _numbers(parameters))
+
+
+def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) -> None:
+    """What is in a dataset: images per split and class, sizes, and what was left out."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("split", "images", "classes", "images per class"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, counts in card["images_per_class"].items():
+        there = [count for count in counts if count]
+        each = f"{min(there):,}" if min(there) == max(there) else f"{min(there):,} to {max(there):,}"
+        table.add_row(split, f"{card['images'][split]:,}", f"{len(there):,}", each)
+    height, width = report["height"], report["width"]
+    size = (
+        f"{width['min']} × {height['min']} pixels"
+        if (width["min"], height["min"]) == (width["max"], height["max"])
+        else f"{width['min']} to {width['max']} pixels wide, {height['min']} to {height['max']} high "
+        f"(medians {width['median']:.0f} and {height['median']:.0f})"
+    )
+    official = ", ".join(f"{count:,} {split}" for split, count in report["official_images"].items())
+    whole = "the official set, verified" if report["verified"] else "not compared with an official set"
+    lines = [f"Found: {report['official_classes']:,} classes, {official} images; {whole}.", f"Images: {size}."]
+    if report["bad"]:
+        lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in check.json.")
+    _print(f"dataset {cfg.dataset.name} in {cfg.dataset.path or cfg.data_dir}", table, *lines)
+
+
+def show_bad(bad: dict[str, str]) -> None:
+    """The first missing or damaged images."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("image", overflow="fold")
+    table.add_column("problem", overflow="fold")
+    for path, reason in list(bad.items())[:SHOWN]:
+        table.add_row(escape(path), escape(reason))
+    _print(f"{len(bad)} image(s) cannot be used", table, *(["…"] if len(bad) > SHOWN else []))
 
 
 def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:

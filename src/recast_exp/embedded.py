@@ -120,7 +120,6 @@ def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
             transform=cfg.dataset.transform,
             batch_size=cfg.dataset.batch_size,
             eval_batch_size=EVAL_BATCH_SIZE,
-            num_workers=0,
             seed=cfg.seed,
         )
         with quiet():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from recast_exp.backbones import Backbone, create_backbone
 from recast_exp.bank_store import bank_for
 from recast_exp.data import load_dataset
 from recast_exp.data.base import ImageSet
-from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.data.datamodule import ImageDataModule, requests
+from recast_exp.data.store import Store, open_stores
 from recast_exp.files import cache_folder
 from recast_exp.recast import Banks
 from recast_exp.task_state import input_record, make_record
@@ -30,12 +31,14 @@ class Experiment:
         cache: Folder for banks, probes and embedded backbones.
         images: Classes and splits.
         backbone: The pretrained backbone; its network is changed in place by `adapt`.
+        _stores: The resized images, once they are open.
     """
 
     cfg: DictConfig
     cache: Path
     images: ImageSet
     backbone: Backbone
+    _stores: dict[str, Store] = field(default_factory=dict)
 
     @classmethod
     def open(cls, cfg: DictConfig) -> Experiment:
@@ -49,17 +52,28 @@ class Experiment:
         """Images per evaluation batch. Another number changes the last bits of a result."""
         return int(self.cfg.dataset.eval_batch_size or EVAL_BATCH_SIZE)
 
-    def data(self) -> ImageDataModule:
-        """Loaders of the images, as the backbone wants them."""
+    def data(self, *, keep: bool = False) -> ImageDataModule:
+        """Loaders of the images, as the backbone wants them.
+
+        Args:
+            keep: Whether to keep resized images as `dataset.cache` says. Otherwise those that are kept already are
+                used, and others are decoded when they are read: right for whoever reads each image once.
+        """
         dataset = self.cfg.dataset
+        if not self._stores:
+            wanted = requests(self.images, self.backbone.input, dataset.transform, build=keep)
+            self._stores = open_stores(wanted, dataset.cache, self.cache, self.images.name)
         return ImageDataModule(
             self.images,
             self.backbone.input,
             transform=dataset.transform,
             batch_size=dataset.batch_size,
             eval_batch_size=self.eval_batch_size,
-            num_workers=dataset.num_workers,
             seed=self.cfg.seed,
+            stores=self._stores,
+            num_workers=dataset.num_workers,
+            prefetch_factor=dataset.prefetch_factor,
+            pin_memory=dataset.pin_memory,
         )
 
     def banks(self) -> tuple[Banks | None, Path | None]:

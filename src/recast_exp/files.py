@@ -72,3 +72,8 @@ def cache_folder(cache_dir: str | None) -> Path:
             f"cache_dir: {folder} cannot be written to ({error.strerror}); takes a folder that can"
         ) from error
     return folder
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

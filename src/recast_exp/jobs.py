@@ -72,7 +72,7 @@ def _apply(cfg: DictConfig, job: Job) -> Iterator[UserError]:
         assert override is not None, text
         key = override.key_or_group
         try:
-            OmegaConf.update(cfg, key, override.value(), merge=True, force_add=keys.is_entry(key))
+            OmegaConf.update(cfg, key, override.value(), merge=True, force_add=keys.is_open(key))
         except OmegaConfBaseException as error:
             yield UserError(f"{key}: {first_line(error)}")
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import config
+from recast_exp import config, overrides
 
 FIELDS = dict(config.fields())
 SECTIONS = {name.rpartition(".")[0] for name in FIELDS} - {""}
@@ -22,14 +22,14 @@ def field_of(key: str) -> dataclasses.Field[Any] | None:
     return FIELDS.get(key) or FIELDS.get(_mapping(key))
 
 
-def is_entry(key: str) -> bool:
-    """Whether `key` names an entry of a mapping, such as dataset.backbones.vit: there any name will do."""
-    return key not in FIELDS and _mapping(key) in FIELDS
+def is_open(key: str) -> bool:
+    """Whether `key` is a mapping, or an entry of one such as dataset.backbones.vit: there any name will do."""
+    return (key if key in FIELDS else _mapping(key)) in overrides.MAPPING_KEYS
 
 
 def _mapping(key: str) -> str:
     parent = key.rpartition(".")[0]
-    return parent if parent in FIELDS and "dict[" in str(FIELDS[parent].type) else ""
+    return parent if parent in overrides.MAPPING_KEYS else ""
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -92,7 +92,7 @@ def value_problems(key: str, value: Any) -> Iterator[str]:
         if _is_lossy(field, value):
             raise ValueError
         schema = _schema()
-        OmegaConf.update(schema, key, value, force_add=is_entry(key))
+        OmegaConf.update(schema, key, value, force_add=is_open(key))
         converted = OmegaConf.select(schema, key)
         problem = config.range_problem(key, field, value if isinstance(value, int | float) else converted)
     except (OmegaConfBaseException, ValueError):

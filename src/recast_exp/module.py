@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import CatMetric, MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from recast_exp.assembly import KINDS, AdaptedModel, normalisations_with_statistics
@@ -36,6 +36,8 @@ class TaskModule(L.LightningModule):
         self.cfg = cfg
         self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(num_classes) for part in ("train", "val", "test")})
         self.per_class = MulticlassAccuracy(num_classes, average="none")
+        self.predictions = CatMetric(nan_strategy="disable")
+        self._tested = 0
         self._pull_to = [
             (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
         ]
@@ -59,9 +61,18 @@ class TaskModule(L.LightningModule):
         self._evaluate("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure on test images, per class too."""
+        """Measure on test images, per class and image by image too."""
         logits = self._evaluate("test", batch)
-        self.per_class.update(logits, batch[1])
+        labels = batch[1]
+        self.per_class.update(logits, labels)
+        probability, predicted = logits.softmax(1).max(1)
+        # The sampler gives each rank every so-manieth image: gathered by ranks, their numbers tell the order
+        own = torch.arange(self._tested, self._tested + len(labels), device=labels.device)
+        numbers = self.trainer.global_rank + self.trainer.world_size * own
+        self._tested += len(labels)
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        rows = [numbers, labels, predicted, probability, loss]
+        self.predictions.update(torch.stack([row.float() for row in rows], 1))
 
     def configure_optimizers(self) -> Any:
         """Parameter groups and schedule of the configuration."""

@@ -25,6 +25,9 @@ PATH_KEYS = frozenset(
     {name for name, field in config.fields() if "path" in field.metadata} | {"hydra.run.dir", "hydra.sweep.dir"}
 )
 
+MAPPING_KEYS = frozenset(name for name, field in config.fields() if "dict[" in str(field.type))
+"""Keys whose entries may have any name, so that Hydra has to be told to take new ones."""
+
 _TYPED = re.compile(r"(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _SWEEP_CALL = re.compile(r"(choice|glob|sort|shuffle|tag)\(.*\)", re.DOTALL)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -84,11 +87,14 @@ def _rewrite(text: str, multirun: bool) -> str:
     if match is None or not match["value"]:
         return text
     key, value = match["key"], match["value"]
+    bare = key.lstrip("+")
+    if bare in MAPPING_KEYS or bare.rpartition(".")[0] in MAPPING_KEYS:
+        return f"++{bare}={_plain(value, multirun)}"
     if key == "seed":
         return f"{key}={_seed(value)}"
     if key == "experiment":
         return f"{key}={','.join(quote(part) if part.lower() == 'null' else part for part in split(value))}"
-    if key.lstrip("+") in PATH_KEYS:
+    if bare in PATH_KEYS:
         return f"{key}={_path(value, multirun and not key.startswith('hydra.'))}"  # Hydra's own keys are not swept
     return f"{key}={_plain(value, multirun)}"
 

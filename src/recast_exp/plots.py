@@ -38,7 +38,7 @@ def learning_curves(history: list[dict[str, float]], path: Path, *, reported: in
             axes.xaxis.get_major_locator().set_params(integer=True)
             if name == "loss":
                 axes.legend(frameon=False, loc="upper right")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> None:
@@ -62,7 +62,7 @@ def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path
             axes.set_xticks(_ticks(table.shape[1]))
             figure.colorbar(image, ax=axes, shrink=0.8)
         axes_row[0].set_yticks(range(len(layers)), layers, fontsize=7)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
@@ -87,7 +87,7 @@ def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
         lowest = min(min(row["cosine_similarity"], row["feature_similarity"]) for row in layers.values())
         similarities.set_xlim(min(0.9, lowest - 0.02), 1.01)
         similarities.legend(frameon=False)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _table(values: list[Tensor]) -> np.ndarray[Any, Any]:
@@ -104,6 +104,7 @@ def _ticks(columns: int) -> list[int]:
     return list(range(0, columns, step))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure atomically, at 150 dpi."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

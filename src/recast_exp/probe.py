@@ -18,6 +18,9 @@ from recast_exp.training import fit, test
 
 log = logging.getLogger(__name__)
 
+_WITHOUT_EFFECT = ("path", "download", "cache", "num_workers", "prefetch_factor", "pin_memory", "backbones")
+"""Keys of `dataset` that no result depends on, beyond the images themselves."""
+
 
 def probe(experiment: Experiment) -> dict[str, float]:
     """Metrics of the linear probe, trained once per backbone, data, settings and seed, and cached.
@@ -39,9 +42,9 @@ def probe(experiment: Experiment) -> dict[str, float]:
             log.warning("The cached linear probe %s is damaged; it is trained anew", path)
     network = copy.deepcopy(experiment.backbone.network)
     adapted = assemble(network, cfg, None, len(experiment.images.classes))
-    data = experiment.data()
+    data = experiment.data(keep=True)
     metrics = fit(cfg, adapted, data, description="linear probe").metrics
-    metrics |= test(cfg, adapted, data)
+    metrics |= test(cfg, adapted, data).metrics
     metrics = {name: value for name, value in metrics.items() if "/" in name and "per_class" not in name}
     write_json(path, metrics)
     return metrics
@@ -57,9 +60,7 @@ def _key(experiment: Experiment, cfg: DictConfig) -> str:
         if not name.startswith(("coef", "adapter", "backbone"))
     }
     trainer = {name: value for name, value in whole["trainer"].items() if name != "head_first_epochs"}
-    dataset = {
-        name: value for name, value in whole["dataset"].items() if name not in ("path", "num_workers", "backbones")
-    }
+    dataset = {name: value for name, value in whole["dataset"].items() if name not in _WITHOUT_EFFECT}
     return json_hash(
         {
             "version": __version__,

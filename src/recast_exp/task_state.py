@@ -26,7 +26,13 @@ from recast_exp.files import replacing
 RECORD = "recast_exp"
 FORMAT = 1
 # What is a matter of this machine or this run, not of the task, stays out of the record.
-_LOCAL = {"model": ("weights",), "dataset": ("path", "num_workers", "batch_size", "eval_batch_size")}
+_LOCAL = {
+    "model": ("weights",),
+    "dataset": (
+        *("path", "download", "cache", "num_workers", "prefetch_factor", "pin_memory"),
+        *("batch_size", "eval_batch_size"),
+    ),
+}
 
 
 def make_record(cfg: DictConfig, adapted: AdaptedModel, **facts: Any) -> dict[str, Any]:

@@ -151,21 +151,49 @@ def fit(
     )
 
 
-def test(
-    cfg: DictConfig, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()
-) -> dict[str, float]:
-    """Measure a model on the test images.
+@dataclass
+class Prediction:
+    """What a model says of a test image.
 
-    Returns:
-        `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME`.
+    Attributes:
+        image: Number of the image in the test split.
+        label: Its class.
+        predicted: The most probable class.
+        probability: Of that class.
+        loss: Cross-entropy.
     """
+
+    image: int
+    label: int
+    predicted: int
+    probability: float
+    loss: float
+
+
+@dataclass
+class Tested:
+    """What a test gives.
+
+    Attributes:
+        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME`.
+        predictions: One for each test image, in the order of the split.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+
+
+def test(cfg: DictConfig, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
+    """Measure a model on the test images."""
     module = TaskModule(adapted, cfg, len(data.image_set.classes))
     L.seed_everything(cfg.seed, verbose=False)
     trainer = _trainer(cfg, [], loggers, None, "testing")
     (metrics,) = trainer.test(module, datamodule=data, verbose=False)
     per_class = module.per_class.compute().tolist()
     names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
-    return {**metrics, **dict(zip(names, per_class, strict=True))}
+    rows = sorted(module.predictions.compute().tolist())
+    predictions = [Prediction(*map(int, row[:3]), *row[3:]) for row in rows]
+    return Tested({**metrics, **dict(zip(names, per_class, strict=True))}, predictions)
 
 
 class Patience(EarlyStopping):

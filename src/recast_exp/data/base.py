@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast_exp.errors import UserError
+from recast_exp.data.download import Archive
+from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from recast_exp.config import DatasetConfig
 
 SPLITS = ("train", "val", "test")
+_OWN_OPTIONS = ("path", "part", "level", "options")
+"""Options that only some datasets take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,42 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
+class Official:
+    """A set as it was published, before anything is chosen from it.
+
+    Attributes:
+        classes: Class names; a label is an index into them. Some may have no image in a cut-down copy.
+        splits: The samples of "train", "test" and, where there is one, "val"; or of "all" where nobody divided them.
+        numbers: What the set's own files call the classes; None where that is 0, 1, 2, ...
+        index: The file or folder that lists the images, for messages.
+
+    Raises:
+        UserError: If a label is no index into the classes, or an image is listed twice.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Samples]
+    numbers: tuple[int, ...] | None = None
+    index: str = ""
+
+    def __post_init__(self) -> None:
+        where: dict[Path, str] = {}
+        for split, samples in self.splits.items():
+            wrong = (samples.labels < 0) | (samples.labels >= len(self.classes))
+            if wrong.any():
+                number = int(wrong.argmax())
+                image = samples.images[number] if isinstance(samples.images, tuple) else f"{split} image {number}"
+                raise UserError(
+                    f"{image}: has the class number {samples.labels[number]}, takes 0 to {len(self.classes) - 1}; "
+                    f"{self.index or 'the index'} is damaged"
+                )
+            for path in samples.images if isinstance(samples.images, tuple) else ():
+                if path in where:
+                    raise UserError(f"{path}: listed in {where[path]} and again in {split}; takes each image once")
+                where[path] = split
+
+
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """A classification task: its classes and its three splits.
 
@@ -48,6 +87,8 @@ class ImageSet:
         name: Name of the dataset.
         classes: Class names; a label is an index into them.
         splits: The samples of "train", "val" and "test".
+        numbers: What the set's own files call the classes; None where that is 0, 1, 2, ...
+        skipped: Images that were left out, each with the reason.
 
     Raises:
         UserError: If a split is empty, or a class has no training image.
@@ -56,6 +97,8 @@ class ImageSet:
     name: str
     classes: tuple[str, ...]
     splits: dict[str, Samples]
+    numbers: tuple[int, ...] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -67,12 +110,125 @@ class ImageSet:
             raise UserError(f"dataset {self.name}: no training image of class {', '.join(without)}")
 
     def describe(self) -> dict[str, Any]:
-        """Return the name, the class names in the order of the labels, and the images per split, ready for JSON."""
+        """Return what is there, ready for JSON: name, class names in the order of the labels, images per split."""
+        import numpy as np
+
+        size = len(self.classes)
+        counts = {split: np.bincount(self.splits[split].labels, minlength=size).tolist() for split in SPLITS}
+        numbers = {} if self.numbers is None else {"official_numbers": list(self.numbers)}
         return {
             "name": self.name,
             "classes": list(self.classes),
+            **numbers,
             "images": {split: len(self.splits[split]) for split in SPLITS},
+            "images_per_class": counts,
+            "skipped": dict(self.skipped),
         }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a published set lies on disk, how large it is, and where it is from.
+
+    Attributes:
+        folder: Its folder below `data_dir`.
+        entries: What must be in that folder; the name of a folder ends in "/".
+        shape: The layout in words, for messages.
+        source: The official page.
+        archives: What `dataset.download=true` fetches.
+        num_classes: Classes of the whole set.
+        images: Images of the whole set, per official split.
+        movable: Whether the folder may have another name (torchvision's classes insist on theirs).
+    """
+
+    folder: str
+    entries: tuple[str, ...]
+    shape: str
+    source: str
+    archives: tuple[Archive, ...]
+    num_classes: int
+    images: dict[str, int]
+    movable: bool = False
+
+    def root(self, cfg: DatasetConfig, data_dir: Path) -> Path:
+        """The folder of the set.
+
+        Raises:
+            UserError: If `dataset.path` has a name that the set's reader does not take.
+        """
+        if cfg.path is None:
+            return data_dir / self.folder
+        root = Path(cfg.path).expanduser()
+        if not self.movable and root.name != self.folder:
+            raise UserError(
+                f"dataset.path: got {root}, dataset={cfg.reader or cfg.name} takes a folder with the name {self.folder}"
+            )
+        return root
+
+    def check(self, cfg: DatasetConfig, data_dir: Path, *takes: str) -> None:
+        """Look whether the set is there, unless it may be downloaded.
+
+        Args:
+            cfg: The `dataset` node of the configuration.
+            data_dir: Root folder of all datasets.
+            takes: Options of its own that the set takes, besides `path`.
+
+        Raises:
+            UserError: If an option is set that means nothing to this set.
+            MissingInputError: If it is not there.
+        """
+        refuse(cfg, *takes, "path")
+        root = self.root(cfg, data_dir)
+        if not cfg.download:
+            self.require(cfg, root)
+        elif cfg.path is not None:
+            raise UserError(f"dataset.path: got {root} with dataset.download=true, which fills data_dir; leave one out")
+
+    def require(self, cfg: DatasetConfig, root: Path) -> None:
+        """Look whether all entries are there.
+
+        Raises:
+            MissingInputError: One line with what is missing, the layout, and where to get it.
+        """
+        missing = [entry for entry in self.entries if not _exists(root, entry)]
+        if missing:
+            found = f"{root} has no {', '.join(missing)}" if root.is_dir() else f"no folder {root}"
+            path = " or dataset.path=…" if self.movable else ""
+            raise MissingInputError(
+                f"dataset {cfg.name}: {found}; set dataset.download=true, or get it from {self.source} so that "
+                f"data_dir holds {self.folder}/{self.shape}, or say where it is with data_dir=…{path}"
+            )
+
+    def verify(self, cfg: DatasetConfig, official: Official, root: Path) -> None:
+        """Compare the numbers of classes and images with those of the whole set.
+
+        Raises:
+            UserError: If they differ.
+        """
+        found = {split: len(samples) for split, samples in official.splits.items()}
+        if found != self.images or len(official.classes) != self.num_classes:
+            raise UserError(
+                f"dataset {cfg.name}: {root} has {_counts(len(official.classes), found)}; the official set has "
+                f"{_counts(self.num_classes, self.images)}; get it whole, or use it as it is with dataset.verify=false"
+            )
+
+
+def refuse(cfg: DatasetConfig, *takes: str) -> None:
+    """Refuse the options that mean nothing to a dataset, rather than ignore them.
+
+    Args:
+        cfg: The `dataset` node of the configuration.
+        takes: The options, among those that only some datasets take, that this one takes.
+
+    Raises:
+        UserError: If another of them is set.
+    """
+    for key in _OWN_OPTIONS:
+        value = getattr(cfg, key)
+        if value and key not in takes:
+            raise UserError(
+                f"dataset.{key}: got {value!r}, but dataset={cfg.reader or cfg.name} does not take it; leave it out"
+            )
 
 
 def split_by_class(
@@ -116,32 +272,32 @@ def split_by_class(
     return [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
 
 
-def carve_validation(samples: Samples, fraction: float, seed: int, classes: Sequence[str]) -> tuple[Samples, Samples]:
+def carve_validation(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Set a stratified share of the training samples aside, where a dataset has no validation split.
 
     Args:
         samples: The training samples.
-        fraction: Share to set aside, of each class, at least one sample.
+        fraction: Share to set aside, of each class, at least one sample; none of a class that has but one.
         seed: Chooses the samples.
-        classes: Class names, for the message.
 
     Returns:
-        The remaining training samples, and the validation samples.
-
-    Raises:
-        UserError: If a class has fewer than two samples.
+        The remaining training samples, and the validation samples; these may be none.
     """
-    train, val = split_by_class(samples.labels, (1 - fraction, fraction), seed, classes)
+    import numpy as np
+
+    counts = np.bincount(samples.labels)
+    single = counts[samples.labels] == 1
+    train, val = np.flatnonzero(single), np.flatnonzero(~single)
+    if len(val):
+        parts = split_by_class(samples.labels[~single], (1 - fraction, fraction), seed, [])
+        train, val = np.sort(np.concatenate([train, val[parts[0]]])), val[parts[1]]
     return samples.select(train), samples.select(val)
 
 
-def refuse(cfg: DatasetConfig, *keys: str) -> None:
-    """Refuse options that mean nothing to a dataset, rather than ignore them.
+def _exists(root: Path, entry: str) -> bool:
+    return (root / entry).is_dir() if entry.endswith("/") else (root / entry).is_file()
 
-    Raises:
-        UserError: If one of `keys` is set.
-    """
-    for key in keys:
-        value = getattr(cfg, key)
-        if value is not None:
-            raise UserError(f"dataset.{key}: got {value!r}, but dataset={cfg.name} does not take it; leave it out")
+
+def _counts(classes: int, images: dict[str, int]) -> str:
+    parts = ", ".join(f"{count:,} {split}" for split, count in images.items())
+    return f"{classes} classes and {parts} images"

@@ -1,6 +1,6 @@
 """Caltech-UCSD Birds-200-2011: 200 kinds of birds, 5994 training and 5794 test images.
 
-The layout is the official archive's. A copy cut down to some of the classes works too: class numbers with gaps are
+The layout is the official archive's. A copy cut down to some of the classes has gaps in its class numbers: they are
 mapped to 0, 1, 2, ... in their order.
 """
 
@@ -10,69 +10,67 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast_exp.data.base import ImageSet, Samples, carve_validation, refuse
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.data.base import Layout, Official, Samples
+from recast_exp.data.download import Archive
+from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
     from recast_exp.config import DatasetConfig
 
-_FOLDER = "CUB_200_2011"
-_SOURCE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 _CLASSES, _IMAGES, _LABELS, _SPLIT = "classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt"
+LAYOUT = Layout(
+    folder="CUB_200_2011",
+    entries=(_CLASSES, _IMAGES, _LABELS, _SPLIT, "images/"),
+    shape=f"{{{_IMAGES},{_LABELS},{_SPLIT},{_CLASSES}}} and images/CLASS/*.jpg",
+    source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    archives=(
+        Archive(
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            provides="CUB_200_2011",
+            md5="97eceeb196236b17998738112f37df78",
+            member="CUB_200_2011",
+        ),
+    ),
+    num_classes=200,
+    images={"train": 5994, "test": 5794},
+    movable=True,
+)
+
+
+def layout(cfg: DatasetConfig) -> Layout:
+    """The published set."""
+    return LAYOUT
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder, its four lists and its images.
+    """Look for the folder, its four lists and its images; see `Layout.check`."""
+    LAYOUT.check(cfg, data_dir)
+
+
+def read(cfg: DatasetConfig, data_dir: Path) -> Official:
+    """Read the lists.
 
     Raises:
-        UserError: If `cfg.part` is set.
-        MissingInputError: If one of them is missing.
-    """
-    refuse(cfg, "part")
-    root = _root(cfg, data_dir)
-    missing = [name for name in (_CLASSES, _IMAGES, _LABELS, _SPLIT) if not (root / name).is_file()]
-    missing += [] if (root / "images").is_dir() else ["images/"]
-    if missing:
-        problem = f"{root} has no {', '.join(missing)}" if root.is_dir() else f"no folder {root}"
-        raise MissingInputError(
-            f"dataset cub: {problem}; unpack CUB_200_2011.tgz from {_SOURCE} so that "
-            f"data_dir holds {_FOLDER}/ (with {_IMAGES}, {_LABELS}, {_SPLIT}, {_CLASSES} and images/CLASS/*.jpg), or "
-            "say where it is with data_dir=… or dataset.path=…"
-        )
-
-
-def load(cfg: DatasetConfig, data_dir: Path) -> ImageSet:
-    """Read the lists: official training and test images, validation images taken from the training ones.
-
-    Raises:
-        UserError: If a line cannot be understood, the lists disagree, or an image is missing. Names file and line.
+        UserError: If a line cannot be understood, or the lists disagree. Names file and line.
     """
     import numpy as np
 
-    root = _root(cfg, data_dir)
+    root = LAYOUT.root(cfg, data_dir)
     numbered = sorted((number, name) for _, number, name in _read(root / _CLASSES))
-    classes = tuple(name for _, name in numbered)
     images = {number: name for _, number, name in _read(root / _IMAGES)}
     class_of = _choices(root / _LABELS, images, {str(number): label for label, (number, _) in enumerate(numbered)})
     trains = _choices(root / _SPLIT, images, {"1": 1, "0": 0})
-
-    paths = [root / "images" / name for name in images.values()]
-    found = {file for folder in {path.parent for path in paths} if folder.is_dir() for file in folder.iterdir()}
-    for path in paths:
-        if path not in found:
-            raise UserError(f"{path}: missing, though {root / _IMAGES} lists it; unpack the archive again")
-
-    everything = Samples(tuple(paths), np.array([class_of[image] for image in images], dtype=np.int64))
-    is_train = np.array([trains[image] for image in images], dtype=bool)
-    train, val = carve_validation(
-        everything.select(np.flatnonzero(is_train)), cfg.val_fraction, cfg.split_seed, classes
+    everything = Samples(
+        tuple(root / "images" / name for name in images.values()),
+        np.array([class_of[image] for image in images], dtype=np.int64),
     )
-    test = everything.select(np.flatnonzero(~is_train))
-    return ImageSet(cfg.name, classes, {"train": train, "val": val, "test": test})
-
-
-def _root(cfg: DatasetConfig, data_dir: Path) -> Path:
-    return Path(cfg.path).expanduser() if cfg.path is not None else data_dir / _FOLDER
+    is_train = np.array([trains[image] for image in images], dtype=bool)
+    splits = {
+        "train": everything.select(np.flatnonzero(is_train)),
+        "test": everything.select(np.flatnonzero(~is_train)),
+    }
+    numbers, names = tuple(number for number, _ in numbered), tuple(name for _, name in numbered)
+    return Official(names, splits, numbers, index=str(root / _IMAGES))
 
 
 def _read(path: Path) -> Iterator[tuple[int, int, str]]:

@@ -1,29 +1,33 @@
-"""The LightningDataModule: batches of uint8 images, normalised on the device."""
+"""The LightningDataModule: batches of uint8 images, altered and normalised on the device."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 
-from recast_exp.data.base import SPLITS, ImageSet, Samples
+from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
-from recast_exp.data.transforms import ImageTransform, InputSpec, eval_transform, train_transform
+from recast_exp.data.store import PixelStore, Request, Store, open_stores
+from recast_exp.data.transforms import Augmentation, InputSpec, augmentation
 from recast_exp.errors import UserError
+from recast_exp.files import usable_cores
 
-_KEEP_BYTES = 64 * 2**20
-_MAX_WORKERS = 4
+_DECODING_WORKERS = {"cpu": 4, "cuda": 16}
+_READING_WORKERS = {"cpu": 0, "cuda": 4}
 
 
 class ImageDataModule(lightning.LightningDataModule):
     """Loads the splits of an `ImageSet` as a backbone wants them.
 
     A batch is (images, labels): float32 [B, 3, S, S], normalised, and int64 [B]. It leaves the loader as uint8 and is
-    normalised by `on_after_batch_transfer`. Order and augmentation follow from (seed, epoch, index) alone. The
-    trainer needs `use_distributed_sampler=False`: each rank takes its share by itself.
+    normalised by `on_after_batch_transfer`, where an accelerator also does the altering part of the augmentation. Order
+    and augmentation follow from (seed, epoch, index) alone. The trainer needs `use_distributed_sampler=False`: each
+    rank takes its share by itself.
 
     Args:
         image_set: Classes and splits.
@@ -32,8 +36,12 @@ class ImageDataModule(lightning.LightningDataModule):
         batch_size: Images per optimisation step, over all devices. The last batch of an epoch may be smaller, or, to
             avoid a batch of a single image, larger by one.
         eval_batch_size: Images per evaluation batch, on each device.
-        num_workers: Loader processes; None chooses none for small images in memory, else up to four.
         seed: Seed of order and augmentation.
+        stores: The resized images of each split, as `open_stores` makes them of `requests`; None decodes files each
+            time.
+        num_workers: Loader processes of each device; None chooses by the device, and by whether files are decoded.
+        prefetch_factor: Batches that each of them prepares ahead; None chooses by the device.
+        pin_memory: Whether batches are page-locked; None does so for CUDA.
     """
 
     def __init__(
@@ -43,27 +51,30 @@ class ImageDataModule(lightning.LightningDataModule):
         transform: str,
         batch_size: int,
         eval_batch_size: int,
-        num_workers: int | None,
         seed: int,
+        *,
+        stores: Mapping[str, Store] | None = None,
+        num_workers: int | None = None,
+        prefetch_factor: int | None = None,
+        pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         self.image_set = image_set
         self.spec = spec
+        self.transform = transform
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        self.pin_memory = pin_memory
         # With more devices than images in a split, some have nothing to evaluate
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        small = all(_is_small(image_set.splits[split], spec) for split in SPLITS)
-        self.num_workers = num_workers if num_workers is not None else _choose_workers(small)
-
-        def dataset(split: str, transform: ImageTransform) -> ImageDataset:
-            return ImageDataset(image_set.splits[split], transform, seed, keep=small)
-
+        if stores is None:
+            stores = open_stores(requests(image_set, spec, transform, build=False), "off", Path(), image_set.name)
         self.datasets = {
-            "train": dataset("train", train_transform(transform, spec)),
-            "val": dataset("val", eval_transform(spec)),
-            "test": dataset("test", eval_transform(spec)),
+            split: ImageDataset(stores[split], image_set.splits[split].labels, augment, seed)
+            for split, augment in _augmentations(spec, transform).items()
         }
         self._mean = torch.tensor(spec.mean).view(-1, 1, 1)
         self._std = torch.tensor(spec.std).view(-1, 1, 1)
@@ -78,6 +89,7 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.batch_size % world_size:
             raise UserError(f"dataset.batch_size: got {self.batch_size}, takes a multiple of the {world_size} devices")
         dataset = self.datasets["train"]
+        dataset.alter = self._device() == "cpu"
         sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
         batches = EpochBatchSampler(sampler, self.batch_size // world_size, allow_single=False)
         return self._loader(dataset, batches)
@@ -90,9 +102,22 @@ class ImageDataModule(lightning.LightningDataModule):
         """This rank's share of the test images; no image is dropped or comes twice."""
         return self._eval_dataloader("test")
 
+    def example(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first training images of the first epoch: uint8 [count, 3, S, S], not normalised, and labels [count].
+
+        Raises:
+            UserError: If an image cannot be read.
+        """
+        dataset = self.datasets["train"]
+        keys = list(EpochSampler(len(dataset), self.seed))[:count]
+        images, labels = dataset.batch(keys, alter=True)[:2]
+        return images, labels
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise the images of a batch, on the device where they are."""
-        images, labels = batch
+        """Complete the augmentation of a batch, if the loader has left that, and normalise it, where it is."""
+        images, labels, *numbers = batch
+        if numbers:
+            images = self.datasets["train"].augmentation(images, *numbers)
         return self.normalize(images), labels
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -108,22 +133,42 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler) -> ImageLoader:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ImageLoader(dataset, batches, self.num_workers, pin_memory=on_cuda)
+        device = self._device()
+        workers = self.num_workers
+        if workers is None:
+            limits = _READING_WORKERS if isinstance(dataset.store, PixelStore) else _DECODING_WORKERS
+            workers = min(limits.get(device, limits["cuda"]), max(1, usable_cores() // self._place()[1]))
+        return ImageLoader(
+            dataset,
+            batches,
+            workers,
+            pin_memory=device == "cuda" if self.pin_memory is None else self.pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self.prefetch_factor or (2 if device == "cpu" else 4),
+        )
+
+    def _device(self) -> str:
+        """The kind of device that batches go to; outside of a trainer it is the processor."""
+        return str(self.trainer.strategy.root_device.type) if self.trainer is not None else "cpu"
 
     def _place(self) -> tuple[int, int]:
         """This process's rank, and the number of processes; outside of a trainer there is one."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
-def _is_small(samples: Samples, spec: InputSpec) -> bool:
-    """Whether the images are in memory, and prepared for the backbone still take little of it."""
-    return not isinstance(samples.images, tuple) and len(samples) * 3 * spec.size**2 <= _KEEP_BYTES
+def requests(image_set: ImageSet, spec: InputSpec, transform: str, *, build: bool) -> dict[str, Request]:
+    """What a data module wants of `open_stores`.
+
+    Args:
+        image_set: Classes and splits.
+        spec: What the backbone wants.
+        transform: Name of the training augmentation.
+        build: Whether to decode what is not kept yet.
+    """
+    return {
+        split: Request(image_set.splits[split], augment.geometry, build)
+        for split, augment in _augmentations(spec, transform).items()
+    }
 
 
-def _choose_workers(small: bool) -> int:
-    """Loading small kept images takes less than handing them over from another process."""
-    if small:
-        return 0
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, _MAX_WORKERS)
+def _augmentations(spec: InputSpec, transform: str) -> dict[str, Augmentation]:
+    return {split: augmentation(transform if split == "train" else "none", spec) for split in SPLITS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast_exp.data.base import SPLITS, ImageSet, Samples, refuse, split_by_class
+from recast_exp.data.base import SPLITS, Official, Samples, refuse, split_by_class
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     """Check the options; the data itself comes with scikit-learn.
 
     Raises:
-        UserError: If `cfg.part` is unknown.
+        UserError: If `cfg.part` is unknown, or an option is set that the digits do not have.
     """
-    refuse(cfg, "path")
+    refuse(cfg, "part")
     if cfg.part is not None and cfg.part not in _PARTS:
         raise UserError(f"dataset.part: got {cfg.part!r}, dataset=digits takes one of {', '.join(_PARTS)}")
 
 
-def load(cfg: DatasetConfig, data_dir: Path) -> ImageSet:
-    """Load one part, split by class into 40 % train, 20 % validation and 40 % test.
+def read(cfg: DatasetConfig, data_dir: Path) -> Official:
+    """Read one part, split by class into 40 % train, 20 % validation and 40 % test.
 
     Returns:
         Images of 8x8 pixels with three equal channels.
@@ -49,4 +49,4 @@ def load(cfg: DatasetConfig, data_dir: Path) -> ImageSet:
     )
     classes = tuple(str(digit) for digit in digits)
     parts = split_by_class(samples.labels, _FRACTIONS, cfg.split_seed, classes)
-    return ImageSet(cfg.name, classes, {s: samples.select(part) for s, part in zip(SPLITS, parts, strict=True)})
+    return Official(classes, {split: samples.select(part) for split, part in zip(SPLITS, parts, strict=True)})

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast_exp.data.base import SPLITS, ImageSet, Samples, carve_validation, refuse, split_by_class
+from recast_exp.data.base import Official, Samples, refuse
 from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
     from recast_exp.config import DatasetConfig
 
-_FRACTIONS = (0.6, 0.2, 0.2)
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LAYOUT = "dataset=folder takes PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
@@ -28,10 +28,10 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     """Look whether the folder is there and holds folders.
 
     Raises:
-        UserError: If `cfg.path` is not set, `cfg.part` is, or some split folder is missing or there twice.
-        MissingInputError: If there is no such folder, or no folder in it.
+        UserError: If `cfg.path` is not set, or some split folder is there twice.
+        MissingInputError: If there is no such folder, no folder in it, nothing in one of them, or a split is missing.
     """
-    refuse(cfg, "part")
+    refuse(cfg, "path")
     if cfg.path is None:
         raise UserError(f"dataset.path: got nothing; {_LAYOUT}: set dataset.path=PATH")
     root = Path(cfg.path).expanduser()
@@ -39,31 +39,30 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
         raise MissingInputError(f"dataset.path: no folder {root}; {_LAYOUT}, with your own images")
     if not _folders(root):
         raise MissingInputError(f"dataset.path: no folders in {root}; {_LAYOUT}, with your own images")
-    _split_folders(root)
+    for split in list(_split_folders(root).values()) or [root]:
+        for folder in _folders(split):
+            if next(_files(folder), None) is None:
+                raise _without_image(folder)
 
 
-def load(cfg: DatasetConfig, data_dir: Path) -> ImageSet:
+def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """List the images.
 
     Raises:
-        UserError: If a class has no image, or too few to be divided, or the splits have different classes.
+        MissingInputError: If a class has no image.
+        UserError: If the splits have different classes.
     """
     root = Path(cfg.path or "").expanduser()
     folders = _split_folders(root)
     if not folders:
         classes, samples = _scan(root)
-        parts = split_by_class(samples.labels, _FRACTIONS, cfg.split_seed, classes)
-        return ImageSet(cfg.name, classes, {s: samples.select(part) for s, part in zip(SPLITS, parts, strict=True)})
-
+        return Official(classes, {"all": samples})
     scanned = {split: _scan(folder) for split, folder in folders.items()}
     classes = scanned["train"][0]
     for split, (others, _) in scanned.items():
         if different := sorted(set(classes) ^ set(others), key=_natural):
             raise UserError(f"{root}: train and {split} differ in the class folders {', '.join(different)}")
-    splits = {split: samples for split, (_, samples) in scanned.items()}
-    if "val" not in splits:
-        splits["train"], splits["val"] = carve_validation(splits["train"], cfg.val_fraction, cfg.split_seed, classes)
-    return ImageSet(cfg.name, classes, splits)
+    return Official(classes, {split: samples for split, (_, samples) in scanned.items()})
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -82,7 +81,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"{root}: {found[split].name} and {folder.name} are the same split; keep one of them")
         found[split] = folder
     if missing := [split for split in ("train", "test") if split not in found]:
-        raise UserError(
+        raise MissingInputError(
             f"{root}: has {', '.join(found)} but no {' and no '.join(missing)}; {_LAYOUT} (val is optional)"
         )
     return found
@@ -98,17 +97,22 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
-        files = [
-            Path(below, name)
-            for below, _, names in os.walk(folder)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in extensions
-        ]
+        files = [path for path in _files(folder) if path.suffix.lower() in extensions]
         if not files:
-            raise UserError(f"{folder}: no image in this class folder; add images or remove it")
+            raise _without_image(folder)
         paths += sorted(files, key=lambda path: _natural(str(path)))
         labels += [label] * len(files)
     return tuple(folder.name for folder in folders), Samples(tuple(paths), np.array(labels, dtype=np.int64))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden."""
+    for below, _, names in os.walk(folder):
+        yield from (Path(below, name) for name in names if not name.startswith("."))
+
+
+def _without_image(folder: Path) -> MissingInputError:
+    return MissingInputError(f"{folder}: no image in this class folder; add images or remove it")
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Reading images in an order, and with augmentations, that follow from (seed, epoch, index) alone.
+"""Batches of images in an order, and with augmentations, that follow from (seed, epoch, index) alone.
 
 So a run repeats to the bit with any number of worker processes, and continues at any epoch as if it had never
 stopped. The sampler yields (epoch, index) keys: that way the epoch reaches workers that outlive it.
@@ -8,41 +8,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recast_exp.data.base import Samples
-from recast_exp.data.transforms import ImageTransform
+from recast_exp.data.store import Store
+from recast_exp.data.transforms import Augmentation
 from recast_exp.errors import UserError
 
 Key = tuple[int, int]
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """The samples of one split, transformed.
+class ImageDataset(Dataset[Any]):
+    """The samples of one split, in batches of what the backbone sees.
 
     Args:
-        samples: Images and labels.
-        transform: Makes the input of the backbone. Its random part sees a generator seeded by (seed, epoch, index);
-            the caller's generator is left as it was.
-        seed: Seed of the augmentation.
-        keep: Keep the deterministic part's results in memory, so that it runs once per image and process.
+        store: The resized images.
+        labels: Class numbers [N].
+        augmentation: What is done with them.
+        seed: Seed of the augmentation's numbers.
+        alter: Whether the augmentation is completed here. Otherwise its numbers are part of the batch, and it is left
+            to whoever has the batch on a device.
     """
 
-    def __init__(self, samples: Samples, transform: ImageTransform, seed: int, *, keep: bool) -> None:
-        self.samples = samples
-        self.transform = transform
+    def __init__(
+        self, store: Store, labels: NDArray[Any], augmentation: Augmentation, seed: int, *, alter: bool = True
+    ) -> None:
+        self.store = store
+        self.labels = torch.from_numpy(labels)
+        self.augmentation = augmentation
         self.seed = seed
-        self._kept: dict[int, Tensor] | None = {} if keep else None
+        self.alter = alter
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.labels)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """Return the image, uint8 [3, S, S], and the label of (epoch, index).
@@ -50,41 +53,53 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             UserError: If the image cannot be read. One line that names the file.
         """
-        epoch, index = key
-        image = self._prepared(index)
-        if self.transform.augment is not None:
-            generator = torch.default_generator
-            state = generator.get_state()
-            try:
-                # torch.manual_seed would reach for the accelerators' generators too
-                generator.manual_seed(derive_seed(self.seed, epoch, index))
-                image = self.transform.augment(image)
-            finally:
-                generator.set_state(state)
-        return image, int(self.samples.labels[index])
+        images, labels = self.batch([key], alter=True)[:2]
+        return images[0], int(labels[0])
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int]] | UserError:
-        """Return the samples of a batch, or the error that one of them met: see `ImageLoader`."""
+    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
+        """Return a batch, or the error that an image of it met: see `ImageLoader`."""
+        try:
+            return self.batch(keys, alter=self.alter)
+        except UserError as error:
+            return error
+
+    def batch(self, keys: list[Key], *, alter: bool) -> Batch:
+        """Return images, uint8 [B, 3, S, S], and labels, int64 [B].
+
+        Args:
+            keys: Which images.
+            alter: Whether to complete the augmentation. Otherwise the numbers for it, float32 [B, draws], come third.
+
+        Raises:
+            UserError: If an image cannot be read. One line that names the file.
+        """
+        size = self.augmentation.spec.size
+        images = torch.empty((len(keys), 3, size, size), dtype=torch.uint8)
         # Workers compute on one thread. A sum over an image may differ in its last bit with more, so do not use more
         # in the main process either.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return [self[key] for key in keys]
-        except UserError as error:
-            return error
+            numbers = self._draw(keys)
+            rows = numbers.tolist()
+            for place, row, (_, index) in zip(images, rows, keys, strict=True):
+                place.copy_(self.augmentation.crop(self.store[index], row))
+            labels = self.labels[[index for _, index in keys]]
+            if not alter and self.augmentation.draws:
+                return images, labels, numbers
+            return self.augmentation(images, numbers), labels
         finally:
             torch.set_num_threads(threads)
 
-    def _prepared(self, index: int) -> Tensor:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        image = read_image(self.samples, index)
-        if self.transform.prepare is not None:
-            image = self.transform.prepare(image)
-        if self._kept is not None:
-            self._kept[index] = image
-        return image
+    def _draw(self, keys: list[Key]) -> Tensor:
+        """Uniform numbers for each image, whichever batch and process it is in."""
+        numbers = torch.empty(len(keys), self.augmentation.draws)
+        if self.augmentation.draws:
+            generator = torch.Generator()
+            for row, (epoch, index) in zip(numbers, keys, strict=True):
+                generator.manual_seed(derive_seed(self.seed, epoch, index))
+                torch.rand(len(row), generator=generator, out=row)
+        return numbers
 
 
 class EpochSampler(Sampler[Key]):
@@ -165,23 +180,31 @@ class ImageLoader(DataLoader[Any]):
         batch_sampler: The order of their keys.
         num_workers: Loader processes; they live as long as the loader.
         pin_memory: Whether the batches are to be copied to a CUDA device.
+        prefetch_factor: Batches that each process prepares ahead.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_sampler: EpochBatchSampler, num_workers: int, *, pin_memory: bool = False
+        self,
+        dataset: ImageDataset,
+        batch_sampler: EpochBatchSampler,
+        num_workers: int,
+        *,
+        pin_memory: bool = False,
+        prefetch_factor: int = 2,
     ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=num_workers,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # otherwise each start takes a number from the caller's generator
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches: images, uint8 [B, 3, S, S], and labels, int64 [B].
+        """Yield batches, as `ImageDataset.batch` makes them.
 
         Raises:
             UserError: If an image cannot be read.
@@ -204,25 +227,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def read_image(samples: Samples, index: int) -> Tensor:
-    """Return image `index` as a uint8 tensor [3, H, W].
-
-    Raises:
-        UserError: If its file cannot be read. One line that names the file.
-    """
-    images = samples.images
-    if not isinstance(images, tuple):
-        return torch.from_numpy(images[index]).permute(2, 0, 1)
-    path: Path = images[index]
-    try:
-        with Image.open(path) as image:
-            pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
-    # PIL's readers raise SyntaxError, ValueError, EOFError, struct.error and more, besides OSError, on a damaged file
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove the file") from error
-    return pixels
-
-
-def _collate(batch: list[tuple[Tensor, int]] | UserError) -> Any:
-    return batch if isinstance(batch, UserError) else default_collate(batch)
+def _as_it_is(batch: Any) -> Any:
+    """The dataset makes whole batches."""
+    return batch

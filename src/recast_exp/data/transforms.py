@@ -1,22 +1,35 @@
 """From a decoded image to the input of a backbone, on uint8 throughout: normalisation happens later, on the device.
 
-A transform has two parts. `prepare` is the geometry that is the same every time, so that its result can be kept;
-`augment` is random and draws from torch's global generator.
+Three steps, so that each runs where it is cheapest:
+
+1. `Geometry`: decode → resize. The same every time, so its results can be kept (`store.py`).
+2. `Augmentation.crop`: one image, cut out of what was kept. Runs in the loader.
+3. `Augmentation.__call__`: a batch, flipped, recoloured, turned. Runs on the device where there is one.
+
+Randomness comes in as uniform numbers from [0, 1), a row for each image: torchvision's transforms would draw one set of
+numbers for a whole batch. The functions below compute what torchvision.transforms.v2.functional computes on uint8 for
+those numbers, but for roundings (tested against it), in fewer passes over the pixels.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from recast_exp.errors import UserError
+
+ORDERS = tuple(itertools.permutations(range(4)))
+"""The orders of brightness, contrast, saturation and hue."""
+
+_CHUNK = 2**16
+"""Pixels that a processor alters at once: what is in its cache is altered several times as fast."""
 
 _INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
@@ -31,6 +44,7 @@ class InputSpec:
         std: Channel deviations, of pixels from 0 to 1.
         crop_pct: Share of the short side that the centre crop of evaluation keeps.
         interpolation: "bilinear" or "bicubic".
+        squash: Whether evaluation squashes images to a square instead of keeping their aspect (timm's crop_mode).
 
     Raises:
         UserError: If the interpolation is another one.
@@ -41,6 +55,7 @@ class InputSpec:
     std: tuple[float, ...]
     crop_pct: float
     interpolation: str
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
@@ -48,70 +63,187 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
-class ImageTransform:
-    """A transform of uint8 images, from any size to uint8 [3, size, size].
+class Geometry:
+    """How images of any size are resized before anything is cut out of them.
 
     Attributes:
-        prepare: The deterministic part, or None.
-        augment: The random part, or None. It draws from torch's global generator.
+        size: Length of the short side; of both where the image is squashed.
+        squash: Whether the result is a square; otherwise the aspect is kept.
+        interpolation: "bilinear" or "bicubic", with antialiasing.
     """
 
-    prepare: Callable[[Tensor], Tensor] | None
-    augment: Callable[[Tensor], Tensor] | None
+    size: int
+    squash: bool
+    interpolation: str
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """Transform a PIL image in RGB, or a uint8 tensor [3, H, W]."""
-        result: Tensor = v2.functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
-        if self.prepare is not None:
-            result = self.prepare(result)
-        return result if self.augment is None else self.augment(result)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resize uint8 [..., 3, H, W]."""
+        size = [self.size, self.size] if self.squash else [self.size]
+        resized: Tensor = v2.functional.resize(images, size, _INTERPOLATIONS[self.interpolation], antialias=True)
+        return resized
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result."""
+        if self.squash:
+            return self.size, self.size
+        if height <= width:
+            return self.size, int(self.size * width / height)
+        return int(self.size * height / width), self.size
 
 
-class RandomShift(nn.Module):
-    """Move and scale an image a little, continuing its border outwards. No flip: for characters.
+def eval_geometry(spec: InputSpec) -> Geometry:
+    """The resizing of evaluation, which `standard`, `light`, `shift` and `none` share: short side to size/crop_pct."""
+    return Geometry(math.floor(spec.size / spec.crop_pct), spec.squash, spec.interpolation)
 
-    Unlike torchvision's RandomAffine it leaves no black edge on a bright background, and on small images it takes a
-    third of the time.
 
-    Args:
-        translate: Largest shift, as a share of the side.
-        scale: Largest change of the size, as a share of it.
+class Augmentation:
+    """No augmentation: the centre crop of evaluation. The base of the others.
+
+    Attributes:
+        draws: Uniform numbers that an image takes.
+        geometry: The resizing before it.
     """
 
-    def __init__(self, translate: float = 0.06, scale: float = 0.1) -> None:
-        super().__init__()
-        self.translate = translate
-        self.scale = scale
+    draws = 0
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map uint8 [3, H, W] to the same."""
-        zoom, right, down = (torch.rand(3) * 2 - 1).tolist()
-        factor = 1 / (1 + zoom * self.scale)  # the map leads from the result back to the image
-        side = 2 * self.translate  # in the coordinates of a grid, a side goes from -1 to 1
-        offset = torch.tensor([right * side, down * side])
-        grid = torch.add(offset, _identity_grid(*image.shape[1:]), alpha=factor)
-        moved = nn.functional.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)
-        return moved[0].round_().to(torch.uint8)
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+        self.geometry = eval_geometry(spec)
+
+    def crop(self, image: Tensor, uniform: Sequence[float]) -> Tensor:
+        """Cut uint8 [3, S, S] out of a resized image [3, H, W]; a view of it, where that is possible."""
+        size = self.spec.size
+        if min(image.shape[1:]) < size:  # a crop_pct above 1: the borders are filled
+            centred: Tensor = v2.functional.center_crop(image, [size, size])
+            return centred
+        top, left = (round((side - size) / 2.0) for side in image.shape[1:])
+        return image[:, top : top + size, left : left + size]
+
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Alter a batch, uint8 [B, 3, S, S], by the numbers [B, draws] on the same device; may work in place."""
+        if type(self).alter is Augmentation.alter:
+            return images
+        if images.device.type != "cpu":
+            return self.alter(images, uniform)
+        count = max(1, _CHUNK // (images.shape[-1] * images.shape[-2]))
+        for start in range(0, len(images), count):
+            part = slice(start, start + count)
+            images[part] = self.alter(images[part], uniform[part])
+        return images
+
+    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """What `__call__` does, for as many images as are altered at once."""
+        return images
 
 
-@functools.lru_cache(maxsize=8)
-def _identity_grid(height: int, width: int) -> Tensor:
-    """The grid [1, H, W, 2] that maps an image to itself; kept, as making it takes as long as all the rest."""
-    return nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
+class Light(Augmentation):
+    """The centre crop, flipped half of the time."""
+
+    draws = 1
+
+    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Flip."""
+        return flip(images, uniform[:, 0] < 0.5)
 
 
-def eval_transform(spec: InputSpec) -> ImageTransform:
-    """The deterministic transform of evaluation: short side to size / crop_pct, then the centre crop."""
-    return ImageTransform(_centre(spec), None)
+class Standard(Augmentation):
+    """A random part of the image, resized, flipped half of the time (torchvision's RandomResizedCrop, its defaults)."""
+
+    scale = (0.08, 1.0)
+    ratio = (3 / 4, 4 / 3)
+    attempts = 10
+    draws = 2 * attempts + 3
+
+    def crop(self, image: Tensor, uniform: Sequence[float]) -> Tensor:
+        """Choose a part of the image and resize it."""
+        top, left, height, width = self.box(image.shape[1], image.shape[2], uniform)
+        size, mode = self.spec.size, _INTERPOLATIONS[self.spec.interpolation]
+        part = image[:, top : top + height, left : left + width]
+        resized: Tensor = v2.functional.resize(part, [size, size], mode, antialias=True)
+        return resized
+
+    def box(self, height: int, width: int, uniform: Sequence[float]) -> tuple[int, int, int, int]:
+        """Choose top, left, height and width of a part with a random share of the area and a random aspect."""
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        for i in range(self.attempts):
+            area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[2 * i])
+            aspect = math.exp(low + (high - low) * uniform[2 * i + 1])
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = (
+                    int(u * (room + 1)) for u, room in zip(uniform[-3:], (height - h, width - w), strict=False)
+                )
+                return top, left, h, w
+        w = min(width, round(height * self.ratio[1]))  # the largest part with an allowed aspect, in the centre
+        h = min(height, round(width / self.ratio[0]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Flip."""
+        return flip(images, uniform[:, -1] < 0.5)
 
 
-def train_transform(name: str, spec: InputSpec) -> ImageTransform:
+class Authors(Augmentation):
+    """RECAST's own: squashed to the square, flip, colour jitter in random order, affine.
+
+    ColorJitter(0.4, 0.4, 0.4, 0.2) and RandomAffine(10°, translate 0.1, scale 0.9-1.1) of torchvision, nearest pixel,
+    filled with black (appledora/RECAST_ICLR25).
+    """
+
+    draws = 10
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__(spec)
+        self.geometry = Geometry(spec.size, True, spec.interpolation)
+
+    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Flip, jitter, move."""
+        mirrored, order, brightness, contrast, saturation, hue, turn, right, down, zoom = uniform.T
+        images = flip(images, mirrored < 0.5)
+        factors = [*(0.6 + 0.8 * factor for factor in (brightness, contrast, saturation)), 0.4 * hue - 0.2]
+        images = jitter(images, factors, (order * len(ORDERS)).long())
+        shift = (torch.stack([right, down], 1) * 2 - 1).mul(0.1 * images.shape[-1]).round()
+        return affine(images, 20 * turn - 10, shift, 0.9 + 0.2 * zoom)
+
+
+class Shift(Augmentation):
+    """Moves and scales the image a little, continuing its border outwards. No flip: for characters.
+
+    Unlike `affine` it leaves no black edge on a bright background.
+    """
+
+    draws = 3
+    translate = 0.06  # largest shift, as a share of the side
+    scale = 0.1  # largest change of the size, as a share of it
+
+    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Move and scale, with bilinear interpolation."""
+        zoom, right, down = (uniform * 2 - 1).double().T
+        factor = (1 / (1 + zoom * self.scale)).float()  # the map leads from the result back to the image
+        # In a grid's coordinates, a side goes from -1 to 1
+        offset = (2 * self.translate * torch.stack([right, down], 1)).float()
+        grid = _identity_grid(*images.shape[2:], images.device)
+        grid = torch.addcmul(offset[:, None, None], grid, factor[:, None, None, None])
+        moved = nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        return moved.round_().to(torch.uint8)
+
+
+_AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "standard": Standard,
+    "light": Light,
+    "authors": Authors,
+    "shift": Shift,
+    "none": Augmentation,
+}
+
+
+def augmentation(name: str, spec: InputSpec) -> Augmentation:
     """Build the training augmentation `name`.
 
     Args:
         name: `standard` (random resized crop, flip), `light` (flip), `authors` (RECAST's: squashed to the square, flip,
             colour jitter, affine), `shift` (small shifts and changes of size, no flip: for characters) or `none`.
-        spec: What the backbone wants. `light`, `shift` and `none` share the geometry of evaluation.
+        spec: What the backbone wants.
 
     Raises:
         UserError: If there is no augmentation of that name.
@@ -121,32 +253,121 @@ def train_transform(name: str, spec: InputSpec) -> ImageTransform:
     return _AUGMENTATIONS[name](spec)
 
 
-def _centre(spec: InputSpec) -> v2.Compose:
-    return v2.Compose([_resize(spec, [math.floor(spec.size / spec.crop_pct)]), v2.CenterCrop(spec.size)])
+def flip(images: Tensor, which: Tensor) -> Tensor:
+    """Mirror the images [B, 3, H, W] of a batch where `which` [B] is true; on a processor in place."""
+    if images.device.type != "cpu":
+        return torch.where(which[:, None, None, None], images.flip(-1), images)
+    for number in which.nonzero()[:, 0].tolist():  # several times as fast as by a mask
+        images[number] = images[number].flip(-1)
+    return images
 
 
-def _resize(spec: InputSpec, size: list[int]) -> v2.Resize:
-    return v2.Resize(size, interpolation=_INTERPOLATIONS[spec.interpolation], antialias=True)
+def jitter(images: Tensor, factors: Sequence[Tensor], orders: Tensor) -> Tensor:
+    """Change the colours of images, each by its own factors and in its own order.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        factors: Of brightness, contrast and saturation, [B] each, and turns of the hue, [B], from -0.5 to 0.5.
+        orders: For each image the order of the four, as an index [B] into `ORDERS`.
+
+    Returns:
+        uint8 [B, 3, H, W].
+    """
+    changes = (_brightness, _contrast, _saturation, _hue)
+    pixels = images.float()
+    for number in set(orders.tolist()):
+        chosen = (orders == number).nonzero()[:, 0]
+        part = pixels if len(chosen) == len(pixels) else pixels[chosen]
+        for change in ORDERS[number]:
+            part = changes[change](part, factors[change][chosen][:, None, None, None])
+        pixels = part if len(chosen) == len(pixels) else pixels.index_copy_(0, chosen, part)
+    return pixels.int().to(torch.uint8)  # by way of int32, which takes half of the time
 
 
-def _standard(spec: InputSpec) -> ImageTransform:
-    crop = v2.RandomResizedCrop(spec.size, interpolation=_INTERPOLATIONS[spec.interpolation], antialias=True)
-    return ImageTransform(None, v2.Compose([crop, v2.RandomHorizontalFlip()]))
+# Below, pixels are whole numbers from 0 to 255 in float32, [B, 3, H, W], and a result is cut off to whole numbers, as
+# torchvision does on uint8. They may work in place.
 
 
-def _authors(spec: InputSpec) -> ImageTransform:
-    augment = [
-        v2.RandomHorizontalFlip(),
-        v2.ColorJitter(0.4, 0.4, 0.4, 0.2),
-        v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1)),
-    ]
-    return ImageTransform(_resize(spec, [spec.size, spec.size]), v2.Compose(augment))
+def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
+    return _whole(pixels.mul_(factor))
 
 
-_AUGMENTATIONS: dict[str, Callable[[InputSpec], ImageTransform]] = {
-    "standard": _standard,
-    "light": lambda spec: ImageTransform(_centre(spec), v2.RandomHorizontalFlip()),
-    "authors": _authors,
-    "shift": lambda spec: ImageTransform(_centre(spec), RandomShift()),
-    "none": eval_transform,
-}
+def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
+    mean = _gray(pixels).mean(dim=(-3, -2, -1), keepdim=True)
+    return _whole(pixels.mul_(factor).add_(mean * _rest(factor)))
+
+
+def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
+    gray = _gray(pixels).mul_(_rest(factor))
+    return _whole(pixels.mul_(factor).add_(gray))
+
+
+def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue h, six sectors in a circle, by 6·turn; the lightest and the darkest channel keep their values.
+
+    Without HSV and its branches: with c = light - dark, a channel is dark + c·clamp(t, 0, 1), where t is |h - 3| - 1
+    for red, 2 - |h - 2| for green and 2 - |h - 4| for blue.
+    """
+    red, green, blue = pixels.unbind(1)
+    light, dark = pixels.amax(1), pixels.amin(1)
+    chroma = light - dark
+    # 0 where red (green) is the lightest, else 1: pixels are whole numbers
+    not_red, not_green = ((light - channel).clamp_(max=1) for channel in (red, green))
+    from_green, from_blue = (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
+    hue = (green - blue).lerp_(from_green.lerp_(from_blue, not_green), not_red)
+    hue.div_(chroma.clamp_min(1)).add_(6 * turn[:, 0])  # without chroma, any hue will do
+    hue.sub_(hue.div(6).floor_().mul_(6))
+    for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+        share = (hue - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
+        pixels[:, channel] = share.mul_(chroma).add_(dark)
+    return pixels.mul_((256 - 1e-3) / 255).floor_()
+
+
+def _rest(factor: Tensor) -> Tensor:
+    """1 - factor, rounded once: torchvision computes it in double precision."""
+    return (1 - factor.double()).float()
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """Brightness [B, 1, H, W], cut off to whole numbers."""
+    red, green, blue = (pixels[:, channel : channel + 1] for channel in range(3))
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+
+
+def _whole(pixels: Tensor) -> Tensor:
+    return pixels.clamp_(0, 255).floor_()
+
+
+def affine(images: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Turn, scale and shift images about their centre: the nearest pixel, black where there is none.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        angle: Degrees clockwise, [B].
+        shift: Pixels to the right and down, [B, 2].
+        scale: Factors [B].
+
+    Returns:
+        uint8 [B, 3, H, W].
+    """
+    height, width = images.shape[-2:]
+    radians = angle.deg2rad()
+    cos, sin = (radians.cos() / scale)[:, None], (radians.sin() / scale)[:, None]
+    # From a pixel of the result back to the image: turn and scale the other way, after taking back the shift. The sum
+    # of a part that depends on the column and one that depends on the row.
+    x = torch.arange(width, device=images.device) - (width - 1) / 2 - shift[:, :1]
+    y = torch.arange(height, device=images.device) - (height - 1) / 2 - shift[:, 1:]
+    column = (cos * x)[:, None, :] + (sin * y + (width - 1) / 2)[:, :, None]
+    row = (-sin * x)[:, None, :] + (cos * y + (height - 1) / 2)[:, :, None]
+    # What lies outside is taken from a border of black, one pixel wide
+    bordered = nn.functional.pad(images, (1, 1, 1, 1))
+    column = column.round_().add_(1).clamp_(0, width + 1).int()
+    row = row.round_().add_(1).clamp_(0, height + 1).int()
+    source = row.mul_(width + 2).add_(column).long().flatten(1)
+    return bordered.flatten(2).gather(2, source[:, None].expand(-1, 3, -1)).view_as(images)
+
+
+@functools.lru_cache(maxsize=8)
+def _identity_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """The grid [1, H, W, 2] that maps an image to itself; kept, as making it takes as long as all the rest."""
+    return nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False).to(device)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from recast_exp import __version__, console, plots
 from recast_exp.assembly import AdaptedModel
+from recast_exp.card import write_card, write_predictions
 from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.probe import probe
@@ -45,7 +46,9 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
     start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
-    data = experiment.data()
+    data = experiment.data(keep=True)
+    if is_main_process():
+        write_card(run_dir, data)
     loggers = make_loggers(cfg, run_dir, group)
     failed = True
     try:
@@ -54,8 +57,9 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
             # Before the test: should that fail, the trained numbers are not lost.
             save_task(run_dir / "task.safetensors", adapted.task_tensors(), experiment.record(adapted))
         tested = test(cfg, adapted, data, loggers)
-        metrics = _metrics(cfg, result, tested, probed) | mimicry
+        metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
         if is_main_process():
+            write_predictions(run_dir, data, tested.predictions)
             _write(cfg, run_dir, metrics, result, adapted, experiment, start)
         failed = False
     except KeyboardInterrupt:
@@ -119,7 +123,6 @@ def _write(
 ) -> None:
     parameters = count(adapted, (run_dir / "task.safetensors").stat().st_size)
     write_json(run_dir / "parameters.json", parameters)
-    write_json(run_dir / "dataset.json", experiment.images.describe())
     plots.learning_curves(result.history, run_dir / "plots" / "learning_curves.png", reported=int(metrics["epoch"]))
     if start:
         after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}

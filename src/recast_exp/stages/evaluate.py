@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from recast_exp import console
 from recast_exp.bank_store import bank_by_hash
+from recast_exp.card import write_card, write_predictions
 from recast_exp.errors import UserError
 from recast_exp.experiment import Experiment, with_values
 from recast_exp.files import write_json
@@ -48,10 +49,13 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     loggers = make_loggers(cfg, run_dir, group)
     failed = True
     try:
-        tested = test(cfg, adapted, experiment.data(), loggers)
-        metrics = {**tested, "peak_memory_mb": peak_memory_mb(), "device": device_name(cfg), **versions()}
+        data = experiment.data()
+        tested = test(cfg, adapted, data, loggers)
+        metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(cfg), **versions()}
         parameters = count(adapted, path.stat().st_size)
         write_json(run_dir / "parameters.json", parameters)
+        write_card(run_dir, data)
+        write_predictions(run_dir, data, tested.predictions)
         write_json(run_dir / "metrics.json", metrics)
         console.show_evaluation(cfg, path, metrics, parameters)
         failed = False

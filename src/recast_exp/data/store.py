@@ -1,0 +1,365 @@
+"""Resized images, kept where they can be had again at once: in a file that all runs on a machine share, or in memory.
+
+Decoding and resizing a photograph takes milliseconds, reading it from here tens of microseconds. What is kept depends
+on the bytes of the image files and on the geometry alone, so a store is found again by their hash: by every run of a
+sweep, and not by one whose data has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recast_exp.data.base import Samples
+from recast_exp.data.images import in_parallel, read_image
+from recast_exp.data.transforms import Geometry
+from recast_exp.errors import UserError
+from recast_exp.files import json_hash, write_json
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SMALL = 64 * 2**20
+"""Bytes up to which images that are in memory anyway are kept resized."""
+
+_PIXELS, _INDEX = "pixels.bin", "index.safetensors"
+_SPARE = 2**28  # bytes of a disk or of memory that are left free
+
+
+class Store(Protocol):
+    """Resized images by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, uint8 [3, H, W]; not to be written to.
+
+        Raises:
+            UserError: If its file cannot be read.
+        """
+        ...
+
+
+class FileStore:
+    """Image files, decoded and resized each time."""
+
+    def __init__(self, paths: Sequence[Path], geometry: Geometry) -> None:
+        # One array instead of many objects: loader processes count references to objects, which copies their memory
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._geometry = geometry
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._geometry(read_image(self.path(index)))
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return Path(os.fsdecode(bytes(self._paths[index])))
+
+
+class ArrayStore:
+    """Images [N, H, W, 3] in memory, resized each time."""
+
+    def __init__(self, images: NDArray[np.uint8], geometry: Geometry) -> None:
+        self._images = images
+        self._geometry = geometry
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._geometry(torch.from_numpy(self._images[index]).permute(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where each image lies among the pixels.
+
+    Attributes:
+        shapes: Heights and widths, int64 [N, 2].
+    """
+
+    shapes: NDArray[np.int64]
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Bytes up to the end of each image, [N]."""
+        ends: NDArray[np.int64] = np.cumsum(3 * self.shapes.prod(1))
+        return ends
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return int(3 * self.shapes.prod(1).sum())
+
+
+class PixelStore:
+    """Resized images one after the other in memory, or in a file that is mapped into it.
+
+    Args:
+        pixels: uint8 values in memory, or the file that holds them; each process maps it when it first reads.
+        index: Their shapes.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8] | Path, index: Index) -> None:
+        self._source = pixels
+        self._shapes = index.shapes
+        self._ends = index.ends
+        self._pixels = None if isinstance(pixels, Path) else torch.from_numpy(pixels)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self._pixels is None:
+            assert isinstance(self._source, Path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the array cannot be written to: that is meant
+                self._pixels = torch.from_numpy(np.memmap(self._source, mode="r"))
+        height, width = self._shapes[index]
+        return self._pixels[self._ends[index] - 3 * height * width : self._ends[index]].view(3, height, width)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self._source, Path):
+            state["_pixels"] = None  # mapped again by the process that gets it
+        return state
+
+
+@dataclass(frozen=True)
+class Request:
+    """One split's images, and how they are resized.
+
+    Attributes:
+        samples: The images.
+        geometry: The resizing.
+        build: Whether to decode what is not kept yet; otherwise such images are decoded when they are read.
+    """
+
+    samples: Samples
+    geometry: Geometry
+    build: bool = True
+
+
+def open_stores(requests: Mapping[str, Request], mode: str, cache: Path, name: str) -> dict[str, Store]:
+    """Open the stores of a dataset's splits; what is to be kept and is not there yet is built, all at once.
+
+    Args:
+        requests: What is wanted, by split.
+        mode: "memmap" (files below `cache`), "ram" or "off". Images that are in memory anyway need none of them.
+        cache: The cache folder.
+        name: Name of the dataset, for messages.
+
+    Raises:
+        UserError: If there is not enough room, or an image cannot be read. Nothing is left behind then.
+    """
+    stores: dict[str, Store] = {}
+    plans: dict[str, _Plan] = {}
+    for split, request in requests.items():
+        images, geometry = request.samples.images, request.geometry
+        if not isinstance(images, tuple):
+            stores[split] = _array_store(images, geometry)
+        elif mode == "off" or (mode == "ram" and not request.build):
+            stores[split] = FileStore(images, geometry)
+        elif mode == "memmap" and (found := _find(folder := _folder(cache, images, geometry))) is not None:
+            stores[split] = found
+        elif not request.build:
+            stores[split] = FileStore(images, geometry)
+        else:
+            plans[split] = _Plan(images, geometry, folder if mode == "memmap" else None)
+    if plans:
+        _announce(list(plans.values()), mode, cache, name)
+    return stores | {split: plan.build(name) for split, plan in plans.items()}
+
+
+@dataclass
+class _Plan:
+    """Images to be decoded, and where to."""
+
+    paths: Sequence[Path]
+    geometry: Geometry
+    folder: Path | None
+
+    def __post_init__(self) -> None:
+        self.index = Index(np.array(list(in_parallel(self._shape, self.paths, "reading sizes")), dtype=np.int64))
+
+    def _shape(self, path: Path) -> tuple[int, int]:
+        try:
+            with Image.open(path) as image:
+                return self.geometry.shape(image.height, image.width)
+        except Exception:
+            read_image(path)  # says what is wrong with it
+            raise
+
+    def build(self, name: str) -> Store:
+        """Decode and resize all images."""
+        if self.folder is None:
+            pixels = np.empty(self.index.size, dtype=np.uint8)
+            self._decode(lambda image, start: np.copyto(pixels[start : start + image.size], image), name)
+            return PixelStore(pixels, self.index)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it by now
+            return _find(self.folder) or self._build_folder(self.folder, name)
+
+    def _build_folder(self, folder: Path, name: str) -> Store:
+        for left in folder.parent.glob(f"{folder.name}.tmp*"):  # by a job that was killed: this one holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
+        try:
+            with (temporary / _PIXELS).open("wb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, self.index.size)
+                self._decode(lambda image, start: _write(file.fileno(), image, start), name)
+                os.fsync(file.fileno())
+            facts = {"format": FORMAT, "dataset": name, "geometry": asdict(self.geometry), **_versions()}
+            save_file(
+                {"shapes": torch.from_numpy(self.index.shapes)},
+                temporary / _INDEX,
+                {"recast_exp": json.dumps(facts)},
+            )
+            shutil.rmtree(folder, ignore_errors=True)  # one that `_find` did not accept
+            temporary.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"dataset.cache: {folder.parent} cannot be written to ({error.strerror or error})"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        store = _find(folder)
+        assert store is not None
+        return store
+
+    def _decode(self, put: Callable[[NDArray[np.uint8], int], None], name: str) -> None:
+        starts = self.index.ends - 3 * self.index.shapes.prod(1)
+
+        def work(number: int) -> None:
+            image = self.geometry(read_image(self.paths[number]))
+            if image.shape[1:] != tuple(self.index.shapes[number]):
+                raise UserError(f"{self.paths[number]}: changed while it was read; run again")
+            put(image.contiguous().numpy().reshape(-1), int(starts[number]))
+
+        for _ in in_parallel(work, range(len(self.paths)), f"decoding {name}"):
+            pass
+
+
+def _array_store(images: NDArray[np.uint8], geometry: Geometry) -> Store:
+    height, width = geometry.shape(*images.shape[1:3])
+    index = Index(np.tile(np.array([[height, width]], dtype=np.int64), (len(images), 1)))
+    if index.size > SMALL:
+        return ArrayStore(images, geometry)
+    resized = geometry(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return PixelStore(resized.contiguous().numpy().reshape(-1), index)
+
+
+def _announce(plans: Sequence[_Plan], mode: str, cache: Path, name: str) -> None:
+    """Say what will be kept where, and refuse what does not fit."""
+    size, count = sum(plan.index.size for plan in plans), sum(len(plan.paths) for plan in plans)
+    if mode == "memmap":
+        cache.mkdir(parents=True, exist_ok=True)
+        free, where, other = shutil.disk_usage(cache).free, str(cache / "images"), "cache_dir elsewhere"
+    else:
+        free, where, other = _free_memory(), "memory", "dataset.cache=memmap"
+    if size + _SPARE > free:
+        raise UserError(
+            f"dataset.cache: {mode} takes {size / 1e9:.1f} GB in {where} for the {count:,} images of {name}, "
+            f"{free / 1e9:.1f} GB are free; set {other}, or dataset.cache=off"
+        )
+    log.info("Decoding %s images of %s, once, to %s (%.1f GB)", f"{count:,}", name, where, size / 1e9)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be had; as many as one likes where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(available) * 1024
+    except (OSError, ValueError):
+        return 2**62
+
+
+def _find(folder: Path) -> Store | None:
+    """A whole store, or None."""
+    try:
+        with safe_open(folder / _INDEX, framework="np") as file:
+            index = Index(file.get_tensor("shapes"))
+        if (folder / _PIXELS).stat().st_size == index.size:
+            return PixelStore(folder / _PIXELS, index)
+    except (OSError, SafetensorError):
+        pass
+    return None
+
+
+def _folder(cache: Path, paths: Sequence[Path], geometry: Geometry) -> Path:
+    """Where the resized images of these files belong."""
+    settings = {"format": FORMAT, "geometry": asdict(geometry), **_versions()}
+    return cache / "images" / json_hash({"content": content_hash(paths, cache), "settings": settings}, 32)
+
+
+def _versions() -> dict[str, str]:
+    """What decides about the last bit of a resized image."""
+    return {"pillow": PIL.__version__, "torchvision": torchvision.__version__}
+
+
+def content_hash(paths: Sequence[Path], cache: Path) -> str:
+    """Hash the bytes of image files, in order.
+
+    They are read once: as long as no path, size or time of change differs, the hash is remembered below `cache`.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    memo = cache / "images" / "hashes" / f"{digest.hexdigest()[:32]}.json"
+    try:
+        return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    whole = hashlib.sha256()
+    for one in in_parallel(_file_hash, paths, "hashing images"):
+        whole.update(one)
+    if time.time_ns() - max(path.stat().st_mtime_ns for path in paths) > 2 * 10**9:
+        # A file changed within the clock's resolution of now could change again without a trace
+        write_json(memo, {"sha256": whole.hexdigest(), "files": len(paths)})
+    return whole.hexdigest()
+
+
+def _file_hash(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _write(descriptor: int, image: NDArray[np.uint8], start: int) -> None:
+    """Write all of an image at its place; not through a mapping, where a full disk would kill the process."""
+    data = memoryview(image.data)
+    while data:
+        written = os.pwrite(descriptor, data, start)
+        data, start = data[written:], start + written
