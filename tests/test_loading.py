@@ -403,7 +403,7 @@ def test_what_does_not_fit_is_refused_first(tmp_path: Path, files: list[Path], m
     for mode, other in (("memmap", "set cache_dir elsewhere"), ("ram", "set dataset.cache=memmap")):
         with pytest.raises(UserError) as error:
             open_stores(wanted(files), mode, tmp_path / "cache", "cub")
-        assert_one_line(error, f"dataset.cache: {mode} takes 0.0 GB", "18 images of cub", other, "dataset.cache=off")
+        assert_one_line(error, f"dataset.cache: {mode} takes 0 MB", "18 images of cub", other, "dataset.cache=off")
     assert not list((tmp_path / "cache").glob("images/*/*.bin"))
 
 

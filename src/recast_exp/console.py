@@ -138,7 +138,10 @@ def _print(title: str, table: Table, *lines: str) -> None:
 
 
 def _title(cfg: DictConfig) -> str:
-    return f"{cfg.model.name} on {cfg.dataset.name} · {cfg.model.backbone} · seed {cfg.seed}"
+    backbone = cfg.model.backbone
+    if cfg.model.weights:
+        backbone = f"{backbone.partition('.')[0]} with {Path(cfg.model.weights).name}"
+    return f"{cfg.model.name} on {cfg.dataset.name} · {backbone} · seed {cfg.seed}"
 
 
 def _numbers(parameters: dict[str, Any]) -> str:

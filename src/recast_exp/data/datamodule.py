@@ -13,7 +13,7 @@ from torch import Tensor
 from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
-from recast_exp.data.transforms import Augmentation, InputSpec, augmentation
+from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
 from recast_exp.errors import UserError
 from recast_exp.files import usable_cores
 
@@ -124,7 +124,10 @@ class ImageDataModule(lightning.LightningDataModule):
         """Map uint8 pixels [B, 3, S, S] to float32 with the backbone's mean and deviation."""
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return images.float().div_(255).sub_(self._mean).div_(self._std)
+        result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        for part in chunks(images):
+            result[part].copy_(images[part]).div_(255).sub_(self._mean).div_(self._std)
+        return result
 
     def _eval_dataloader(self, split: str) -> ImageLoader:
         dataset = self.datasets[split]

@@ -240,6 +240,7 @@ class _Plan:
                 temporary / _INDEX,
                 {"recast_exp": json.dumps(facts)},
             )
+            temporary.chmod(temporary.parent.stat().st_mode)  # mkdtemp makes folders that only their owner can read
             shutil.rmtree(folder, ignore_errors=True)  # one that `_find` did not accept
             temporary.rename(folder)
         except OSError as error:
@@ -284,10 +285,14 @@ def _announce(plans: Sequence[_Plan], mode: str, cache: Path, name: str) -> None
         free, where, other = _free_memory(), "memory", "dataset.cache=memmap"
     if size + _SPARE > free:
         raise UserError(
-            f"dataset.cache: {mode} takes {size / 1e9:.1f} GB in {where} for the {count:,} images of {name}, "
-            f"{free / 1e9:.1f} GB are free; set {other}, or dataset.cache=off"
+            f"dataset.cache: {mode} takes {_bytes(size)} in {where} for the {count:,} images of {name}, "
+            f"{_bytes(free)} are free; set {other}, or dataset.cache=off"
         )
-    log.info("Decoding %s images of %s, once, to %s (%.1f GB)", f"{count:,}", name, where, size / 1e9)
+    log.info("Decoding %s images of %s, once, to %s (%s)", f"{count:,}", name, where, _bytes(size))
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _free_memory() -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,13 @@ class Geometry:
         return int(self.size * height / width), self.size
 
 
+def chunks(images: Tensor) -> Iterator[slice]:
+    """Divide a batch [B, C, H, W] into parts that fit a processor's cache; for an accelerator, leave it whole."""
+    whole = images.device.type != "cpu"
+    count = len(images) if whole else _CHUNK // (images.shape[-1] * images.shape[-2])
+    return (slice(start, start + max(1, count)) for start in range(0, len(images), max(1, count)))
+
+
 def eval_geometry(spec: InputSpec) -> Geometry:
     """The resizing of evaluation, which `standard`, `light`, `shift` and `none` share: short side to size/crop_pct."""
     return Geometry(math.floor(spec.size / spec.crop_pct), spec.squash, spec.interpolation)
@@ -125,9 +132,7 @@ class Augmentation:
             return images
         if images.device.type != "cpu":
             return self.alter(images, uniform)
-        count = max(1, _CHUNK // (images.shape[-1] * images.shape[-2]))
-        for start in range(0, len(images), count):
-            part = slice(start, start + count)
+        for part in chunks(images):
             images[part] = self.alter(images[part], uniform[part])
         return images
 
