@@ -408,7 +408,7 @@ def test_what_does_not_fit_is_refused_first(tmp_path: Path, files: list[Path], m
 
 
 BUILD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import numpy as np
 import recast_exp.data.store as store
@@ -417,7 +417,7 @@ from recast_exp.data.transforms import Geometry
 paths = tuple(sorted(Path(sys.argv[1]).rglob("*.jpg")))
 read = store.read_image
 def slow(path):
-    print("decoding", flush=True)
+    os.write(1, b"decoding\\n")  # in one piece, whatever the other threads write
     time.sleep(float(sys.argv[3]))
     return read(path)
 store.read_image = slow
