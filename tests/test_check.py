@@ -13,10 +13,10 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from fixtures_data import make_cub, make_flowers
+from fixtures_data import make_cub, make_flowers, make_folder, write_image
 from helpers import assert_one_line
 from recast_exp import stages
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError
 
 Compose = Callable[..., DictConfig]
 CUB = ("stage=check", "dataset=cub", "model.backbone=digits_vit", "dataset.verify=false")
@@ -55,7 +55,7 @@ def test_all_bad_images_are_named_at_once(tiny: Compose, tmp_path: Path, capsys:
     gone, cut = images / "001.Bird_1" / "Bird_0000.jpg", images / "004.Bird_4" / "Bird_0011.jpg"
     gone.unlink()
     cut.write_bytes(cut.read_bytes()[:200])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MissingInputError) as error:
         stages.run(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
     report = tmp_path / "run" / "check.json"
     assert_one_line(error, "2 of 45 images are missing or damaged", report, "dataset.bad_images=skip")
@@ -97,3 +97,18 @@ def test_a_run_shows_its_images_and_its_mistakes(tiny: Compose, tmp_path: Path, 
     assert right / 15 == pytest.approx(metrics["test/accuracy"])
     assert sum(float(row["loss"]) for row in rows) / 15 == pytest.approx(metrics["test/loss"], rel=1e-5)
     assert bool(list((tmp_path / "cache").glob("images/*/pixels.bin"))) == (cache == "memmap")
+
+
+def test_other_test_images_are_noticed(tiny: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_folder(tmp_path / "images", count=10)
+    typed = ("dataset=folder", "model=vit_frozen", "model.backbone=digits_vit", f"dataset.path={root}")
+    stages.run(tiny(*typed), tmp_path / "run")
+    task = f"task={tmp_path / 'run' / 'task.safetensors'}"
+    evaluate = ("stage=evaluate", task, f"dataset.path={root}")
+    stages.run(tiny(*evaluate), tmp_path / "again")
+    assert "not the images" not in caplog.text
+    for name in ("predictions.csv", "plots/confusion.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    write_image(root / "class2" / "0b.png", seed=5)
+    stages.run(tiny(*evaluate), tmp_path / "other")
+    assert "these are not the images" in caplog.text

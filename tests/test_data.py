@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 from fixtures_data import make_cub, make_folder, write_image
 from helpers import assert_one_line, load
 from recast_exp.config import DatasetConfig
-from recast_exp.data import check_dataset, names
-from recast_exp.data.base import ImageSet, Samples, carve_validation, split_by_class
+from recast_exp.data import check_dataset, cub, names
+from recast_exp.data.base import ImageSet, Official, Samples, carve_validation, split_by_class
 from recast_exp.errors import MissingInputError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +80,13 @@ def test_a_class_of_one_image_stays_in_training() -> None:
     train, val = carve_validation(samples, 0.5, 0)
     assert sorted(train.labels) == [0, 1]
     assert val.labels.tolist() == [0]
+
+
+def test_two_classes_of_one_name() -> None:
+    none = Samples((), np.array([], dtype=np.int64))
+    with pytest.raises(UserError) as error:
+        Official(("wren", "crow", "wren"), {"all": none}, index="classes.txt")
+    assert_one_line(error, "classes.txt: two classes have the name 'wren'")
 
 
 def test_image_set_names_what_is_empty() -> None:
@@ -162,7 +171,7 @@ def test_cub_maps_class_numbers_with_gaps(tmp_path: Path) -> None:
 
 
 def test_cub_missing(tmp_path: Path) -> None:
-    cfg = DatasetConfig(name="cub")
+    cfg = DatasetConfig(name="cub", verify=False)
     with pytest.raises(MissingInputError) as error:
         check_dataset(cfg, tmp_path)
     assert_one_line(error, f"no folder {tmp_path / 'CUB_200_2011'}", "images.txt", "https://", "data_dir=")
@@ -186,7 +195,10 @@ def test_cub_missing(tmp_path: Path) -> None:
         ("image_class_labels.txt", b"2 77", ("image_class_labels.txt, line 2", "'77'", "one of 1, 4, 12")),
         ("image_class_labels.txt", b"99 1", ("image_class_labels.txt, line 2", "image 99 is not in")),
         ("train_test_split.txt", b"2 yes", ("train_test_split.txt, line 2", "'yes'", "one of 1, 0")),
-        ("classes.txt", b"", ("classes.txt, line 2", "''")),
+        ("classes.txt", b"four", ("classes.txt, line 2", "'four'")),
+        ("image_class_labels.txt", b"2 4", ("images.txt: image 2 is '001.Bird_1/", "the class '004.Bird_4'")),
+        ("images.txt", b"2 001.Bird_1/../../x.jpg", ("images.txt: image 2", "takes CLASS/FILE")),
+        ("classes.txt", b"4 001.Bird_1", ("images.txt: image 7 is '004.Bird_4/", "the class '001.Bird_1'")),
     ],
 )
 def test_cub_damaged_lists(tmp_path: Path, file: str, line: bytes, expected: tuple[str, ...]) -> None:
@@ -278,6 +290,26 @@ def test_description_is_json(tmp_path: Path) -> None:
     make_folder(tmp_path, ("a", "b"))
     description = load("folder", path=str(tmp_path)).describe()
     assert json.loads(json.dumps(description)) == description
+
+
+def test_folder_follows_links_once_and_takes_images_only(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", count=6)
+    elsewhere = make_folder(tmp_path / "elsewhere", ("more",), count=3)
+    (root / "class2" / "linked").symlink_to(elsewhere)
+    (root / "class2" / "loop").symlink_to(root / "class2")
+    (root / "class10" / "film.mpg").write_text("no image")
+    (root / os.fsdecode(b"caf\xe9")).mkdir()
+    make_folder(root, (os.fsdecode(b"caf\xe9"),), count=6)
+    image_set = load("folder", path=str(root))
+    assert image_set.classes == ("caf\ufffd", "class2", "class10")
+    assert np.array(list(image_set.describe()["images_per_class"].values())).sum(0).tolist() == [6, 9, 6]
+
+
+def test_an_empty_split_is_named(birds: Path) -> None:
+    path = birds / "CUB_200_2011" / "train_test_split.txt"
+    path.write_text("".join(f"{line.split()[0]} 1\n" for line in path.read_text().splitlines()))
+    with pytest.raises(UserError, match="the test split has no image"):
+        load("cub", birds, max_per_class=3)
 
 
 # What is chosen from a set
@@ -385,7 +417,22 @@ def test_missing_and_damaged_images(birds: Path) -> None:
                 load("cub", birds, bad_images="skip", verify=verify)
 
 
-def test_a_cut_down_copy_is_refused_unless_asked_for(birds: Path) -> None:
+def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", count=6)
+    os.mkfifo(root / "class2" / "pipe.jpg")
+    (root / "class10" / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(MissingInputError) as error:
+        load("folder", path=str(root))
+    assert_one_line(error, root / "class2" / "pipe.jpg", "missing (and 1 more)")
+    assert len(load("folder", path=str(root), bad_images="skip").skipped) == 2
+
+
+def test_a_cut_down_copy_is_refused_unless_asked_for(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError) as error:
+        load("cub", birds, verify=True)
+    assert_one_line(error, "classes.txt has 4 lines, the official file 200", "dataset.verify=false")
+    layout = dataclasses.replace(cub.LAYOUT, lines={})
+    monkeypatch.setattr(cub, "LAYOUT", layout)
     with pytest.raises(UserError) as error:
         load("cub", birds, verify=True)
     assert_one_line(

@@ -329,8 +329,7 @@ def test_a_store_is_found_again_by_content(
 ) -> None:
     caplog.set_level(logging.INFO)
     cache = tmp_path / "cache"
-    for path in files:
-        os.utime(path, (1, 1))
+    monkeypatch.setattr(store_module.time, "time_ns", lambda: 2**62)  # long after the files were written
     first = open_stores(wanted(files), "memmap", cache, "cub")["train"]
     assert "Decoding 18 images of cub, once" in caplog.text
     moved = shutil.copytree(tmp_path / "CUB_200_2011", tmp_path / "elsewhere")
@@ -351,15 +350,18 @@ def test_a_store_is_found_again_by_content(
     assert len(folders(cache)) == 4
 
 
-def test_content_hash_follows_the_bytes_not_the_place(tmp_path: Path, files: list[Path]) -> None:
-    for path in files:
-        os.utime(path, (1, 1))
+def test_content_hash_follows_the_bytes_not_the_place(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module.time, "time_ns", lambda: 2**62)
     before = content_hash(files, tmp_path)
     assert before == content_hash(files, tmp_path)
     assert before != content_hash(files[::-1], tmp_path)
     data = bytearray(files[0].read_bytes())
     data[-20] ^= 1
-    files[0].write_bytes(data)  # the same size, another time
+    status = files[0].stat()
+    files[0].write_bytes(data)
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time, as unpacking can leave
     assert before != content_hash(files, tmp_path)
     data[-20] ^= 1
     files[0].write_bytes(data)
@@ -445,6 +447,21 @@ def test_a_killed_build_leaves_no_store_and_is_cleaned_up(tmp_path: Path, files:
     (folder,) = folders(tmp_path / "cache")
     assert left.startswith(folder)
     assert left != folder
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, files: list[Path]) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "images").write_text("a file where a folder should be")
+    with pytest.raises(UserError) as error:
+        open_stores(wanted(files), "memmap", tmp_path / "cache", "cub")
+    assert_one_line(error, f"dataset.cache: {tmp_path / 'cache' / 'images'} cannot be written to", "dataset.cache=off")
+
+
+def test_thirty_two_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError) as error:
+        read_image(tmp_path / "float.tiff")
+    assert_one_line(error, "float.tiff", "32 bits for each pixel, mode F")
 
 
 def test_two_jobs_build_one_store(tmp_path: Path, files: list[Path]) -> None:

@@ -94,7 +94,9 @@ def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) ->
     )
     official = ", ".join(f"{count:,} {split}" for split, count in report["official_images"].items())
     whole = "the official set, verified" if report["verified"] else "not compared with an official set"
-    lines = [f"Found: {report['official_classes']:,} classes, {official} images; {whole}.", f"Images: {size}."]
+    there, known = report["classes"], report["official_classes"]
+    classes = f"{known:,} classes" if there == known else f"{there:,} of {known:,} classes"
+    lines = [f"Found: {classes}, {official} images; {whole}.", f"Images: {size}."]
     if report["bad"]:
         lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in check.json.")
     _print(f"dataset {cfg.dataset.name} in {cfg.dataset.path or cfg.data_dir}", table, *lines)

@@ -93,6 +93,7 @@ class Experiment:
             adapted,
             backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             classes=list(self.images.classes),
+            test_images=self.images.splits["test"].digest(),
             input=input_record(self.backbone.input),
             eval_batch_size=self.eval_batch_size,
         )

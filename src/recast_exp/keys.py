@@ -111,7 +111,9 @@ def shown(value: Any) -> str:
 
 
 def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2."""
+    """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2, or 2 as true."""
+    if "bool" in str(field.type):
+        return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
 
 

@@ -264,6 +264,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="Encountered `nan` values.*")
+            warnings.filterwarnings("ignore", message=".*decompression bomb.*")
             yield
     finally:
         for name, level in levels.items():

@@ -41,6 +41,7 @@ def layout(cfg: DatasetConfig) -> Layout:
             ),
         ),
         num_classes=num_classes,
+        lines={f"data/{classes}": num_classes, f"data/{_list(level, 'train')}": 3334},
         images={"train": 3334, "val": 3333, "test": 3333},
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,17 @@ class Samples:
         chosen = tuple(images[i] for i in indices) if isinstance(images, tuple) else images[indices]
         return Samples(chosen, self.labels[indices])
 
+    def digest(self) -> str:
+        """Hash of the labels and the image files (names and sizes) or pixels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        if isinstance(self.images, tuple):
+            for path in self.images:
+                name = f"{path.parent.name}/{path.name} {path.stat().st_size}\n"
+                digest.update(name.encode("utf-8", "surrogateescape"))
+        else:
+            digest.update(self.images.tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class Official:
@@ -54,7 +66,7 @@ class Official:
         index: The file or folder that lists the images, for messages.
 
     Raises:
-        UserError: If a label is no index into the classes, or an image is listed twice.
+        UserError: If a label is no index into the classes, or a class or an image is listed twice.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +75,10 @@ class Official:
     index: str = ""
 
     def __post_init__(self) -> None:
+        if twice := [name for name in self.classes if self.classes.count(name) > 1]:
+            raise UserError(
+                f"{self.index or 'the index'}: two classes have the name {twice[0]!r}; takes each name once"
+            )
         where: dict[Path, str] = {}
         for split, samples in self.splits.items():
             wrong = (samples.labels < 0) | (samples.labels >= len(self.classes))
@@ -138,6 +154,8 @@ class Layout:
         archives: What `dataset.download=true` fetches.
         num_classes: Classes of the whole set.
         images: Images of the whole set, per official split.
+        md5s: Checksums of files of the whole set.
+        lines: How many lines lists of the whole set have, where their checksums are not published.
         movable: Whether the folder may have another name (torchvision's classes insist on theirs).
     """
 
@@ -148,6 +166,8 @@ class Layout:
     archives: tuple[Archive, ...]
     num_classes: int
     images: dict[str, int]
+    md5s: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
     movable: bool = False
 
     def root(self, cfg: DatasetConfig, data_dir: Path) -> Path:
@@ -185,10 +205,11 @@ class Layout:
             raise UserError(f"dataset.path: got {root} with dataset.download=true, which fills data_dir; leave one out")
 
     def require(self, cfg: DatasetConfig, root: Path) -> None:
-        """Look whether all entries are there.
+        """Look whether all entries are there and, with `cfg.verify`, whether files are those of the whole set.
 
         Raises:
             MissingInputError: One line with what is missing, the layout, and where to get it.
+            UserError: If a file is not the official one.
         """
         missing = [entry for entry in self.entries if not _exists(root, entry)]
         if missing:
@@ -198,6 +219,21 @@ class Layout:
                 f"dataset {cfg.name}: {found}; set dataset.download=true, or get it from {self.source} so that "
                 f"data_dir holds {self.folder}/{self.shape}, or say where it is with data_dir=…{path}"
             )
+        for file, expected in self.md5s.items() if cfg.verify else ():
+            with (root / file).open("rb") as opened:
+                found = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if found != expected:
+                raise UserError(
+                    f"dataset {cfg.name}: {root / file} has md5 {found}, the official file {expected}; get it whole, "
+                    "or set dataset.verify=false to open a cut-down or changed copy"
+                )
+        for file, count in self.lines.items() if cfg.verify else ():
+            lines = sum(bool(line.strip()) for line in (root / file).read_bytes().splitlines())
+            if lines != count:
+                raise UserError(
+                    f"dataset {cfg.name}: {root / file} has {lines:,} lines, the official file {count:,}; get it "
+                    "whole, or set dataset.verify=false to open a cut-down copy"
+                )
 
     def verify(self, cfg: DatasetConfig, official: Official, root: Path) -> None:
         """Compare the numbers of classes and images with those of the whole set.
@@ -259,7 +295,8 @@ def split_by_class(
         members = np.flatnonzero(labels == label)
         if len(members) < len(fractions):
             raise UserError(
-                f"class {classes[label]}: {len(members)} image(s) cannot be divided into {len(fractions)} splits"
+                f"class {classes[label]}: {len(members)} image(s) cannot be divided into {len(fractions)} splits; add "
+                "images, or name the other classes in dataset.classes"
             )
         bounds = np.round(np.cumsum([0.0, *fractions]) * len(members)).astype(int)
         sizes = np.diff(bounds)

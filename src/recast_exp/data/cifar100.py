@@ -29,6 +29,11 @@ LAYOUT = Layout(
         ),
     ),
     num_classes=100,
+    md5s={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
     images={"train": 50000, "test": 10000},
 )
 

@@ -32,6 +32,7 @@ LAYOUT = Layout(
         ),
     ),
     num_classes=200,
+    lines={_CLASSES: 200, _IMAGES: 11788},
     images={"train": 5994, "test": 5794},
     movable=True,
 )
@@ -69,6 +70,13 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
         "train": everything.select(np.flatnonzero(is_train)),
         "test": everything.select(np.flatnonzero(~is_train)),
     }
+    for image, name in images.items():
+        folder, _, file = name.partition("/")
+        if folder != numbered[class_of[image]][1] or not file or "/" in file or file == "..":
+            raise UserError(
+                f"{root / _IMAGES}: image {image} is {name!r}, but {_LABELS} gives it the class "
+                f"{numbered[class_of[image]][1]!r}; takes CLASS/FILE of the same class"
+            )
     numbers, names = tuple(number for number, _ in numbered), tuple(name for _, name in numbered)
     return Official(names, splits, numbers, index=str(root / _IMAGES))
 
@@ -77,7 +85,9 @@ def _read(path: Path) -> Iterator[tuple[int, int, str]]:
     """Yield the lines of a list: the line's own number, and the number from 1 and the text that it holds."""
     seen = set()
     # Damaged bytes are replaced, so that the message below can name the line they are in
-    for line, content in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for line, content in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+        if not content.strip():
+            continue
         number, _, text = content.strip().partition(" ")
         if not (number.isascii() and number.isdigit() and text) or "\ufffd" in text:
             raise UserError(f"{path}, line {line}: got {content[:80]!r}, expected a number, a space and a text")
@@ -94,7 +104,7 @@ def _choices(path: Path, images: dict[int, str], meaning: dict[str, int]) -> dic
         if number not in images:
             raise UserError(f"{path}, line {line}: image {number} is not in {path.parent / _IMAGES}")
         if value not in meaning:
-            shown = ", ".join(list(meaning)[:10]) + (", …" if len(meaning) > 10 else "")
+            shown = (", ".join(list(meaning)[:10]) or "none: there is no class") + (", …" if len(meaning) > 10 else "")
             raise UserError(f"{path}, line {line}: got {value!r} for image {number}, expected one of {shown}")
         found[number] = meaning[value]
     if without := [number for number in images if number not in found]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from recast_exp.data.base import SPLITS, Layout, Official
 from recast_exp.data.download import Archive
-from recast_exp.data.torchvision import reading, samples, verify_files
+from recast_exp.data.torchvision import reading, samples
 
 if TYPE_CHECKING:
     from recast_exp.config import DatasetConfig
@@ -33,6 +33,7 @@ LAYOUT = Layout(
         *(Archive(_SOURCE + file, provides=f"flowers-102/{file}", md5=md5) for file, md5 in _MD5.items()),
     ),
     num_classes=102,
+    md5s=_MD5,
     images={"train": 1020, "val": 1020, "test": 6149},
 )
 
@@ -62,10 +63,8 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
             return True
 
     root = LAYOUT.root(cfg, data_dir)
-    if cfg.verify:
-        verify_files(cfg, {root / file: md5 for file, md5 in _MD5.items()})
     dataset_class = Flowers102 if cfg.verify else CutDown
     with reading(cfg, root):
         splits = {split: samples(dataset_class(root.parent, split, loader=Path)) for split in SPLITS}
     classes = tuple(Flowers102.classes)
-    return Official(classes, splits, tuple(range(1, len(classes) + 1)), index=str(root / _SPLIT))
+    return Official(classes, splits, tuple(range(1, len(classes) + 1)), index=str(root / "*.mat"))

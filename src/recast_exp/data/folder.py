@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from recast_exp.config import DatasetConfig
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+"""Files with another extension are no images."""
+
 _LAYOUT = "dataset=folder takes PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
 
@@ -90,24 +93,30 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
     """List the classes below `root` and their images."""
     import numpy as np
-    from PIL import Image
 
-    extensions = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths: list[Path] = []
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
-        files = [path for path in _files(folder) if path.suffix.lower() in extensions]
+        files = [path for path in _files(folder) if path.suffix.lower() in _EXTENSIONS]
         if not files:
             raise _without_image(folder)
         paths += sorted(files, key=lambda path: _natural(str(path)))
         labels += [label] * len(files)
-    return tuple(folder.name for folder in folders), Samples(tuple(paths), np.array(labels, dtype=np.int64))
+    # A name that is not UTF-8 could not be written down
+    names = tuple(os.fsencode(folder.name).decode("utf-8", "replace") for folder in folders)
+    return names, Samples(tuple(paths), np.array(labels, dtype=np.int64))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden."""
-    for below, _, names in os.walk(folder):
+    """All files below a folder that are not hidden; linked folders count too, but none twice."""
+    seen = set()
+    for below, folders, names in os.walk(folder, followlinks=True):
+        status = Path(below).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         yield from (Path(below, name) for name in names if not name.startswith("."))
 
 

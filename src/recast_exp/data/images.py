@@ -31,7 +31,9 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            deep = image.mode.startswith("I")  # 16 bits of grey, which PIL would clip to white
+            if image.mode in ("I", "F"):
+                raise ValueError(f"it has 32 bits for each pixel, mode {image.mode}; convert it to 8 or 16")
+            deep = image.mode.startswith("I;16")  # 16 bits of grey, which PIL would clip to white
             gray = image.point(lambda value: value / 256).convert("L") if deep else image
             pixels: Tensor = v2.functional.pil_to_tensor(gray.convert("RGB"))
     # PIL's readers raise SyntaxError, ValueError, EOFError, struct.error and more, besides OSError, on a damaged file

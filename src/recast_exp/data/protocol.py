@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,8 +87,12 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:
-    """The paths that are no files; each folder is listed once."""
-    there = {file for folder in {path.parent for path in paths} if folder.is_dir() for file in folder.iterdir()}
+    """The paths that are no files, or lead to none; each folder is listed once. A pipe is none: it would block."""
+    there: set[Path] = set()
+    for folder in {path.parent for path in paths}:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                there.update(Path(entry.path) for entry in entries if entry.is_file())
     return [path for path in paths if path not in there]
 
 
@@ -121,9 +126,9 @@ def _chosen_classes(
     """Keep the classes that were asked for, number them from 0, and keep their official numbers."""
     classes = official.classes
     there = {label for samples in splits.values() for label in np.unique(samples.labels).tolist()}
-    keep = list(range(len(classes))) if cfg.classes is None else _matching(cfg.classes, classes)
-    if cfg.classes is None and not cfg.verify:  # a cut-down copy may lack whole classes
-        keep = [label for label in keep if label in there]
+    # A cut-down copy may lack whole classes
+    known = [label for label in range(len(classes)) if cfg.verify or label in there]
+    keep = known if cfg.classes is None else _matching(cfg.classes, {classes[label]: label for label in known})
     if without := [classes[label] for label in keep if label not in there]:
         raise UserError(f"dataset {cfg.name}: no image of class {', '.join(without)}")
     if len(keep) < 2:
@@ -138,14 +143,14 @@ def _chosen_classes(
     return tuple(classes[label] for label in keep), relabelled, numbers
 
 
-def _matching(patterns: Sequence[str], classes: Sequence[str]) -> list[int]:
+def _matching(patterns: Sequence[str], classes: dict[str, int]) -> list[int]:
     """The labels of the classes that patterns name, in the order of the set."""
     found: set[int] = set()
     for pattern in patterns:
-        labels = [label for label, name in enumerate(classes) if name == pattern]
-        labels = labels or [label for label, name in enumerate(classes) if fnmatch.fnmatchcase(name, pattern)]
+        labels = [classes[pattern]] if pattern in classes else []
+        labels = labels or [label for name, label in classes.items() if fnmatch.fnmatchcase(name, pattern)]
         if not labels:
-            near = difflib.get_close_matches(pattern, classes, n=3, cutoff=0.4) or list(classes[:3])
+            near = difflib.get_close_matches(pattern, classes, n=3, cutoff=0.4) or list(classes)[:3]
             raise UserError(
                 f"dataset.classes: got {pattern!r}, which none of the {len(classes)} classes matches; takes names or "
                 f"patterns such as {', '.join(near)}"
@@ -169,4 +174,4 @@ def _at_most(samples: Samples, count: int, seed: int) -> Samples:
     for label in np.unique(samples.labels):
         members = np.flatnonzero(samples.labels == label)
         chosen.append(random.permutation(members)[:count])
-    return samples.select(np.sort(np.concatenate(chosen)))
+    return samples.select(np.sort(np.concatenate(chosen))) if chosen else samples

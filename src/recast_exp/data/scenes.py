@@ -30,6 +30,7 @@ LAYOUT = Layout(
         *(Archive(f"http://web.mit.edu/torralba/www/{file}", f"indoor67/{file}") for file in _LISTS.values()),
     ),
     num_classes=67,
+    lines={_LISTS["train"]: 5360, _LISTS["test"]: 1340},
     images={"train": 5360, "test": 1340},
     movable=True,
 )
@@ -76,7 +77,9 @@ def _read(path: Path, seen: dict[str, str]) -> list[tuple[str, str]]:
     """Read the classes and file names of a list, and note in `seen` where each image is listed."""
     images = []
     # Damaged bytes are replaced, so that the message below can name the line they are in
-    for line, content in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for line, content in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+        if not content.strip():
+            continue
         name, _, file = content.partition("/")
         if not name or not file or "/" in file or ".." in (name, file) or "\ufffd" in content:
             raise UserError(f"{path}, line {line}: got {content[:80]!r}, expected CLASS/FILE")

@@ -7,6 +7,7 @@ sweep, and not by one whose data has changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -220,9 +221,15 @@ class _Plan:
             pixels = np.empty(self.index.size, dtype=np.uint8)
             self._decode(lambda image, start: np.copyto(pixels[start : start + image.size], image), name)
             return PixelStore(pixels, self.index)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it by now
-            return _find(self.folder) or self._build_folder(self.folder, name)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it by now
+                return _find(self.folder) or self._build_folder(self.folder, name)
+        except OSError as error:
+            raise UserError(
+                f"dataset.cache: {self.folder.parent} cannot be written to ({error.strerror or error}); set cache_dir "
+                "elsewhere, or dataset.cache=off"
+            ) from error
 
     def _build_folder(self, folder: Path, name: str) -> Store:
         for left in folder.parent.glob(f"{folder.name}.tmp*"):  # by a job that was killed: this one holds the lock
@@ -243,10 +250,6 @@ class _Plan:
             temporary.chmod(temporary.parent.stat().st_mode)  # mkdtemp makes folders that only their owner can read
             shutil.rmtree(folder, ignore_errors=True)  # one that `_find` did not accept
             temporary.rename(folder)
-        except OSError as error:
-            raise UserError(
-                f"dataset.cache: {folder.parent} cannot be written to ({error.strerror or error})"
-            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         store = _find(folder)
@@ -336,10 +339,12 @@ def content_hash(paths: Sequence[Path], cache: Path) -> str:
     Raises:
         UserError: If a file cannot be read.
     """
-    digest = hashlib.sha256()
+    digest, newest = hashlib.sha256(), 0
     for path in paths:
         status = path.stat()
-        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        facts = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
+        digest.update(facts.encode("utf-8", "surrogateescape"))
+        newest = max(newest, status.st_ctime_ns)
     memo = cache / "images" / "hashes" / f"{digest.hexdigest()[:32]}.json"
     try:
         return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
@@ -348,9 +353,10 @@ def content_hash(paths: Sequence[Path], cache: Path) -> str:
     whole = hashlib.sha256()
     for one in in_parallel(_file_hash, paths, "hashing images"):
         whole.update(one)
-    if time.time_ns() - max(path.stat().st_mtime_ns for path in paths) > 2 * 10**9:
-        # A file changed within the clock's resolution of now could change again without a trace
-        write_json(memo, {"sha256": whole.hexdigest(), "files": len(paths)})
+    # A file changed within the clock's resolution of now could change again without a trace
+    if time.time_ns() - newest > 2 * 10**9:
+        with contextlib.suppress(OSError):  # where it cannot be written, the files are read again
+            write_json(memo, {"sha256": whole.hexdigest(), "files": len(paths)})
     return whole.hexdigest()
 
 

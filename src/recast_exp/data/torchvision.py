@@ -1,14 +1,13 @@
 """The classification sets of torchvision, by the names of their classes: `dataset=torchvision dataset.name=DTD`.
 
 The splits are the official ones; a set that has none is divided by class. Readers of single sets share `reading`,
-`samples`, `unverified` and `verify_files`.
+`samples` and `unverified`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import inspect
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,22 +183,6 @@ def samples(dataset: Any) -> Samples:
 
     paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
     return Samples(paths, np.array(labels, dtype=np.int64))
-
-
-def verify_files(cfg: DatasetConfig, md5s: Mapping[Path, str]) -> None:
-    """Compare the checksums of files with the official ones. torchvision does, but does not say which file differs.
-
-    Raises:
-        UserError: If one differs.
-    """
-    for path, expected in md5s.items():
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != expected:
-            raise UserError(
-                f"dataset {cfg.name}: {path} has md5 {found}, the official file {expected}; get it whole, or set "
-                "dataset.verify=false to open a cut-down or changed copy"
-            )
 
 
 def unverified(dataset_class: Any) -> Any:

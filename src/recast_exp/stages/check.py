@@ -17,7 +17,7 @@ from recast_exp.data.base import Official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
 from recast_exp.data.protocol import choose, missing_files
-from recast_exp.errors import UserError
+from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
 
@@ -37,6 +37,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     report: dict[str, Any] = {
         "verified": bool(dataset.verify) and "all" not in official.splits,
         "official_classes": len(official.classes),
+        "classes": len({label for part in official.splits.values() for label in np.unique(part.labels).tolist()}),
         "official_images": {split: len(samples) for split, samples in official.splits.items()},
         "height": _range(sizes[:, 0]),
         "width": _range(sizes[:, 1]),
@@ -45,7 +46,8 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     write_json(run_dir / "check.json", report)
     if bad and dataset.bad_images == "error":
         console.show_bad(report["bad"])
-        raise UserError(
+        kind = MissingInputError if "missing" in bad.values() else UserError
+        raise kind(
             f"dataset {dataset.name}: {len(bad)} of {sum(report['official_images'].values()):,} images are missing or "
             f"damaged, all named in {run_dir / 'check.json'}; replace them, or set dataset.bad_images=skip"
         )

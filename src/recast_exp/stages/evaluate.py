@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from recast_exp.stages.adapt import versions
 from recast_exp.task_state import apply_task, count, load_task
 from recast_exp.tracking import finish_loggers, make_loggers
 from recast_exp.training import device_name, peak_memory_mb, test
+
+log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
@@ -42,6 +45,11 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
             f"task: {path} has {len(record['classes'])} classes ({', '.join(record['classes'][:3])}, …), but "
             f"dataset={cfg.dataset.name} has {len(experiment.images.classes)} "
             f"({', '.join(experiment.images.classes[:3])}, …)"
+        )
+    if record.get("test_images") not in (None, experiment.images.splits["test"].digest()):
+        log.warning(
+            "task: these are not the images that %s was tested with; some that it was trained with may be among them",
+            path,
         )
     banks = bank_by_hash(record["bank"], cfg, experiment.cache) if record["bank"] else None
     adapted = experiment.adapt(banks)
