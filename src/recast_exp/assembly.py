@@ -48,12 +48,24 @@ class AdaptedModel:
             yield name, self.network.get_parameter(path)
 
     def task_tensors(self) -> dict[str, Tensor]:
-        """`kind/public name` → live tensor, for all numbers of the task: what the task file holds."""
+        """`kind/public name` → live tensor, for all numbers of the task."""
         tensors: dict[str, Tensor] = {}
         for kind in KINDS:
             tensors |= {f"{kind}/{name}": parameter.data for name, parameter in self.parameters(kind)}
         tensors |= {f"buffers/{name}": self.network.get_buffer(path) for name, path in self.buffers.items()}
         return tensors
+
+    def packers(self) -> dict[str, Any]:
+        """`kind/public name` → the module that packs it for a task file, for numbers of less than a byte."""
+        owners = {
+            f"adapter/{name}": self.network.get_submodule(path.rpartition(".")[0])
+            for name, path in self.trainable.get("adapter", {}).items()
+        }
+        return {name: owner for name, owner in owners.items() if hasattr(owner, "pack")}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What the task file holds: `task_tensors`, some of them packed."""
+        return self.task_tensors() | {name: owner.pack() for name, owner in self.packers().items()}
 
     def start_coefficients(self) -> dict[str, Tensor]:
         """Layer → mimicked coefficients [K, B, n], from which training starts."""

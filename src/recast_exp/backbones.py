@@ -23,6 +23,7 @@ from timm.data.config import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from recast_exp.adapters import check_adapter, options_of
 from recast_exp.data.transforms import InputSpec
 from recast_exp.embedded import EMBEDDED, pretrained_weights
 from recast_exp.errors import MissingInputError, UserError
@@ -88,22 +89,31 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def check_model(cfg: DictConfig) -> None:
-    """Refuse a configuration whose backbone timm does not know, or has no layers to group as asked. Loads no weights.
+    """Refuse a configuration whose backbone timm does not know, or has no layers to group, or no place for the adapter.
+
+    Loads no weights.
 
     Raises:
         UserError: One line with the nearest names, or with what can be grouped.
     """
     model, recast = cfg.model, cfg.recast
     check_name(model.backbone)
-    if model.method == "recast":
+
+    def create() -> nn.Module:
+        with torch.device("meta"):  # shapes without numbers: fast for a model of any size
+            return _create(model.backbone, model.img_size)
+
+    options_of(cfg.adapter)
+    if model.method == "recast" or cfg.adapter.name != "none":
         try:
-            with torch.device("meta"):  # shapes without numbers: fast for a model of any size
-                network = _create(model.backbone, model.img_size)
+            network = create()
         except UserError:
             raise
         except Exception as error:  # a few models compute with their weights when they are made
-            log.debug("%s cannot be made without numbers (%s); its groups are checked later", model.backbone, error)
+            log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
             return
+        check_adapter(create, cfg.adapter)
+    if model.method == "recast":
         find_groups(
             network,
             targets=recast.targets,

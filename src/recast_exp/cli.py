@@ -106,7 +106,7 @@ def _unfit_models(jobs: Iterable[DictConfig]) -> list[str]:
     wrong: list[str] = []
     seen = []
     for job in jobs:
-        asked = (job.model.backbone, job.model.img_size, job.model.method, job.recast)
+        asked = (job.model.backbone, job.model.img_size, job.model.method, job.recast, job.adapter)
         if asked not in seen:
             seen.append(asked)
             try:

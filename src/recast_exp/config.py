@@ -84,13 +84,6 @@ class MimicryConfig:
 
 
 @dataclass
-class AdapterConfig:
-    """A second method stacked on the backbone."""
-
-    name: str = key("none", "adapter")
-
-
-@dataclass
 class DatasetConfig:
     """Images, splits and batches."""
 
@@ -145,6 +138,7 @@ class SchedulerConfig:
 
     name: str = key("step", "schedule", choices=("step", "cosine", "constant"))
     step_size: int = key(33, "epochs between drops (step)", ge=1)
+    adapter_step_size: int | None = key(None, "the same for the adapter; null is the common one", ge=1)
     gamma: float = key(0.1, "factor of a drop (step)", gt=0, le=1)
     warmup_epochs: int = key(0, "epochs of linear warm-up", ge=0)
 
@@ -196,10 +190,10 @@ class Config:
     resume: str | None = key(None, "run folder to continue", path=True)
     probe: bool = key(True, "set the linear probe beside the result")
     select: str = key("last", "which epoch is reported: the last, or the best by validation", choices=("last", "best"))
+    adapter: dict[str, Any] = key({"name": "none"}, "name and options of a second method on the backbone")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     recast: RecastConfig = dataclasses.field(default_factory=RecastConfig)
     mimicry: MimicryConfig = dataclasses.field(default_factory=MimicryConfig)
-    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
@@ -302,6 +296,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
             yield f"stage: got reconstruct with model={model.name}, which has no templates; takes a RECAST model"
         if cfg.bank:
             yield f"bank: got a file with model={model.name}, which has no templates; leave it out"
+    if model.method == "full" and cfg.adapter.name != "none":
+        yield f"adapter: got {cfg.adapter.name} with model={model.name}, which trains every weight; takes none"
     if cfg.recast.targets is not None and not cfg.recast.targets:
         yield "recast.targets: got an empty list, takes at least one pattern, or null for every layer"
     if cfg.stage.name == "evaluate" and not cfg.task:

@@ -36,7 +36,7 @@ def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[s
             _percent(metrics["probe/test/accuracy"]),
         )
     table.add_row(
-        f"[bold]{cfg.model.name}[/bold]",
+        f"[bold]{method_name(cfg)}[/bold]",
         f"[bold]{parameters['task_specific']:,}[/bold]",
         f"{parameters['head']:,}",
         _percent(metrics["val/accuracy"]),
@@ -143,7 +143,12 @@ def _title(cfg: DictConfig) -> str:
     backbone = cfg.model.backbone
     if cfg.model.weights:
         backbone = f"{backbone.partition('.')[0]} with {Path(cfg.model.weights).name}"
-    return f"{cfg.model.name} on {cfg.dataset.name} · {backbone} · seed {cfg.seed}"
+    return f"{method_name(cfg)} on {cfg.dataset.name} · {backbone} · seed {cfg.seed}"
+
+
+def method_name(cfg: DictConfig) -> str:
+    """The model, and the adapter on it where there is one."""
+    return str(cfg.model.name) if cfg.adapter.name == "none" else f"{cfg.model.name} + {cfg.adapter.name}"
 
 
 def _numbers(parameters: dict[str, Any]) -> str:

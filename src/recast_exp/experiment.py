@@ -103,5 +103,5 @@ def with_values(cfg: DictConfig, **changes: Any) -> DictConfig:
     """A copy of a configuration with other values, by dotted name (dots written as two underscores)."""
     copy = cfg.copy()
     for name, value in changes.items():
-        OmegaConf.update(copy, name.replace("__", "."), value)
+        OmegaConf.update(copy, name.replace("__", "."), value, merge=False)
     return copy

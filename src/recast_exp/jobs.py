@@ -48,6 +48,7 @@ def check_job(
         composed = composer.compose(job.options)
         cfg = copy.deepcopy(composed.cfg)
         errors += _apply(cfg, job)
+        errors += _unknown_adapter_options(cfg, composed.cfg)
         if resumed and not errors:
             errors += map(UserError, saved.differences(cfg, resumed))
         if unresolvable := list(_unresolvable(cfg)):
@@ -75,6 +76,17 @@ def _apply(cfg: DictConfig, job: Job) -> Iterator[UserError]:
             OmegaConf.update(cfg, key, override.value(), merge=True, force_add=keys.is_open(key))
         except OmegaConfBaseException as error:
             yield UserError(f"{key}: {first_line(error)}")
+
+
+def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[UserError]:
+    """Options that the adapter's preset does not have; their types and ranges are checked with the model."""
+    takes = [str(name) for name in preset.adapter if name != "name"]
+    for name in cfg.adapter:
+        if name not in preset.adapter:
+            near = ", ".join([*keys.nearest(str(name), takes), *takes][:1]) if takes else ""
+            hint = f"; did you mean adapter.{near}?" if near else ""
+            listed = ", ".join(takes) or "no options"
+            yield UserError(f"adapter.{name}: unknown option, adapter={preset.adapter.name} takes {listed}{hint}")
 
 
 def _unresolvable(cfg: DictConfig) -> Iterator[UserError]:

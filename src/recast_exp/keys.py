@@ -19,15 +19,16 @@ SECTIONS = {name.rpartition(".")[0] for name in FIELDS} - {""}
 
 def field_of(key: str) -> dataclasses.Field[Any] | None:
     """The schema's field of a dotted key; an entry of a mapping has the mapping's."""
-    return FIELDS.get(key) or FIELDS.get(_mapping(key))
+    return FIELDS.get(key) or FIELDS.get(mapping_of(key))
 
 
 def is_open(key: str) -> bool:
     """Whether `key` is a mapping, or an entry of one such as dataset.backbones.vit: there any name will do."""
-    return (key if key in FIELDS else _mapping(key)) in overrides.MAPPING_KEYS
+    return (key if key in FIELDS else mapping_of(key)) in overrides.MAPPING_KEYS
 
 
-def _mapping(key: str) -> str:
+def mapping_of(key: str) -> str:
+    """The mapping that a dotted key is an entry of; empty where it is none."""
     parent = key.rpartition(".")[0]
     return parent if parent in overrides.MAPPING_KEYS else ""
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    SequentialLR,
+    StepLR,
+)
 
 from recast_exp.assembly import KINDS, AdaptedModel
 
@@ -38,7 +47,10 @@ def make_schedule(optimizer: Optimizer, cfg: DictConfig, max_epochs: int) -> LRS
     """The schedule, stepped once an epoch, after a linear warm-up where one is asked for."""
     epochs = max_epochs - cfg.warmup_epochs
     schedule: LRScheduler
-    if cfg.name == "step":
+    if cfg.name == "step" and cfg.adapter_step_size:
+        sizes = [cfg.adapter_step_size if g["name"] == "adapter" else cfg.step_size for g in optimizer.param_groups]
+        schedule = LambdaLR(optimizer, [_steps(size, cfg.gamma) for size in sizes])
+    elif cfg.name == "step":
         schedule = StepLR(optimizer, cfg.step_size, cfg.gamma)
     elif cfg.name == "cosine":
         schedule = CosineAnnealingLR(optimizer, epochs)
@@ -49,6 +61,13 @@ def make_schedule(optimizer: Optimizer, cfg: DictConfig, max_epochs: int) -> LRS
         warmup = LinearLR(optimizer, start_factor=start, total_iters=cfg.warmup_epochs)
         schedule = SequentialLR(optimizer, [warmup, schedule], milestones=[cfg.warmup_epochs])
     return schedule
+
+
+def _steps(size: int, gamma: float) -> Callable[[int], float]:
+    def factor(epoch: int) -> float:
+        return float(gamma ** (epoch // size))
+
+    return factor
 
 
 def gradient_free(parameters: list[torch.nn.Parameter]) -> None:

@@ -88,7 +88,7 @@ def _rewrite(text: str, multirun: bool) -> str:
         return text
     key, value = match["key"], match["value"]
     bare = key.lstrip("+")
-    if bare in MAPPING_KEYS or bare.rpartition(".")[0] in MAPPING_KEYS:
+    if bare.rpartition(".")[0] in MAPPING_KEYS or (bare in MAPPING_KEYS and value.startswith("{")):
         return f"++{bare}={_plain(value, multirun)}"
     if key == "seed":
         return f"{key}={_seed(value)}"

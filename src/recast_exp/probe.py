@@ -30,7 +30,7 @@ def probe(experiment: Experiment) -> dict[str, float]:
         `val/…` and `test/…` as for any run, without the per-class ones.
     """
     cfg = with_values(
-        experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter__name="none"
+        experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter={"name": "none"}
     )
     path = experiment.cache / "probes" / f"{_key(experiment, cfg)}.json"
     if path.is_file():

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import overrides
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.keys import FIELDS, leaves, shown
+from recast_exp.keys import FIELDS, leaves, mapping_of, shown
 
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
@@ -122,7 +122,7 @@ def contradictions(
     record = recorded(cfg.task)
     differing = {key: value for key in record if (value := _plain(cfg, key)) != record[key]}
     where = f"the task file {cfg.task} was trained with"
-    for key in typed:
+    for key in dict.fromkeys(mapping_of(key) or key for key in typed):
         if key in differing:
             yield f"{key}: got {shown(differing[key])}, but {where} {shown(record[key])}; leave it out"
     for group, (option, content) in chosen.items():

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recast_exp import __version__
+from recast_exp.adapters.base import NORMS
 from recast_exp.assembly import AdaptedModel
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, UserError
@@ -81,14 +82,21 @@ def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
     Raises:
         UserError: If the file's names or shapes are not the model's; nothing is changed then.
     """
-    live = adapted.task_tensors()
+    live, packers = adapted.task_tensors(), adapted.packers()
+
+    def is_packed(name: str) -> bool:
+        return name in packers and tensors[name].shape == packers[name].pack().shape
+
     different = sorted(set(live) ^ set(tensors)) or sorted(
-        name for name in live if live[name].shape != tensors[name].shape
+        name for name in live if live[name].shape != tensors[name].shape and not is_packed(name)
     )
     if different:
         raise UserError(f"task: the file does not fit the model, they differ in {', '.join(different[:3])}")
     for name, tensor in live.items():
-        tensor.copy_(tensors[name])
+        if live[name].shape == tensors[name].shape:
+            tensor.copy_(tensors[name])
+        else:
+            packers[name].unpack(tensors[name])
 
 
 def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
 
     Returns:
         Whole numbers: `coefficients`, `adapter`, `buffers` and `backbone_trained` with their sum `task_specific`;
+        `adapter_norm`, those among the adapter's that are the backbone's own scales and shifts of norms;
         `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and the moved buffers);
         `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`: for each layer with trained numbers,
         how many of each kind.
@@ -105,7 +114,8 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
     tensors = adapted.task_tensors()
     kinds = dict.fromkeys(("coefficients", "adapter", "buffers", "backbone_trained", "head"), 0)
     layers: dict[str, dict[str, int]] = {}
-    bits = 0
+    bits, norm = 0, 0
+    packers = adapted.packers()
     for name, tensor in tensors.items():
         kind, _, public = name.partition("/")
         kind = names.get(kind, kind)
@@ -114,13 +124,16 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
         counts = layers.setdefault(layer, {})
         counts[kind] = counts.get(kind, 0) + tensor.numel()
         if kind != "head":
-            bits += tensor.numel() * tensor.element_size() * 8
+            bits += tensor.numel() * (packers[name].bits if name in packers else tensor.element_size() * 8)
+        if kind == "adapter" and isinstance(network.get_submodule(layer), NORMS):
+            norm += tensor.numel()
     head = kinds.pop("head")
     templates = sum(tensor.numel() for tensor in adapted.banks.templates.values()) if adapted.banks else 0
     total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]
     task_specific = sum(kinds.values())
     return {
         **kinds,
+        "adapter_norm": norm,
         "task_specific": task_specific,
         "head": head,
         "templates": templates,

@@ -1,19 +1,117 @@
-"""Adapters: one module each, named as the option of the config group `adapter`.
+"""Adapters: one module each, named as the option of the config group `adapter`, with a preset under `conf/adapter/`.
 
-A module has one function, `inject(network, cfg) -> dict[str, str]`: it changes the network in place and returns what
-it adds, public name → parameter name. The rule "what is returned trains, the rest is frozen" is applied by `assembly`.
+A module has
+
+- `Options`: a dataclass of its options, with the defaults, ranges and help texts; the preset lists the same;
+- `FITS`: what it needs to find in a network, in words;
+- `inject(network, options) -> dict[str, str]`: changes the network in place and returns what trains, public name →
+  parameter name; nothing where the adapter finds no place;
+- `merge(network)`, if its work can become a part of the weights.
+
+The rule "what is returned trains, the rest is frozen" is applied by `assembly`. Nothing is registered anywhere else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+
+from recast_exp import config
+from recast_exp.errors import UserError
+
+_INFRASTRUCTURE = frozenset({"base"})
+
+
+def names() -> list[str]:
+    """The names of all adapters, sorted."""
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _INFRASTRUCTURE)
+
+
+def options_of(cfg: DictConfig) -> Any:
+    """The checked options of the adapter that is configured.
+
+    Args:
+        cfg: The `adapter` node of the configuration: its name and its options.
+
+    Returns:
+        The `Options` of the adapter's module.
+
+    Raises:
+        UserError: If there is no such adapter, or an option is unknown, of a wrong type or out of range.
+    """
+    module = _module(cfg.name)
+    fields = {field.name: field for field in dataclasses.fields(module.Options)}
+    options = OmegaConf.structured(module.Options)
+    for key, value in cfg.items():
+        name = str(key)
+        if name == "name":
+            continue
+        if name not in fields:
+            takes = ", ".join(fields) or "no options"
+            raise UserError(f"adapter.{name}: unknown option, adapter={cfg.name} takes {takes}")
+        problem = None
+        try:
+            options[name] = value
+            problem = config.range_problem(f"adapter.{name}", fields[name], options[name])
+        except OmegaConfBaseException:
+            problem = f"adapter.{name}: got {value!r}, takes {config.accepted(fields[name])}"
+        if problem:
+            raise UserError(problem)
+    return OmegaConf.to_object(options)
 
 
 def inject_adapter(network: nn.Module, cfg: DictConfig) -> dict[str, str]:
-    """Add the adapter named `cfg.name`; returns public name → parameter name."""
-    module = importlib.import_module(f"{__name__}.{cfg.name}")
-    names: dict[str, str] = module.inject(network, cfg)
-    return names
+    """Add the adapter that is configured; returns public name → parameter name.
+
+    Raises:
+        UserError: If an option is wrong, or the adapter finds no place in the network.
+    """
+    module, options = _module(cfg.name), options_of(cfg)
+    found: dict[str, str] = module.inject(network, options)
+    if not found and cfg.name != "none":
+        raise UserError(f"adapter: {cfg.name} does not fit {type(network).__name__}, it needs {module.FITS}")
+    return found
+
+
+def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
+    """Refuse wrong options, and an adapter that does not fit.
+
+    Args:
+        create: Makes the network, without numbers, with a classifier.
+        cfg: The `adapter` node of the configuration.
+
+    Raises:
+        UserError: One line; where the adapter does not fit, with those that do.
+    """
+    options_of(cfg)
+    if cfg.name == "none":
+        return
+    try:
+        inject_adapter(create(), cfg)
+    except UserError as error:
+        fitting = [
+            name for name in names() if _module(name).inject(create(), _module(name).Options()) or name == "none"
+        ]
+        raise UserError(f"{error}; takes one of {', '.join(fitting)}") from None
+
+
+def merge(network: nn.Module) -> nn.Module:
+    """Make every adapter that can be a part of the weights one, in place; after RECAST's own `merge`."""
+    for name in names():
+        if hasattr(_module(name), "merge"):
+            _module(name).merge(network)
+    return network
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        raise UserError(f"adapter.name: got {name!r}, takes one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")

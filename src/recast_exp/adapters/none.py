@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from dataclasses import dataclass
+
 from torch import nn
 
+FITS = "every model"
 
-def inject(network: nn.Module, cfg: DictConfig) -> dict[str, str]:
+
+@dataclass
+class Options:
+    """It has none."""
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
     """Leave the network as it is."""
     return {}

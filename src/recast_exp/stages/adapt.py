@@ -55,7 +55,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         result = fit(cfg, adapted, data, run_dir=run_dir, loggers=loggers, description=cfg.model.name)
         if is_main_process():
             # Before the test: should that fail, the trained numbers are not lost.
-            save_task(run_dir / "task.safetensors", adapted.task_tensors(), experiment.record(adapted))
+            save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
         tested = test(cfg, adapted, data, loggers)
         metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
         if is_main_process():

@@ -1,0 +1,80 @@
+"""AdaptFormer: a bottleneck beside each MLP (Chen et al., NeurIPS 2022, arXiv 2205.13535).
+
+    x ← x + MLP(norm₂(x)) + s·W_up ReLU(W_down x + b_down) + s·b_up
+
+on the residual stream x as it is before the second norm. The up-projection starts at zero. 595,200 numbers on a ViT-S.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters.base import attach, backbone_modules
+from recast_exp.config import key
+
+NAME = "adaptformer"
+FITS = "blocks with norm2, mlp and drop_path2, as timm's ViT, DeiT, BEiT, EVA and Swin have"
+
+
+@dataclass
+class Options:
+    """Options of the adapter."""
+
+    width: int = key(64, "width of the bottleneck", ge=1)
+    scale: float = key(0.1, "scale s of what it adds", gt=0)
+
+
+class Bottleneck(nn.Module):
+    """The bottleneck of one block."""
+
+    def __init__(self, width: int, hidden: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+        self._added: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the residual stream x [..., width]."""
+        result: Tensor = self.up(torch.relu(self.down(x))) * self.scale
+        return result
+
+    def before_norm(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Compute it where the residual stream is at hand; a forward pre-hook of norm2."""
+        self._added = self(inputs[0])
+
+    def after_branch(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Add it to what the MLP's branch gives in the end; a forward hook of drop_path2."""
+        added, self._added = self._added, None
+        assert added is not None
+        return output + added
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Add a bottleneck to every block."""
+    names: dict[str, str] = {}
+    for path, block in _blocks(network):
+        adapter = Bottleneck(block.norm2.weight.shape[0], options.width, options.scale)
+        attach(block, NAME, adapter)
+        block.norm2.register_forward_pre_hook(adapter.before_norm)
+        block.drop_path2.register_forward_hook(adapter.after_branch)
+        names |= {name: name for part, _ in adapter.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
+    return names
+
+
+def _blocks(network: nn.Module) -> list[tuple[str, Any]]:
+    """The blocks that normalise before the MLP: those that do it afterwards have the layers in another order."""
+    found = []
+    for path, module in backbone_modules(network):
+        names = [name for name, _ in module.named_children()]
+        if {"norm2", "mlp", "drop_path2"} <= set(names) and names.index("norm2") < names.index("mlp"):
+            found.append((path, module))
+    return found

@@ -1,0 +1,60 @@
+"""What adapters have in common: how they find their places in a timm model and hang on to them.
+
+An adapter is a small module beside a layer, registered under the layer's name, with its methods as the layer's forward
+hooks. So the layer keeps its own name and weights, a deep copy takes its own adapter along (methods are copied with
+their objects), and taking the adapter off leaves the stock model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from recast_exp.recast.inject import BANKS
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
+"""Normalisation layers, timm's own included: those derive from torch's."""
+
+
+def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the names and modules of a timm model without its classifier and its template banks."""
+    timm_model: Any = network
+    classifier = timm_model.get_classifier()
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    left_out = {id(module) for head in heads if head is not None for module in head.modules()}
+    for name, module in network.named_modules():
+        if id(module) not in left_out and name.partition(".")[0] != BANKS and ".parametrizations" not in name:
+            yield name, module
+
+
+def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[type, ...] = ()) -> dict[str, str]:
+    """The parameters of a backbone that its layers call by one of `names`, of layers of one of `kinds`; all if none.
+
+    Returns:
+        Parameter name → the same, as `inject` returns it. Weights that are combinations of templates are not among
+        them: what trains there are the coefficients.
+    """
+    found = []
+    for path, module in backbone_modules(network):
+        if not kinds or isinstance(module, kinds):
+            own = {name for name, _ in module.named_parameters(recurse=False)}
+            found += [f"{path}.{name}" for name in names if name in own]
+    return {name: name for name in found}
+
+
+def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
+    """Register an adapter at a layer, on the device and in the mode of its weights."""
+    weight = next(layer.parameters())
+    layer.add_module(name, adapter.to(weight.device))
+
+
+def detach(layer: nn.Module, name: str) -> None:
+    """Take an adapter off its layer, with the hooks that are its methods."""
+    adapter = layer.get_submodule(name)
+    for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is adapter]:
+            del hooks[key]
+    delattr(layer, name)

@@ -1,0 +1,72 @@
+"""CLR, channel-wise lightweight reprogramming: a depthwise convolution after each convolution.
+
+Ge et al., ICCV 2023, arXiv 2307.11386.
+
+    y = conv(x)  →  K * y,   K of 3x3 for each channel, at first the identity
+
+After every convolution larger than 1x1. The original also trains the scale and shift of BatchNorm. 68,544 numbers on a
+ResNet-34, and 17,024 of BatchNorm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from recast_exp.adapters.base import attach, backbone_modules, own_parameters
+from recast_exp.config import key
+from recast_exp.errors import UserError
+
+NAME = "clr"
+FITS = "convolutions larger than 1x1 within the network, as CNNs have"
+
+
+@dataclass
+class Options:
+    """Options of the adapter."""
+
+    kernel_size: int = key(3, "height and width of the kernels, odd", ge=1)
+    downsample: bool = key(False, "reprogram 1x1 convolutions too, as RECAST's authors do")
+    train_norm: bool = key(True, "train BatchNorm's scale and shift too, as the original does")
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0:
+            raise UserError(f"adapter.kernel_size: got {self.kernel_size}, takes an odd number")
+
+
+class Reprogramming(nn.Module):
+    """One kernel for each channel of a layer's output."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False)
+        nn.init.dirac_(self.conv.weight, groups=channels)
+
+    def forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Reprogram the output [N, C, H, W] of the layer; a forward hook."""
+        result: Tensor = self.conv(output)
+        return result
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Add the kernels after every convolution."""
+    names: dict[str, str] = {}
+    for path, layer in _layers(network, options.downsample):
+        adapter = Reprogramming(layer.out_channels, options.kernel_size)
+        attach(layer, NAME, adapter)
+        layer.register_forward_hook(adapter.forward)
+        names[f"{path}.{NAME}"] = f"{path}.{NAME}.conv.weight"
+    if names and options.train_norm:
+        names |= own_parameters(network, names=("weight", "bias"), kinds=(_NormBase,))
+    return names
+
+
+def _layers(network: nn.Module, pointwise: bool) -> list[tuple[str, nn.Conv2d]]:
+    """Convolutions of a CNN; the one that cuts a ViT's image into patches is none."""
+    found = [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Conv2d)]
+    larger = [(path, layer) for path, layer in found if layer.kernel_size != (1, 1)]
+    if all(layer.kernel_size == layer.stride for _, layer in larger):
+        return []
+    return found if pointwise else larger

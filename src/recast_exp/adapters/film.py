@@ -1,0 +1,63 @@
+"""FiLM: scale and shift every channel behind each norm.
+
+Perez et al., AAAI 2018, arXiv 1709.07871; to adapt a frozen backbone: Requeima et al., NeurIPS 2019, arXiv 1906.07697.
+
+    y ← γ ⊙ y + β,   γ = 1 and β = 0 at first
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters.base import NORMS, attach, backbone_modules
+
+NAME = "film"
+FITS = "normalisation layers with a scale"
+
+
+@dataclass
+class Options:
+    """It has none."""
+
+
+class Modulation(nn.Module):
+    """Scale and shift of one layer's channels.
+
+    Args:
+        channels: How many.
+        dim: Which dimension of the output they are.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Modulate the output of the layer; a forward hook."""
+        shape = [1] * output.dim()
+        shape[self.dim] = -1
+        return output * self.scale.view(shape) + self.shift.view(shape)
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Modulate the output of every norm of the backbone."""
+    names: dict[str, str] = {}
+    for path, layer in list(backbone_modules(network)):
+        if isinstance(layer, NORMS) and layer.weight is not None:
+            norm: Any = layer
+            adapter = Modulation(len(norm.weight), _channels(layer))
+            attach(layer, NAME, adapter)
+            layer.register_forward_hook(adapter.forward)
+            names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("scale", "shift")}
+    return names
+
+
+def _channels(layer: nn.Module) -> int:
+    """The dimension of the channels: the last one for LayerNorm, but for timm's that work on images."""
+    return -1 if isinstance(layer, nn.LayerNorm) and not type(layer).__name__.endswith("2d") else 1

@@ -1,0 +1,41 @@
+"""Train the last block, and the norm behind it: the classical partial fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from recast_exp.adapters.base import NORMS, backbone_modules
+
+FITS = "blocks in a list, as timm's ViTs, ResNets and ConvNeXts have"
+
+
+@dataclass
+class Options:
+    """It has none."""
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Name the parameters of the last block and of the norms behind it, but for combinations of templates."""
+    modules = dict(backbone_modules(network))
+    blocks = [path for path in modules if path.rpartition(".")[2].isdigit() and not _is_inside_block(path, modules)]
+    if not blocks:
+        return {}
+    last, behind = blocks[-1], list(modules)[list(modules).index(blocks[-1]) :]
+    chosen = [path for path in behind if path.startswith(f"{last}.") or path == last]
+    chosen += [path for path in behind if path not in chosen and isinstance(modules[path], NORMS)]
+    names = [f"{path}.{name}" for path in chosen for name, _ in modules[path].named_parameters(recurse=False)]
+    return {name: name for name in names}
+
+
+def _is_inside_block(path: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a numbered module has a parent that is a block itself: one with more than numbered children."""
+    parents = path.split(".")
+    for length in range(1, len(parents)):
+        parent = ".".join(parents[:length])
+        if parent.rpartition(".")[2].isdigit() and not all(
+            name.isdigit() or name in ("blocks", "downsample") for name, _ in modules[parent].named_children()
+        ):
+            return True
+    return False

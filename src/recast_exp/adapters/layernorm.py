@@ -1,0 +1,24 @@
+"""LayerNorm tuning: train scale and shift of the norms.
+
+Basu et al., AAAI 2024, arXiv 2304.01917; for BatchNorm: Frankle, Schwab and Morcos, ICLR 2021, arXiv 2003.00152.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from recast_exp.adapters.base import NORMS, own_parameters
+
+FITS = "normalisation layers with a scale and a shift"
+
+
+@dataclass
+class Options:
+    """It has none."""
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Name the scales and shifts of the backbone's norms."""
+    return own_parameters(network, names=("weight", "bias"), kinds=NORMS)

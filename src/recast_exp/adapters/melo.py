@@ -1,0 +1,96 @@
+"""MeLo: low-rank updates of the query and value projections (Zhu et al., "MeLo", arXiv 2311.08236; LoRA, 2106.09685).
+
+    q = W_q x + s·B_q A_q x,   v = W_v x + s·B_v A_v x,   s = α / r
+
+for the fused weight of a ViT's attention. A starts kaiming-uniform, B at zero. 18,432·r numbers on a ViT-S.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
+
+from recast_exp.adapters.base import attach, backbone_modules, detach
+from recast_exp.config import key
+
+NAME = "melo"
+FITS = "attention with a fused layer qkv, as timm's ViT, DeiT and Swin have"
+
+
+@dataclass
+class Options:
+    """Options of the adapter."""
+
+    rank: int = key(4, "rank r of the updates", ge=1)
+    alpha: float = key(4.0, "numerator α of their scale α/r", gt=0)
+
+
+class LowRank(nn.Module):
+    """The updates of the queries and the values of one attention layer.
+
+    Args:
+        width: Width d of the model.
+        rank: r.
+        scale: s.
+    """
+
+    def __init__(self, width: int, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.a = nn.Parameter(torch.empty(2, rank, width))  # of the queries and of the values
+        self.b = nn.Parameter(torch.zeros(2, width, rank))
+        for part in self.a:
+            nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+
+    def forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Add the updates to the layer's output [..., 3d]; a forward hook."""
+        queries, values = (
+            F.linear(F.linear(inputs[0], a), self.scale * b) for a, b in zip(self.a, self.b, strict=True)
+        )
+        q, k, v = output.chunk(3, -1)
+        return torch.cat([q + queries, k, v + values], -1)
+
+    def delta(self) -> Tensor:
+        """The update of the fused weight [3d, d]."""
+        queries, values = self.scale * (self.b @ self.a)
+        return torch.cat([queries, torch.zeros_like(queries), values])
+
+
+def inject(network: nn.Module, options: Options) -> dict[str, str]:
+    """Add the updates to every fused projection."""
+    names: dict[str, str] = {}
+    for path, layer in _layers(network):
+        adapter = LowRank(layer.in_features, options.rank, options.alpha / options.rank)
+        attach(layer, NAME, adapter)
+        layer.register_forward_hook(adapter.forward)
+        names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("a", "b")}
+    return names
+
+
+@torch.no_grad()
+def merge(network: nn.Module) -> None:
+    """Add the updates to the weights, which are no combinations of templates any more, and take them off."""
+    for _, layer in _layers(network):
+        if hasattr(layer, NAME):
+            assert not parametrize.is_parametrized(layer)
+            adapter: Any = layer.get_submodule(NAME)
+            layer.weight += adapter.delta()
+            detach(layer, NAME)
+
+
+def _layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [
+        (path, layer)
+        for path, layer in backbone_modules(network)
+        if path.rpartition(".")[2] == "qkv"
+        and isinstance(layer, nn.Linear)
+        and layer.out_features == 3 * layer.in_features
+        # Where there is one, the attention takes the weight out of the layer and never calls it (BEiT, Swin v2)
+        and not hasattr(network.get_submodule(path.rpartition(".")[0]), "q_bias")
+    ]
