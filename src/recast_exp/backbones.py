@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -98,21 +99,16 @@ def check_model(cfg: DictConfig) -> None:
     """
     model, recast = cfg.model, cfg.recast
     check_name(model.backbone)
-
-    def create() -> nn.Module:
-        with torch.device("meta"):  # shapes without numbers: fast for a model of any size
-            return _create(model.backbone, model.img_size)
-
     options_of(cfg.adapter)
     if model.method == "recast" or cfg.adapter.name != "none":
         try:
-            network = create()
+            network = blueprint(cfg)
         except UserError:
             raise
         except Exception as error:  # a few models compute with their weights when they are made
             log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
             return
-        check_adapter(create, cfg.adapter)
+        check_adapter(functools.partial(blueprint, cfg), cfg.adapter)
     if model.method == "recast":
         find_groups(
             network,
@@ -131,13 +127,18 @@ def input_spec(cfg: DictConfig) -> InputSpec:
     """
     check_name(cfg.model.backbone)
     try:
-        with torch.device("meta"):
-            network = _create(cfg.model.backbone, cfg.model.img_size)
+        network = blueprint(cfg)
     except UserError:
         raise
     except Exception:  # a few models compute with their weights when they are made
         network = _create(cfg.model.backbone, cfg.model.img_size)
     return _input_spec(network, cfg.model)
+
+
+def blueprint(cfg: DictConfig) -> nn.Module:
+    """The backbone of a configuration without numbers, on the meta device: fast for a model of any size."""
+    with torch.device("meta"):
+        return _create(cfg.model.backbone, cfg.model.img_size)
 
 
 def check_name(name: str) -> None:

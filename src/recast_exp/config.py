@@ -176,6 +176,8 @@ class StageConfig:
     """What to do."""
 
     name: str = key("adapt", "stage")
+    seeds: list[int] = key([42, 1998, 3142592], "seeds (stage=compare)")
+    methods: list[str] | None = key(None, "methods by name or glob pattern (stage=compare); null takes all that fit")
 
 
 @dataclass
@@ -222,6 +224,7 @@ def type_name(field: dataclasses.Field[Any]) -> str:
         "str": "text",
         "list[str]": "a list of texts",
         "list[float]": "a list of numbers",
+        "list[int]": "a list of whole numbers",
         "dict[str, str]": "a mapping of texts",
         "dict[str, Any]": "a mapping",
         "None": "null",
@@ -306,6 +309,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield f"task: got a file with stage={cfg.stage.name}, which takes none; did you mean stage=evaluate?"
     if cfg.resume and cfg.stage.name != "adapt":
         yield f"resume: got a folder with stage={cfg.stage.name}; only stage=adapt can be continued"
+    if cfg.stage.name == "compare" and not cfg.stage.seeds:
+        yield "stage.seeds: got an empty list, takes at least one seed"
     if cfg.resume and multirun:
         yield "resume: got a folder in a sweep; a single run is continued without -m"
     if 0 < trainer.max_epochs <= trainer.head_first_epochs:

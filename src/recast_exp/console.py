@@ -76,6 +76,22 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
     _print(f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", table, _numbers(parameters))
 
 
+def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
+    """One row for each method: what a task takes, and accuracy as mean ± standard deviation over the seeds."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for column in ("seeds", "task numbers", "bytes", "val", "test", "seconds"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        cells = [
+            f"{100 * row[metric]:.1f} ± {100 * row[f'{metric}/spread']:.1f}"
+            for metric in ("val/accuracy", "test/accuracy")
+        ]
+        size = f"{-(-row['task_bits'] // 8):,}"
+        table.add_row(name, str(row["seeds"]), f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f}")
+    _print(_title(cfg).rpartition(" · ")[0], table, "Numbers and bytes without the head's; accuracy in percent.")
+
+
 def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) -> None:
     """What is in a dataset: images per split and class, sizes, and what was left out."""
     table = Table(box=box.SIMPLE_HEAD)

@@ -65,6 +65,44 @@ def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path
         save_figure(figure, path)
 
 
+def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Test accuracy against the numbers, and against the bytes, that a task takes beside its head; on log axes.
+
+    A method with an adapter has the adapter's colour, filled where it stands on RECAST. Bars are standard deviations
+    over the seeds. What takes nothing, the linear probe, is a line.
+    """
+    names = sorted({name.removeprefix("RECAST + ") for name in rows})
+    colors = dict(zip(names, mpl.colormaps["tab20"](np.linspace(0, 1, len(names))), strict=True))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.6))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, key, unit, what in zip(
+            panels, ("task_specific", "task_bits"), (1, 8), ("numbers", "bytes"), strict=True
+        ):
+            for name, row in rows.items():
+                accuracy, spread = 100 * row["test/accuracy"], 100 * row["test/accuracy/spread"]
+                own = name.removeprefix("RECAST + ")
+                if not row[key]:
+                    axes.axhline(accuracy, color=TRAIN, linestyle="--", linewidth=1, label=name)
+                    axes.axhspan(accuracy - spread, accuracy + spread, color=TRAIN, alpha=0.12, linewidth=0)
+                    continue
+                axes.errorbar(
+                    row[key] / unit,
+                    accuracy,
+                    spread,
+                    fmt="*" if name == "RECAST" else "s" if name.startswith("full") else "o",
+                    color=colors[own],
+                    markerfacecolor=colors[own] if name != own or name == "RECAST" else "white",
+                    markersize=11 if name == "RECAST" else 7,
+                    capsize=2,
+                    label=name,
+                )
+            axes.set(xscale="log", xlabel=f"{what} of a task, without the head")
+        panels[0].set_ylabel("test accuracy in percent")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+        save_figure(figure, path)
+
+
 def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
     """Relative error of each layer's weight, and cosine similarity of its weight and of its features."""
     names = list(layers)

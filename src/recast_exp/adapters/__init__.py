@@ -97,10 +97,16 @@ def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
     try:
         inject_adapter(create(), cfg)
     except UserError as error:
-        fitting = [
-            name for name in names() if _module(name).inject(create(), _module(name).Options()) or name == "none"
-        ]
-        raise UserError(f"{error}; takes one of {', '.join(fitting)}") from None
+        raise UserError(f"{error}; takes one of {', '.join(fitting(create))}") from None
+
+
+def fitting(create: Callable[[], nn.Module]) -> list[str]:
+    """The names of the adapters that find a place in a network, with their defaults; "none" is one of them.
+
+    Args:
+        create: Makes the network, with a classifier or without; on the meta device it costs little.
+    """
+    return [name for name in names() if name == "none" or _module(name).inject(create(), _module(name).Options())]
 
 
 def merge(network: nn.Module) -> nn.Module:

@@ -36,9 +36,25 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
     if cfg.resume and (run_dir / "metrics.json").is_file():
         log.info("%s is finished; nothing is left to do", run_dir)
-        metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-        console.show_adaptation(cfg, metrics, json.loads((run_dir / "parameters.json").read_text(encoding="utf-8")))
-        return metrics
+        metrics = read_results(run_dir)[0]
+    else:
+        metrics = adapt(cfg, run_dir, group)
+    if is_main_process():
+        console.show_adaptation(cfg, *read_results(run_dir))
+        log.info("Results: %s", run_dir)
+    return metrics
+
+
+def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics and the counts of a finished run."""
+    metrics, parameters = (
+        json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
+    )
+    return metrics, parameters
+
+
+def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Adapt a backbone to a dataset and write everything down; the metrics."""
     experiment = Experiment.open(cfg)
     banks, _ = experiment.banks()
     mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
@@ -128,5 +144,3 @@ def _write(
         after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
         plots.coefficients(start, after, run_dir / "plots" / "coefficients.png")
     write_json(run_dir / "metrics.json", metrics)  # last: its presence says that the run is finished
-    console.show_adaptation(cfg, metrics, parameters)
-    log.info("Results: %s", run_dir)
