@@ -299,6 +299,42 @@ def test_melo_is_loras_updates_of_queries_and_values() -> None:
     torch.testing.assert_close(merged, torch.cat([q, k, v], -1))
 
 
+def test_melo_trains_as_pefts_lora_on_split_projections() -> None:
+    """The same first numbers, three steps of Adam: the same updates, outputs and merged weights."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    fused, adapter, x = nn.Linear(8, 24), LowRank(8, rank=3, scale=2.0), torch.randn(2, 5, 8)
+    fused.requires_grad_(False)
+    split = nn.ModuleDict({name: nn.Linear(8, 8) for name in "qkv"})
+    for part, weight, bias in zip(split.values(), fused.weight.chunk(3), fused.bias.chunk(3), strict=True):
+        part.weight.data, part.bias.data = weight.clone(), bias.clone()
+    lora = peft.inject_adapter_in_model(peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q", "v"]), split)
+    for name, a in zip("qv", adapter.a, strict=True):
+        lora[name].lora_A["default"].weight.data = a.detach().clone()
+
+    def ours() -> Tensor:
+        return adapter(fused, (x,), fused(x))
+
+    def theirs() -> Tensor:
+        return torch.cat([lora[name](x) for name in "qkv"], -1)
+
+    target = torch.randn(2, 5, 24)
+    for forward, module in ((ours, adapter), (theirs, lora)):
+        optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(forward(), target).backward()
+            optimizer.step()
+    assert adapter.b.abs().max() > 0.01
+    torch.testing.assert_close(ours(), theirs())
+    for name, a, b in zip("qv", adapter.a, adapter.b, strict=True):
+        torch.testing.assert_close(a, lora[name].lora_A["default"].weight)
+        torch.testing.assert_close(b, lora[name].lora_B["default"].weight)
+        lora[name].merge()
+    theirs_merged = torch.cat([lora["q"].weight, lora["k"].weight, lora["v"].weight])
+    torch.testing.assert_close(fused.weight + adapter.delta(), theirs_merged)
+
+
 def test_adaptformer_adds_to_the_residual_before_the_norm(make: Any) -> None:
     """One block, computed by the formula."""
     adapted = make("adaptformer", "vit", "frozen", width=3, scale=0.7)

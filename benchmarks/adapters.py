@@ -1,0 +1,70 @@
+"""What an adapter adds to a training step on ViT-S/16, and MeLo against the LoRA of `peft` on the same frozen backbone.
+
+Forward, loss, backward and AdamW, 224 px, float32. Targets: RECAST-Att with MeLo takes at most 1.10 of RECAST-Att
+alone; plain MeLo at most 1.05 of peft's LoRA, rank 4, on the fused projection of the same backbone.
+
+peft puts one update of rank r on the whole fused projection (queries, keys and values share A); MeLo has one each for
+queries and values. Both have 4·d·r numbers in a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import OmegaConf
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from measuring import arguments, interleaved, report, use_threads, verdict
+from models import CLASSES, frozen, recast
+from recast_exp.adapters import inject_adapter
+from training_step import make_step
+
+RECAST, RECAST_MELO, MELO, LORA = "vit_att", "vit_att + melo", "melo", "peft's LoRA"
+
+
+def with_adapter(model: nn.Module, name: str) -> nn.Module:
+    for path in inject_adapter(model, OmegaConf.create({"name": name})).values():
+        model.get_parameter(path).requires_grad_(True)
+    return model
+
+
+def with_lora(model: nn.Module) -> nn.Module:
+    head = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model = inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=["qkv"]), model)
+    for parameter in head:
+        parameter.requires_grad_(True)
+    return model
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("--batch-size", type=int, default=16)
+    args = parser.parse_args()
+    use_threads(args.threads)
+    torch.manual_seed(0)
+    images, labels = torch.randn(args.batch_size, 3, 224, 224), torch.randint(CLASSES, (args.batch_size,))
+    models = {
+        RECAST: recast("vit_att"),
+        RECAST_MELO: with_adapter(recast("vit_att"), "melo"),
+        MELO: with_adapter(frozen(), "melo"),
+        LORA: with_lora(frozen()),
+    }
+    numbers = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
+    times = interleaved({name: make_step(model, images, labels) for name, model in models.items()}, rounds=args.rounds)
+    stacked, plain = times.ratio(RECAST_MELO, RECAST), times.ratio(MELO, LORA)
+    report(
+        "adapters",
+        times,
+        RECAST,
+        columns={"trained numbers": {name: f"{count:,}" for name, count in numbers.items()}},
+        notes=[
+            verdict(f"{RECAST_MELO} {stacked.median:.3f} of {RECAST}, target at most 1.10", stacked, at_most=1.10),
+            verdict(f"{MELO} {plain.median:.3f} of {LORA}, target at most 1.05", plain, at_most=1.05),
+        ],
+        extra={"batch_size": args.batch_size, "melo_of_lora": vars(plain)},
+        path=args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
