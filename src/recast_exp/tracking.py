@@ -94,9 +94,10 @@ def make_loggers(cfg: DictConfig, run_dir: Path, group: str | None) -> list[Logg
     mode = cfg.logger.mode
     if mode == "auto":
         mode = "online" if has_wandb_key() else "offline"
+    adapter = [cfg.adapter.name] if cfg.adapter.name != "none" else []
     # `mode` itself: Lightning's offline=True sets an environment variable, which a second run of a process ignores.
     logger = WandbLogger(
-        name=f"{cfg.model.name}-{cfg.dataset.name}-{cfg.seed}",
+        name="-".join(str(part) for part in (cfg.model.name, *adapter, cfg.dataset.name, cfg.seed)),
         save_dir=run_dir,
         project=cfg.logger.project,
         entity=cfg.logger.entity,
