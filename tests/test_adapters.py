@@ -33,19 +33,19 @@ NETWORKS = {
     "cnn": ("resnet18", {"channels": (8, 8, 16, 16)}, ["layer?.1.conv?"]),
 }
 FITS = {
-    "vit": {"adaptformer", "bitfit", "film", "last_block", "layernorm", "melo", "none", "piggyback"},
-    "cnn": {"bitfit", "clr", "film", "last_block", "layernorm", "none", "piggyback"},
+    "vit": {"adaptformer", "bitfit", "film", "last_block", "layernorm", "melo", "none", "peft", "piggyback"},
+    "cnn": {"bitfit", "clr", "film", "last_block", "layernorm", "none", "peft", "piggyback"},
 }
 PAIRS = [(name, kind) for kind, fitting in FITS.items() for name in sorted(fitting)]
 BASES = ("recast", "frozen")
 Enliven = Callable[..., nn.Module]
 
 
-def config(name: str, method: str, **options: Any) -> DictConfig:
+def config(name: str, base: str, options: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(
         {
             "seed": 3,
-            "model": {"method": method, "batchnorm_statistics": "frozen"},
+            "model": {"method": base, "batchnorm_statistics": "frozen"},
             "adapter": {"name": name, **options},
         }
     )
@@ -66,7 +66,7 @@ def make(stock: dict[str, nn.Module]) -> Callable[..., AdaptedModel]:
         network = copy.deepcopy(stock[kind])
         targets = NETWORKS[kind][2]
         banks = mimic(network, find_groups(network, targets=targets, num_groups=1)) if base == "recast" else None
-        return assemble(network, config(name, base, **options), banks, num_classes=5)
+        return assemble(network, config(name, base, options), banks, num_classes=5)
 
     return make
 
@@ -191,7 +191,7 @@ def test_merging_leaves_the_logits(make: Any, stock: Any, name: str, kind: str, 
     expected = logits(adapted.network)
     network = adapters.merge(merge(adapted.network))
     torch.testing.assert_close(logits(network), expected, rtol=1e-5, atol=1e-5)
-    if name in ("melo", "piggyback", "none", "bitfit", "layernorm", "last_block"):
+    if name in ("melo", "peft", "piggyback", "none", "bitfit", "layernorm", "last_block"):
         plain = timm.create_model(NETWORKS[kind][0], num_classes=5, **NETWORKS[kind][1])
         plain.load_state_dict(network.state_dict(), strict=True)
         torch.testing.assert_close(logits(plain), expected, rtol=1e-5, atol=1e-5)
@@ -235,6 +235,55 @@ def test_it_compiles_as_a_whole(make: Any, name: str, kind: str) -> None:
     torch.testing.assert_close(found, expected)
     found.sum().backward()
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("IA3", {}), ("OFT", {}), ("BOFT", {}), ("LOHA", {}), ("LOKR", {}), ("HIRA", {}), ("DELORA", {}),
+        ("GRALORA", {}),
+        ("MISS", {"r": 8}), ("RANDLORA", {}), ("LORA", {"r": 2, "use_rslora": True, "target_modules": ["fc1"]}),
+        ("LORA", {"use_dora": True}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("base", BASES)
+def test_methods_of_peft(make: Any, tmp_path: Path, method: str, arguments: dict[str, Any], base: str) -> None:
+    def build() -> AdaptedModel:
+        return make("peft", "vit", base, method=method, arguments=arguments)
+
+    adapted = build()
+    torch.testing.assert_close(logits(adapted.network), logits(make("none", "vit", base).network), rtol=1e-5, atol=1e-5)
+    frozen = {key: tensor.clone() for key, tensor in adapted.network.state_dict().items()}
+    task = {tensor.data_ptr() for tensor in adapted.task_tensors().values()}
+    train(adapted)
+    for kind in ("coefficients", "adapter"):
+        assert all(parameter.grad is not None for _, parameter in adapted.parameters(kind))
+    for key, tensor in adapted.network.state_dict().items():
+        assert tensor.data_ptr() in task or torch.equal(tensor, frozen[key]), key
+    save_task(tmp_path / "task.safetensors", adapted.file_tensors(), {"format": 1})
+    other = build()
+    apply_task(other, load_task(tmp_path / "task.safetensors")[0])
+    expected = logits(adapted.network)
+    assert torch.equal(logits(other.network), expected)
+    merged = adapters.merge(merge(adapted.network))
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    plain = timm.create_model(NETWORKS["vit"][0], num_classes=5, **NETWORKS["vit"][1])
+    plain.load_state_dict(merged.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"method": "LORAX"}, ("adapter.method: got 'LORAX'", "takes one of", "LORA")),
+        ({"arguments": {"rr": 2}}, ("adapter.arguments.rr: unknown, LoraConfig takes", "lora_alpha")),
+        ({"arguments": {"r": 0}}, ("peft's LORA refuses", "r")),
+        ({"arguments": {"target_modules": ["nowhere"]}}, ("peft's LORA refuses", "nowhere")),
+    ],
+)
+def test_what_peft_refuses_is_one_line(make: Any, options: dict[str, Any], expected: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as error:
+        make("peft", "vit", "frozen", **options)
+    assert_one_line(error, *expected)
 
 
 # Numbers

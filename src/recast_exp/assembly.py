@@ -99,7 +99,14 @@ def assemble(network: nn.Module, cfg: DictConfig, banks: Banks | None, num_class
     trainable = {"head": head}
     if banks is not None:
         trainable["coefficients"] = inject(network, banks)
+    owned = {
+        kind: {name: network.get_parameter(path) for name, path in found.items()} for kind, found in trainable.items()
+    }
     trainable["adapter"] = inject_adapter(network, cfg.adapter)
+    # An adapter that puts its own modules in the places of layers (peft) moves the layers' parameters to other names
+    path_of = {id(parameter): path for path, parameter in network.named_parameters()}
+    for kind, found in owned.items():
+        trainable[kind] = {name: path_of[id(parameter)] for name, parameter in found.items()}
     buffers = running_statistics(network) if cfg.model.batchnorm_statistics == "update" else {}
     adapted = AdaptedModel(network, trainable, buffers, banks)
     adapted.set_trainable(*KINDS)

@@ -28,9 +28,8 @@ def is_open(key: str) -> bool:
 
 
 def mapping_of(key: str) -> str:
-    """The mapping that a dotted key is an entry of; empty where it is none."""
-    parent = key.rpartition(".")[0]
-    return parent if parent in overrides.MAPPING_KEYS else ""
+    """The mapping that a dotted key leads into; empty where there is none."""
+    return overrides.mapping_of(key)
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:

@@ -114,7 +114,19 @@ class TaskModule(L.LightningModule):
                 )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep everything but the head still in the head's epochs."""
+        """Keep everything but the head still in the head's epochs; notice what an adapter has cut off.
+
+        Raises:
+            UserError: If coefficients or numbers of the adapter have no gradient.
+        """
+        if not self.head_first and self.global_step == 0:
+            for kind in ("coefficients", "adapter"):
+                without = [name for name, parameter in self.adapted.parameters(kind) if parameter.grad is None]
+                if without:
+                    raise UserError(
+                        f"adapter: with {self.cfg.adapter.name}, {len(without)} of the {kind} get no gradient (such as "
+                        f"{without[0]}); use it on a frozen model (model=vit_frozen), or another method"
+                    )
         if self.head_first:
             for group in optimizer.param_groups:
                 if group["name"] != "head":

@@ -34,6 +34,12 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _parser = OverridesParser.create()
 
 
+def mapping_of(key: str) -> str:
+    """The mapping that a dotted key leads into (adapter.arguments.r into adapter); empty where there is none."""
+    parents = itertools.accumulate(key.split(".")[:-1], lambda path, name: f"{path}.{name}")
+    return next((parent for parent in parents if parent in MAPPING_KEYS), "")
+
+
 @functools.cache
 def parse(text: str) -> Override | None:
     """Parse an override with Hydra's grammar; None where the grammar refuses it."""
@@ -88,7 +94,7 @@ def _rewrite(text: str, multirun: bool) -> str:
         return text
     key, value = match["key"], match["value"]
     bare = key.lstrip("+")
-    if bare.rpartition(".")[0] in MAPPING_KEYS or (bare in MAPPING_KEYS and value.startswith("{")):
+    if mapping_of(bare) or (bare in MAPPING_KEYS and value.startswith("{")):
         return f"++{bare}={_plain(value, multirun)}"
     if key == "seed":
         return f"{key}={_seed(value)}"

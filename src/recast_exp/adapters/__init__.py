@@ -106,7 +106,14 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
     Args:
         create: Makes the network, with a classifier or without; on the meta device it costs little.
     """
-    return [name for name in names() if name == "none" or _module(name).inject(create(), _module(name).Options())]
+
+    def fits(name: str) -> bool:
+        try:
+            return bool(_module(name).inject(create(), _module(name).Options()))
+        except UserError:  # a library that it needs is not installed
+            return False
+
+    return [name for name in names() if name == "none" or fits(name)]
 
 
 def merge(network: nn.Module) -> nn.Module:
