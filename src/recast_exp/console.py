@@ -78,18 +78,20 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
 
 def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
     """One row for each method: what a task takes, and accuracy as mean ± standard deviation over the seeds."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
-    for column in ("seeds", "task numbers", "bytes", "val", "test", "seconds"):
-        table.add_column(column, justify="right")
+    for column in ("numbers", "bytes", "val", "test", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
-        cells = [
-            f"{100 * row[metric]:.1f} ± {100 * row[f'{metric}/spread']:.1f}"
-            for metric in ("val/accuracy", "test/accuracy")
-        ]
+        cells = [f"{100 * row[metric]:.1f}" for metric in ("val/accuracy", "test/accuracy")]
+        if row["seeds"] > 1:
+            spreads = [f"{100 * row[f'{metric}/spread']:.1f}" for metric in ("val/accuracy", "test/accuracy")]
+            cells = [f"{cell} ± {spread}" for cell, spread in zip(cells, spreads, strict=True)]
         size = f"{-(-row['task_bits'] // 8):,}"
-        table.add_row(name, str(row["seeds"]), f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f}")
-    _print(_title(cfg).rpartition(" · ")[0], table, "Numbers and bytes without the head's; accuracy in percent.")
+        table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f}")
+    seeds = sorted({row["seeds"] for row in rows.values()})
+    what = f"Numbers and bytes of a task without its head; accuracy in percent, {' or '.join(map(str, seeds))} seed(s)."
+    _print(_title(cfg).rpartition(" · ")[0], table, what)
 
 
 def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) -> None:
