@@ -298,6 +298,8 @@ def test_compiled_training_gives_the_same_result(build: Build, monkeypatch: pyte
         "recast.targets=['*.qkv']",
     )
     losses = []
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()  # of what other tests in this process have compiled
     for compiled in (False, True):
         run = build(*small, f"trainer.compile={compiled}", "trainer.max_epochs=1", "trainer.limit_batches=2")
         losses.append(fit(run.cfg, run.adapted, run.data).metrics["val/loss"])
