@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from helpers import assert_one_line
-from recast_exp import adapters, stages
+from recast_exp import adapters, composition, recipes, stages
 from recast_exp.errors import UserError
 from recast_exp.stages import compare
 
 Compose = Callable[..., DictConfig]
-METHODS = ["linear probe", "RECAST", "RECAST + piggyback"]
+METHODS = ["linear probe", "RECAST-Att", "RECAST-Att + Piggyback"]
 TYPED = ("stage=compare", "model=vit_att", "stage.seeds=[1,2]", f"stage.methods={json.dumps(METHODS)}")
 
 
@@ -35,8 +35,8 @@ def test_methods_beside_each_other(
         assert row["test/accuracy/spread"] == pytest.approx(statistics.stdev(accuracies))
         assert row["seeds"] == 2
     assert summary["linear probe"]["task_specific"] == 0
-    assert summary["RECAST"]["task_specific"] == 48
-    piggyback = summary["RECAST + piggyback"]
+    assert summary["RECAST-Att"]["task_specific"] == 48
+    piggyback = summary["RECAST-Att + Piggyback"]
     assert piggyback["task_bits"] == piggyback["task_specific"] - 48 + 32 * 48
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == METHODS
@@ -50,26 +50,102 @@ def test_methods_beside_each_other(
     ran = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda *arguments: ran.append(original(*arguments)))
-    stages.run(tiny(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST]"), tmp_path)
+    stages.run(tiny(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
     assert len(ran) == 1  # another configuration is
 
 
 def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> None:
     rows = compare.methods(tiny("stage=compare", "model=vit_att"))
-    fitting = [name for name in adapters.names() if name not in ("none", "clr")]
+    presets = (OmegaConf.load(composition.conf_dir() / "adapter" / f"{name}.yaml") for name in adapters.names())
+    fitting = [adapters.label(each.get("adapter", each)) for each in presets]
+    fitting = [label for label in fitting if label not in ("", "CLR")]
     assert list(rows) == [
-        *("linear probe", "RECAST"),
-        *(row for name in fitting for row in (name, f"RECAST + {name}")),
+        *("linear probe", "RECAST-Att", "RECAST-Att+MLP", "RECAST-MLP"),
+        *(row for label in fitting for row in (label, f"RECAST-Att + {label}")),
         "full fine-tuning",
     ]
-    assert rows["RECAST + piggyback"].optimizer.adapter_lr == 1e-4
-    assert rows["melo"].adapter == {"name": "melo", "rank": 4, "alpha": 4.0}
-    assert rows["melo"].model.method == "frozen"
-    assert "clr" in compare.methods(tiny("stage=compare", "model=resnet"))
-    assert "RECAST" not in compare.methods(tiny("stage=compare", "model=vit_frozen"))
+    assert rows["RECAST-Att + Piggyback"].optimizer.adapter_lr == 1e-4
+    assert rows["MeLo"].adapter == {"name": "melo", "rank": 4, "alpha": 4.0}
+    assert rows["MeLo"].model.method == "frozen"
+    assert rows["RECAST-MLP"].recast.targets == ["*.mlp.fc1", "*.mlp.fc2"]
+    on_resnet = compare.methods(tiny("stage=compare", "model=resnet"))
+    assert "CLR" in on_resnet
+    assert [name for name in on_resnet if name.startswith("RECAST-") and "+" not in name] == ["RECAST-ResNet"]
+    assert not any(name.startswith("RECAST") for name in compare.methods(tiny("stage=compare", "model=vit_frozen")))
 
 
 def test_a_method_that_there_is_not(tiny: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         stages.run(tiny("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
-    assert_one_line(error, "stage.methods: got 'lora'", "RECAST + melo")
+    assert_one_line(error, "stage.methods: got 'lora'", "RECAST-Att + MeLo")
+
+
+def test_validation_chooses_the_recipe_and_the_test_images_wait(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = (
+        *("stage=compare", "model=vit_att", "stage.seeds=[1,2]", "stage.methods=[linear probe,RECAST-Att]"),
+        'stage.tune=["optimizer.lr_scale=1e-9,1","trainer.head_first_epochs=0,1"]',
+    )
+    tested = []
+    original = compare.adapt
+    monkeypatch.setattr(compare, "adapt", lambda cfg, *rest: tested.append(cfg) or original(cfg, *rest))
+    stages.run(tiny(*tuned), tmp_path)
+    trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
+    # A head has no epochs of its own to try; of two keys, the second is tried with the best of the first
+    assert [(row["method"], row["recipe"]) for row in trials[:2]] == [
+        ("linear probe", "lr_scale=1e-09"),
+        ("linear probe", "lr_scale=1"),
+    ]
+    recast = trials[2:]
+    assert [row["recipe"].split()[1] for row in recast] == ["head_first_epochs=0"] * 2 + ["head_first_epochs=1"]
+    for rows in (trials[:2], recast):
+        best = max(rows, key=lambda row: (float(row["val/accuracy"]), -float(row["val/loss"])))
+        assert [row["chosen"] for row in rows] == [str(row is best) for row in rows]
+    assert len(tested) == 4  # two methods, two seeds
+    assert {cfg.optimizer.lr_scale for cfg in tested[1::2]} == {
+        float(row["recipe"].split()[0].split("=")[1]) for row in recast if row["chosen"] == "True"
+    }
+    folders = sorted(path.name for path in (tmp_path / "runs" / "RECAST-Att").iterdir())
+    assert len(folders) == 4
+    assert sum((tmp_path / "runs" / "RECAST-Att" / name / "metrics.json").is_file() for name in folders) == 2
+    assert not list(tmp_path.glob("runs/*/*/checkpoints/*.ckpt"))
+
+    # The winner's training was not repeated for its test
+    seed1 = next(path.parent for path in tmp_path.glob("runs/RECAST-Att/1 */metrics.json"))
+    validated = json.loads((seed1 / "validation.json").read_text())
+    measured = json.loads((seed1 / "metrics.json").read_text())
+    assert measured["seconds"] == validated["seconds"]
+    assert measured["val/loss"] == validated["val/loss"]
+    monkeypatch.setattr(compare, "adapt", None)
+    monkeypatch.setattr(compare, "validate", None)
+    stages.run(tiny(*tuned), tmp_path)  # all is there
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer.lr_scale=0.3,-1", "stage.tune: optimizer.lr_scale: got -1, takes a number > 0"),
+        ("optimizer.lr_scal=1", "did you mean optimizer.lr_scale?"),
+        ("model.name=a,b", "takes keys of optimizer, scheduler, trainer"),
+        ("3", "takes key=value,value"),
+        ("optimizer.lr=interval(0,1)", "takes values with commas"),
+    ],
+)
+def test_recipes_that_are_none(text: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipes.parse([text])
+    assert_one_line(error, expected)
+
+
+def test_recipes_are_tried_key_by_key() -> None:
+    loss = {(1, 0): 3.0, (2, 0): 1.0, (3, 0): 2.0, (2, 5): 1.5}
+    asked = []
+
+    def validate(recipe: dict[str, int]) -> tuple[float, float]:
+        asked.append((recipe["a"], recipe["b"]))
+        return 0.5, loss[asked[-1]]
+
+    found = recipes.search({"a": 1, "b": 0}, {"a": [1, 2, 3], "b": [0, 5]}, validate)
+    assert asked == [(1, 0), (2, 0), (3, 0), (2, 5)]
+    assert found.best.recipe == {"a": 2, "b": 0}

@@ -48,6 +48,7 @@ class ModelConfig:
     """The backbone and what is done with it."""
 
     name: str = key("", "name of the model, as in the results")
+    label: str = key("", "what tables and plots call it")
     method: str = key("recast", "what trains beside the head", choices=("recast", "frozen", "full"))
     family: str = key("any", "architecture family; a dataset may bring a backbone for it", choices=("vit", "resnet", "any"))  # fmt: skip # noqa: E501
     backbone: str | None = key(None, "timm model name, with its pretrained tag")
@@ -118,6 +119,7 @@ class OptimizerConfig:
 
     name: str = key("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
     lr: float = key(2e-3, "learning rate", gt=0)
+    lr_scale: float = key(1.0, "factor on every learning rate, for searching them together", gt=0)
     weight_decay: float = key(1e-6, "weight decay", ge=0)
     momentum: float = key(0.9, "momentum (sgd)", ge=0, lt=1)
     nesterov: bool = key(False, "Nesterov momentum (sgd)")
@@ -178,6 +180,7 @@ class StageConfig:
     name: str = key("adapt", "stage")
     seeds: list[int] = key([42, 1998, 3142592], "seeds (stage=compare)")
     methods: list[str] | None = key(None, "methods by name or glob pattern (stage=compare); null takes all that fit")
+    tune: list[str] = key([], "values to try before, key by key (optimizer.lr_scale=0.3,1,3); validation with the first seed chooses for each method (stage=compare)")  # fmt: skip # noqa: E501
 
 
 @dataclass
@@ -311,6 +314,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield f"resume: got a folder with stage={cfg.stage.name}; only stage=adapt can be continued"
     if cfg.stage.name == "compare" and not cfg.stage.seeds:
         yield "stage.seeds: got an empty list, takes at least one seed"
+    if cfg.stage.name != "compare" and cfg.stage.tune:
+        yield f"stage.tune: got recipes with stage={cfg.stage.name}, which tries none; takes stage=compare"
     if cfg.resume and multirun:
         yield "resume: got a folder in a sweep; a single run is continued without -m"
     if 0 < trainer.max_epochs <= trainer.head_first_epochs:

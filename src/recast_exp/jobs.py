@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import config, keys, overrides, saved
+from recast_exp import config, keys, overrides, recipes, saved
 from recast_exp.composition import Composed, Composer, first_line
 from recast_exp.data import check_dataset
 from recast_exp.errors import MissingInputError, UserError
@@ -62,6 +62,7 @@ def check_job(
     except UserError as error:
         errors.append(error)
     errors += map(UserError, config.problems(cfg, multirun=multirun))
+    errors += _recipe_problems(cfg, multirun)
     if inputs:
         errors += _missing_inputs(cfg)
     return cfg, errors
@@ -117,6 +118,25 @@ def _contradictions(cfg: DictConfig, job: Job, composer: Composer, composed: Com
     }
     typed = [text.partition("=")[0].lstrip("+") for text in job.values]
     return saved.contradictions(cfg, typed, content)
+
+
+def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[UserError]:
+    """What is wrong with the recipes that `stage.tune` lists, each value by itself on the configuration."""
+    try:
+        choices = recipes.parse(cfg.stage.tune)
+    except UserError as error:
+        yield error
+        return
+    own = set(config.problems(cfg, multirun=multirun))
+    for key, values in choices.items():
+        for value in values:
+            tried = copy.deepcopy(cfg)
+            OmegaConf.update(tried, key, value)
+            yield from (
+                UserError(f"stage.tune: {problem}")
+                for problem in config.problems(tried, multirun=multirun)
+                if problem not in own
+            )
 
 
 def _missing_inputs(cfg: DictConfig) -> Iterator[UserError]:

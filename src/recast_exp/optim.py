@@ -32,7 +32,7 @@ def make_optimizer(adapted: AdaptedModel, cfg: DictConfig) -> Optimizer:
                 {
                     "name": kind,
                     "params": parameters,
-                    "lr": cfg.lr if lr is None else lr,
+                    "lr": cfg.lr_scale * (cfg.lr if lr is None else lr),
                     "weight_decay": cfg.weight_decay if decay is None else decay,
                 }
             )
@@ -40,7 +40,7 @@ def make_optimizer(adapted: AdaptedModel, cfg: DictConfig) -> Optimizer:
         return AdamW(groups)
     if cfg.name == "adam":
         return Adam(groups)
-    return SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
+    return SGD(groups, momentum=cfg.momentum, nesterov=cfg.nesterov)
 
 
 def make_schedule(optimizer: Optimizer, cfg: DictConfig, max_epochs: int) -> LRScheduler:

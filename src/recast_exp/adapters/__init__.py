@@ -2,6 +2,7 @@
 
 A module has
 
+- `LABEL`: what tables and plots call it; `{option}` stands for the value of an option;
 - `Options`: a dataclass of its options, with the defaults, ranges and help texts; the preset lists the same;
 - `FITS`: what it needs to find in a network, in words;
 - `inject(network, options) -> dict[str, str]`: changes the network in place and returns what trains, public name →
@@ -33,6 +34,12 @@ _INFRASTRUCTURE = frozenset({"base"})
 def names() -> list[str]:
     """The names of all adapters, sorted."""
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _INFRASTRUCTURE)
+
+
+def label(cfg: DictConfig) -> str:
+    """What tables and plots call the adapter that is configured; empty for none."""
+    text: str = _module(cfg.name).LABEL
+    return text.format(**dataclasses.asdict(options_of(cfg)))
 
 
 def options_of(cfg: DictConfig) -> Any:

@@ -18,6 +18,7 @@ from recast_exp.adapters.base import attach, backbone_modules
 from recast_exp.config import key
 
 NAME = "adaptformer"
+LABEL = "AdaptFormer"
 FITS = "blocks with norm2, mlp and drop_path2, as timm's ViT, DeiT, BEiT, EVA and Swin have"
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from recast_exp.adapters.base import own_parameters
 
+LABEL = "BitFit"
 FITS = "biases, as nearly all of timm's models have"
 
 

@@ -20,6 +20,7 @@ from recast_exp.config import key
 from recast_exp.errors import UserError
 
 NAME = "clr"
+LABEL = "CLR"
 FITS = "convolutions larger than 1x1 within the network, as CNNs have"
 
 

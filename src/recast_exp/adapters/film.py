@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recast_exp.adapters.base import NORMS, attach, backbone_modules
 
 NAME = "film"
+LABEL = "FiLM"
 FITS = "normalisation layers with a scale"
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from recast_exp.adapters.base import NORMS, backbone_modules
 
+LABEL = "last block"
 FITS = "blocks in a list, as timm's ViTs, ResNets and ConvNeXts have"
 
 

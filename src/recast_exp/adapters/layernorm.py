@@ -11,6 +11,7 @@ from torch import nn
 
 from recast_exp.adapters.base import NORMS, own_parameters
 
+LABEL = "LayerNorm"
 FITS = "normalisation layers with a scale and a shift"
 
 

@@ -20,6 +20,7 @@ from recast_exp.adapters.base import attach, backbone_modules, detach
 from recast_exp.config import key
 
 NAME = "melo"
+LABEL = "MeLo"
 FITS = "attention with a fused layer qkv, as timm's ViT, DeiT and Swin have"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+LABEL = ""
 FITS = "every model"
 
 

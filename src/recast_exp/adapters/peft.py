@@ -18,6 +18,7 @@ from recast_exp.adapters.base import backbone_modules
 from recast_exp.config import key
 from recast_exp.errors import UserError
 
+LABEL = "peft {method}"
 FITS = "layers that match adapter.arguments.target_modules"
 
 

@@ -20,6 +20,7 @@ from recast_exp.adapters.base import backbone_modules
 from recast_exp.config import key
 from recast_exp.errors import UserError
 
+LABEL = "Piggyback"
 FITS = "linear layers and convolutions, as all of timm's models have"
 
 

@@ -86,6 +86,13 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
     return metrics
 
 
+def validate(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Train and validate, without a look at the test images; `adapt` in the same folder goes on from there."""
+    experiment = Experiment.open(cfg)
+    adapted = experiment.adapt(experiment.banks()[0])
+    return fit(cfg, adapted, experiment.data(keep=True), run_dir=run_dir, description=cfg.model.name).metrics
+
+
 def _mimicry_error(experiment: Experiment, banks: Banks) -> float:
     """The largest relative error of a rebuilt weight; warns where the backbone is no longer the pretrained one."""
     report = weight_report(experiment.backbone.network, banks)

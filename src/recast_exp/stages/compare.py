@@ -6,42 +6,56 @@ import csv
 import fnmatch
 import functools
 import io
+import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recast_exp import adapters, console, plots
+from recast_exp import adapters, console, plots, recipes
 from recast_exp.backbones import blueprint
 from recast_exp.composition import conf_dir
 from recast_exp.errors import UserError
 from recast_exp.experiment import with_values
 from recast_exp.files import json_hash, write_json, write_text
-from recast_exp.stages.adapt import adapt, read_results
+from recast_exp.stages.adapt import adapt, read_results, validate
 from recast_exp.sweep import mean_and_spread
+from recast_exp.training import LAST
 
 log = logging.getLogger(__name__)
 
-PROBE, RECAST, FULL = "linear probe", "RECAST", "full fine-tuning"
+PROBE, FULL = "linear probe", "full fine-tuning"
+SPLIT = "recast.targets", "recast.num_groups", "recast.num_templates"  # what one RECAST model has unlike another
 
 
 def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Run every method with every seed, and set the results beside each other.
 
+    With `stage.tune`, each method's recipe is chosen before, on the validation images and with the first seed alone:
+    the values of one key after another, the best of the earlier ones kept. The test images are looked at once for each
+    seed, with the chosen recipe.
+
     A run that is finished in `run_dir` already, with the same configuration, is not repeated: the same command with the
     same hydra.run.dir goes on where it was stopped.
 
     Raises:
-        UserError: If `stage.methods` names no method that fits.
+        UserError: If `stage.methods` names no method that fits, or a recipe is none.
     """
     rows = _chosen(cfg, methods(cfg))
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
-    for seed in cfg.stage.seeds:
-        for name, each in rows.items():
-            results[name].append(_run(with_values(each, seed=seed), run_dir / "runs", name, group))
+    results: dict[str, list[dict[str, Any]]] = {}
+    tried: dict[str, recipes.Search] = {}
+    for name, each in rows.items():
+        folder, recipe = run_dir / "runs" / slug(name), {}
+        if cfg.stage.tune:
+            tried[name] = _tune(each, folder)
+            recipe = tried[name].best.recipe
+            write_text(run_dir / "recipes.csv", _as_csv(_trials(tried)))
+        results[name] = []
+        for seed in cfg.stage.seeds:
+            results[name].append(_run(*_place(each, seed, recipe, folder), name, group))
             _write(run_dir, results)
     summary = summarize(results)
     console.show_comparison(cfg, summary)
@@ -50,22 +64,36 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
 
 
 def methods(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Name → configuration of every method that fits the backbone; an adapter's with the values of its preset."""
+    """Label → configuration of every method that fits the backbone.
+
+    The linear probe, the RECAST model of `cfg` and its siblings (of the same family, in `conf/model`), each adapter on
+    the frozen backbone and on the RECAST model of `cfg`, with the values of its preset, and full fine-tuning.
+    """
     base = with_values(cfg, adapter={"name": "none"}, probe=False, stage__name="adapt")
-    frozen = with_values(base, model__method="frozen")
+    frozen = with_values(base, model__method="frozen", model__label=PROBE)
     rows = {PROBE: frozen}
     if cfg.model.method == "recast":
-        rows[RECAST] = base
+        rows |= {each.model.label: each for each in (base, *_siblings(base))}
     for name in adapters.fitting(functools.partial(blueprint, cfg)):
         if name != "none":
             preset = OmegaConf.load(conf_dir() / "adapter" / f"{name}.yaml")
             assert isinstance(preset, DictConfig)
             optimizer = {f"optimizer__{key}": value for key, value in preset.get("optimizer", {}).items()}
-            rows[name] = with_values(frozen, adapter=preset.adapter, **optimizer)
+            label = adapters.label(preset.adapter)
+            rows[label] = with_values(frozen, adapter=preset.adapter, **optimizer)
             if cfg.model.method == "recast":
-                rows[f"{RECAST} + {name}"] = with_values(base, adapter=preset.adapter, **optimizer)
-    rows[FULL] = with_values(base, model__method="full", model__batchnorm_statistics="update")
+                rows[f"{cfg.model.label} + {label}"] = with_values(base, adapter=preset.adapter, **optimizer)
+    backbone_lr = 1e-4 if cfg.optimizer.backbone_lr is None else cfg.optimizer.backbone_lr
+    rows[FULL] = with_values(
+        base, model__method="full", model__label=FULL, model__batchnorm_statistics="update",
+        optimizer__backbone_lr=backbone_lr,
+    )  # fmt: skip
     return rows
+
+
+def slug(name: str) -> str:
+    """A method's label as the name of a folder."""
+    return name.replace(" ", "_")
 
 
 def summarize(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -80,6 +108,17 @@ def summarize(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str
     return rows
 
 
+def _siblings(cfg: DictConfig) -> Iterator[DictConfig]:
+    """The other RECAST models that there are for the family of a model."""
+    for path in sorted((conf_dir() / "model").glob("*.yaml")) if cfg.model.family != "any" else ():
+        preset = OmegaConf.load(path)
+        assert isinstance(preset, DictConfig)
+        model = preset.model
+        if model.method == "recast" and model.family == cfg.model.family and model.name != cfg.model.name:
+            split = {key.replace(".", "__"): OmegaConf.select(preset, key) for key in SPLIT}
+            yield with_values(cfg, model__name=model.name, model__label=model.label, **split)
+
+
 def _chosen(cfg: DictConfig, rows: dict[str, DictConfig]) -> dict[str, DictConfig]:
     patterns = cfg.stage.methods
     if patterns is None:
@@ -90,32 +129,94 @@ def _chosen(cfg: DictConfig, rows: dict[str, DictConfig]) -> dict[str, DictConfi
     return {name: each for name, each in rows.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _run(cfg: DictConfig, folder: Path, name: str, group: str | None) -> dict[str, Any]:
-    """The results of one method with one seed; trained, continued, or read where they are there already."""
-    run_dir = folder / name.replace(" ", "_") / str(cfg.seed)
+def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
+    """Try recipes of one method with the first seed. Where only a head trains, epochs of it alone are not tried."""
+    choices = recipes.parse(cfg.stage.tune)
+    if cfg.model.method == "frozen" and cfg.adapter.name == "none":
+        choices.pop("trainer.head_first_epochs", None)
+    seed = cfg.stage.seeds[0]
+
+    def validated(recipe: dict[str, Any]) -> tuple[float, float]:
+        job, run_dir = _place(cfg, seed, recipe, folder)
+        path = run_dir / "validation.json"
+        if not (_claim(job, run_dir) and path.is_file()):
+            write_json(path, validate(job, run_dir))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        log.info("%s, %s: validation accuracy %.1f %%", folder.name, describe(recipe), 100 * metrics["val/accuracy"])
+        return metrics["val/accuracy"], metrics["val/loss"]
+
+    found = recipes.search({key: OmegaConf.select(cfg, key) for key in choices}, choices, validated)
+    for trial in found.trials:
+        if trial is not found.best:  # of a recipe that lost, the numbers are kept, not the weights
+            _checkpoint(_place(cfg, seed, trial.recipe, folder)[1]).unlink(missing_ok=True)
+    return found
+
+
+def describe(recipe: Mapping[str, Any]) -> str:
+    """A recipe in one line: `lr_scale=0.3 head_first_epochs=5`."""
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in recipe.items()) or "as configured"
+
+
+def _place(cfg: DictConfig, seed: int, recipe: Mapping[str, Any], folder: Path) -> tuple[DictConfig, Path]:
+    """The configuration and the folder of one run of a method."""
+    values = {key.replace(".", "__"): value for key, value in recipe.items()}
+    job = with_values(cfg, seed=seed, stage__tune=[], stage__seeds=[], stage__methods=None, **values)
+    return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
+
+
+def _claim(cfg: DictConfig, run_dir: Path) -> bool:
+    """Whether a run with this very configuration was begun in a folder; what another has left there is removed."""
     fingerprint = json_hash(OmegaConf.to_container(cfg, resolve=True), 32)
     record = run_dir / "configuration.txt"
     known = record.is_file() and record.read_text(encoding="utf-8") == fingerprint
-    started = time.perf_counter()
-    if not (known and (run_dir / "metrics.json").is_file()):
-        if not known:  # what another configuration has left is not continued
-            for left in (run_dir / "metrics.json", run_dir / "checkpoints" / "last.ckpt"):
-                left.unlink(missing_ok=True)
+    if not known:
+        for left in (run_dir / "metrics.json", run_dir / "validation.json", _checkpoint(run_dir)):
+            left.unlink(missing_ok=True)
         write_text(record, fingerprint)
+    return known
+
+
+def _run(cfg: DictConfig, run_dir: Path, name: str, group: str | None) -> dict[str, Any]:
+    """The results of one method with one seed; trained, continued, or read where they are there already."""
+    started = time.perf_counter()
+    if not (_claim(cfg, run_dir) and (run_dir / "metrics.json").is_file()):
         adapt(cfg, run_dir, group)
+    _checkpoint(run_dir).unlink(missing_ok=True)  # for full fine-tuning hundreds of MB, and nothing is left to continue
     metrics, parameters = read_results(run_dir)
     seconds = time.perf_counter() - started
     log.info("%s, seed %d: test accuracy %.1f %% (%.0f s)", name, cfg.seed, 100 * metrics["test/accuracy"], seconds)
     return {**metrics, "parameters": parameters}
 
 
+def _checkpoint(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / f"{LAST}.ckpt"
+
+
 def _write(run_dir: Path, results: Mapping[str, list[dict[str, Any]]]) -> None:
     """Write what there is so far: `comparison.json`, `comparison.csv` and `plots/comparison.png`."""
     rows = summarize(results)
     write_json(run_dir / "comparison.json", rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["method", *next(iter(rows.values()))], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"method": name, **row} for name, row in rows.items())
-    write_text(run_dir / "comparison.csv", text.getvalue())
+    write_text(run_dir / "comparison.csv", _as_csv([{"method": name, **row} for name, row in rows.items()]))
     plots.comparison(rows, run_dir / "plots" / "comparison.png")
+
+
+def _trials(tried: Mapping[str, recipes.Search]) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": name,
+            "recipe": describe(trial.recipe),
+            "val/accuracy": trial.accuracy,
+            "val/loss": trial.loss,
+            "chosen": trial is found.best,
+        }
+        for name, found in tried.items()
+        for trial in found.trials
+    ]
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
