@@ -50,12 +50,20 @@ class LowRank(nn.Module):
             nn.init.kaiming_uniform_(part, a=math.sqrt(5))
 
     def forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Add the updates to the layer's output [..., 3d]; a forward hook."""
-        queries, values = (
-            F.linear(F.linear(inputs[0], a), self.scale * b) for a, b in zip(self.a, self.b, strict=True)
-        )
-        q, k, v = output.chunk(3, -1)
-        return torch.cat([q + queries, k, v + values], -1)
+        """Add the updates to the layer's output [..., 3d]; a forward hook.
+
+        One product for both updates, added as it is computed: to take the output apart and put it together again would
+        copy it, forward and backward.
+        """
+        low = F.linear(inputs[0], self.a.flatten(0, 1))
+        return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), self._up().t()).view_as(output)
+
+    def _up(self) -> Tensor:
+        """Scaled B of both, from [A_q x, A_v x] to queries, keys and values [3d, 2r]."""
+        queries, values = self.scale * self.b
+        nothing = torch.zeros_like(queries)
+        rows = (queries, nothing), (nothing, nothing), (nothing, values)
+        return torch.cat([torch.cat(row, 1) for row in rows])
 
     def delta(self) -> Tensor:
         """The update of the fused weight [3d, d]."""
