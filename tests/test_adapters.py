@@ -243,7 +243,7 @@ def test_it_compiles_as_a_whole(make: Any, name: str, kind: str) -> None:
         ("IA3", {}), ("OFT", {}), ("BOFT", {}), ("LOHA", {}), ("LOKR", {}), ("HIRA", {}), ("DELORA", {}),
         ("GRALORA", {}),
         ("MISS", {"r": 8}), ("RANDLORA", {}), ("LORA", {"r": 2, "use_rslora": True, "target_modules": ["fc1"]}),
-        ("LORA", {"use_dora": True}),
+        ("LORA", {"use_dora": True}), ("VERA", {"r": 16}), ("PVERA", {"r": 16}), ("TINYLORA", {}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("base", BASES)

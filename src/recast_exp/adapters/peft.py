@@ -58,7 +58,7 @@ def inject(network: nn.Module, options: Options) -> dict[str, str]:
     before = {id(parameter) for parameter in network.parameters()}
     try:
         config = config_class(**arguments)
-        peft.inject_adapter_in_model(config, network)
+        peft.get_peft_model(network, config)  # in place; what it returns around the network is not needed
     except (TypeError, ValueError, KeyError, NotImplementedError, AttributeError) as error:
         raise UserError(
             f"adapter: peft's {options.method} refuses this model or these arguments: {' '.join(str(error).split())}"
