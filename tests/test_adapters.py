@@ -237,6 +237,17 @@ def test_it_compiles_as_a_whole(make: Any, name: str, kind: str) -> None:
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[1] == "vit" or pair[0] == "clr"])
+def test_it_is_exported_merged_or_as_modules(make: Any, name: str, kind: str) -> None:
+    adapted = make(name, kind, "recast")
+    train(adapted)
+    expected = logits(adapted.network)
+    merged = adapters.merge(merge(adapted.network)).eval()
+    program = torch.export.export(merged, (images(),))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images()), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [

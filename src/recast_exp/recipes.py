@@ -1,4 +1,4 @@
-"""Recipes to choose among, written as the values of a sweep are: `optimizer.lr_scale=0.3,1,3`. Imports nothing heavy."""
+"""Recipes to choose among, written as the values of a sweep are: `optimizer.lr_scale=0.3,1,3`. Nothing heavy here."""
 
 from __future__ import annotations
 

@@ -108,6 +108,8 @@ def merge(model: nn.Module) -> nn.Module:
             # parametrisation here would break the other model.
             own = type(module)
             module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
+            # The coefficients become the weight, as the same parameter: their gradient would stay, of another shape
+            module.get_parameter("parametrizations.weight.original").grad = None
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             module.weight.requires_grad_(False)  # as the rest of the frozen backbone
     if hasattr(model, BANKS):
