@@ -12,12 +12,13 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import composition, config, jobs, keys, overrides, saved
 from recast_exp.composition import Composed, Composer, first_line
-from recast_exp.errors import MissingInputError, UserError
-from recast_exp.jobs import Job
+from recast_exp.errors import MissingInputError, UnfitError, UserError
+from recast_exp.jobs import Job, Planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,12 @@ class Findings:
     """One line for each problem of the request (exit code 2)."""
     missing: list[str] = dataclasses.field(default_factory=list)
     """One line for each input that is not there (exit code 3)."""
-    jobs: list[DictConfig] = dataclasses.field(default_factory=list)
-    """The configuration of each job that could be composed, with what its task file brings."""
+    jobs: list[Planned] = dataclasses.field(default_factory=list)
+    """Each job that could be composed."""
+    sweep_dir: Path | None = None
+    """The folder of the sweep, if it is one."""
+    is_grid: bool = False
+    """Whether it is a sweep whose jobs are all known: Hydra's own sweeper, not one that searches."""
 
     @property
     def exit_code(self) -> int:
@@ -100,6 +105,8 @@ class _Checker:
             if override.is_hydra_override() and self._is_good(text := override.input_line or "")
         ]
         self._check_jobs(self._jobs(own))
+        if self.is_sweep:
+            self._place_sweep(own)
         if self.resumed:
             # The last of two values counts, so this folder wins over any other.
             run_dir = f"hydra.run.dir={overrides.quote(str(self.resumed))}"
@@ -268,17 +275,35 @@ class _Checker:
 
     def _check_jobs(self, all_jobs: list[Job]) -> None:
         failing: dict[tuple[type[UserError], str], list[Job]] = {}
-        for job in all_jobs:
+        for number, job in enumerate(all_jobs):
             cfg, errors = jobs.check_job(
                 job, self.composer, multirun=self.is_sweep, resumed=self.resumed, inputs=self.line.inputs
             )
+            unfit = None
             for error in errors:
-                failing.setdefault((type(error), str(error)), []).append(job)
+                if isinstance(error, UnfitError) and self.is_sweep and cfg is not None and cfg.skip_unfit:
+                    unfit = str(error)
+                else:
+                    failing.setdefault((type(error), str(error)), []).append(job)
             if cfg is not None:
-                self.findings.jobs.append(cfg)
+                self.findings.jobs.append(Planned(number, job, cfg, unfit))
         for (kind, line), those in failing.items():
             if kind is MissingInputError or not self._is_consequence(line):
                 self.findings.add(kind(line + jobs.cause(line, those, all_jobs)))
+
+    def _place_sweep(self, own: list[Override]) -> None:
+        """Fix the folder of a sweep now, so that what is there already can be looked at."""
+        single = [override.input_line or "" for override in own if not override.is_sweep_override()]
+        composed = self._compose([text for text in single if self._is_choice(text)])
+        if composed is None or self.findings.wrong:
+            return
+        try:
+            self.findings.sweep_dir = Path(str(OmegaConf.select(composed.hydra, "hydra.sweep.dir")))
+        except OmegaConfBaseException as error:
+            self._wrong(f"hydra.sweep.dir: {first_line(error)}; takes a folder that is known before the jobs")
+            return
+        self.findings.is_grid = composed.choices.get("hydra/sweeper") == "basic"
+        self.findings.overrides.append(f"hydra.sweep.dir={overrides.quote(str(self.findings.sweep_dir))}")
 
     def _is_consequence(self, line: str) -> bool:
         """Whether a line speaks of a key or group with a line of its own: here its default stands in for it."""

@@ -13,7 +13,7 @@ import string
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import __version__, composition, keys, saved
-from recast_exp.checking import CommandLine, check
+from recast_exp.checking import CommandLine, Findings, check
 from recast_exp.composition import Composer
-from recast_exp.errors import UserError
+from recast_exp.errors import UnfitError, UserError
+from recast_exp.jobs import Planned, cause
 
 log = logging.getLogger("recast_exp")
 
@@ -75,11 +76,13 @@ def run(argv: Sequence[str]) -> int:
         wrong = [*map(_unknown_flag, unknown), *findings.wrong]
         if wrong or findings.missing:
             return _report([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
+        args.overrides = findings.overrides
         if not args.cfg:
             wrong = _unfit_models(findings.jobs)
             if wrong:
                 return _report(wrong, UserError.exit_code)
-        args.overrides = findings.overrides
+            if findings.sweep_dir is not None:
+                return _sweep(parser, args, argv, findings)
     elif unknown:
         return _report(map(_unknown_flag, unknown), UserError.exit_code)
     if args.help:
@@ -90,30 +93,61 @@ def run(argv: Sequence[str]) -> int:
     return _start()
 
 
+def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str], findings: Findings) -> int:
+    """Run a sweep, in its folder alone, and say at its end what came of it."""
+    from recast_exp import sweep
+
+    assert findings.sweep_dir is not None
+    try:
+        with sweep.running(findings.sweep_dir, findings.jobs if findings.is_grid else [], argv) as plan:
+            sys.argv[1:] = _arguments(parser, args)
+            code = _start()
+    except UserError as error:
+        return _report(str(error).splitlines(), error.exit_code)
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with: {plan.command_again}", file=sys.stderr)
+        return 130
+    return max(code, sweep.conclude(plan))
+
+
 def _report(lines: Iterable[str], exit_code: int) -> int:
     for line in lines:
         print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return exit_code
 
 
-def _unfit_models(jobs: Iterable[DictConfig]) -> list[str]:
-    """One line for each backbone that timm does not know, and each way to group its layers that it does not have.
+def _unfit_models(planned: Sequence[Planned]) -> list[str]:
+    """One line for each backbone that timm does not know, and each model that cannot be made of one.
 
     The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
+    Where the jobs of a sweep that do not fit are to be left out, they are marked instead; that all are is refused.
     """
     from recast_exp.backbones import check_model
 
-    wrong: list[str] = []
-    seen = []
-    for job in jobs:
-        asked = (job.model.backbone, job.model.img_size, job.model.method, job.recast, job.adapter)
-        if asked not in seen:
-            seen.append(asked)
+    failing: dict[str, list[Planned]] = {}
+    verdicts: list[tuple[Any, UserError | None]] = []
+    for each in planned:
+        cfg = each.cfg
+        if cfg.stage.name == "report":
+            continue
+        asked = (cfg.model.backbone, cfg.model.img_size, cfg.model.method, cfg.recast, cfg.adapter)
+        error = next((verdict for known, verdict in verdicts if known == asked), check_model)
+        if error is check_model:
             try:
-                check_model(job)
-            except UserError as error:
-                wrong.append(str(error))
-    return list(dict.fromkeys(wrong))
+                check_model(cfg)
+                error = None
+            except UserError as found:
+                error = found
+            verdicts.append((asked, error))
+        if isinstance(error, UnfitError) and cfg.skip_unfit and len(planned) > 1:
+            each.unfit = str(error)
+        elif error:
+            failing.setdefault(str(error), []).append(each)
+    all_jobs = [each.job for each in planned]
+    lines = [line + cause(line, [each.job for each in those], all_jobs) for line, those in failing.items()]
+    if not lines and planned and all(each.unfit for each in planned):
+        lines = list(dict.fromkeys(str(each.unfit) for each in planned))
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,27 +246,37 @@ def task(cfg: DictConfig) -> float | None:
         cfg: The composed configuration.
 
     Returns:
-        The validation accuracy, where there is one: what a sweeper that searches would maximise.
+        The validation accuracy, where there is one: what a sweeper that searches would maximise. None for a job of a
+        sweep that failed: its folder says why, and the launcher goes on with the others.
 
     Raises:
-        UserError: In a sweep, if the request is at fault; the line has been logged. A single run exits at once.
-        Exception: Any other failure is a bug; its traceback has been logged.
+        Exception: In a single run, what is not the user's mistake; its traceback has been logged.
     """
-    _started.append(HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else 0)
-    from recast_exp.stages import run as run_stage  # heavy: torch, timm and Lightning
+    hydra_cfg = HydraConfig.get()
+    in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    _started.append(hydra_cfg.job.num if in_sweep else 0)
+    from recast_exp.running import run_job  # heavy: torch, timm and Lightning
 
+    folder = Path(hydra_cfg.runtime.output_dir)
+    overrides = [str(text) for text in hydra_cfg.overrides.task]
     try:
-        hydra_cfg = HydraConfig.get()
-        sweep = hydra_cfg.sweep.dir if hydra_cfg.mode == RunMode.MULTIRUN else None
-        metrics = run_stage(saved.adopt(cfg), Path(hydra_cfg.runtime.output_dir), sweep)
+        metrics = run_job(
+            saved.adopt(cfg),
+            folder,
+            overrides=overrides,
+            number=hydra_cfg.job.num if in_sweep else None,
+            sweep=hydra_cfg.sweep.dir if in_sweep else None,
+        )
     except UserError as error:
         log.error("error: %s", error)
         _failures.append(error.exit_code)
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if not in_sweep:
             sys.exit(error.exit_code)
-        raise  # the launcher goes on with the other jobs
+        return None
     except Exception:
         log.exception("error: the job failed")
         _failures.append(1)
-        raise
+        if not in_sweep:
+            raise
+        return None
     return metrics.get("val/accuracy")

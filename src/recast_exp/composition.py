@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import secrets
@@ -28,6 +29,9 @@ from recast_exp.errors import UserError
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 
+OPTIONAL = "experiment", "method"
+"""Groups of which no option may be chosen."""
+
 _ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 _TASK_MODULE = "recast_exp.cli"  # Hydra takes a relative --config-path from there
 
@@ -44,11 +48,12 @@ def run_token() -> str:
 
 
 def register() -> None:
-    """Give Hydra the schema, `experiment=null` and the resolver `run_token`; harmless when repeated."""
+    """Give Hydra the schema, `experiment=null`, `method=null` and the resolver `run_token`; harmless when repeated."""
     store = ConfigStore.instance()
     store.store(name="schema", node=config.Config)
     # Hydra knows null in a defaults list, but not on the command line.
-    store.store(group="experiment", name="null", package="_global_", node={})
+    for group in OPTIONAL:
+        store.store(group=group, name="null", package="_global_", node={})
     # Cached: the folder of a run, and of all jobs of a sweep, is resolved several times and stays one.
     OmegaConf.register_new_resolver("run_token", run_token, use_cache=True, replace=True)
 
@@ -59,6 +64,8 @@ class Composed:
 
     cfg: DictConfig
     """Our configuration, without the node `hydra`."""
+    hydra: DictConfig
+    """All of it, with the node `hydra`."""
     choices: dict[str, str | None]
     """The option of every group."""
     is_sweep: bool
@@ -158,10 +165,11 @@ class Composer:
         assert isinstance(choices, dict)
         assert isinstance(parameters, dict)
         is_sweep = cfg.hydra.mode == RunMode.MULTIRUN
+        whole = copy.deepcopy(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
         by_name = {str(key): value for key, value in parameters.items()}
-        return Composed(cfg, {str(key): value for key, value in choices.items()}, is_sweep, by_name)
+        return Composed(cfg, whole, {str(key): value for key, value in choices.items()}, is_sweep, by_name)
 
 
 def store_seed(name: str, options: Sequence[str]) -> bool:

@@ -187,6 +187,7 @@ class StageConfig:
 class Config:
     """The whole configuration of one job."""
 
+    label: str = key("", "what tables and plots call the method; empty is the model's and the adapter's")
     seed: int = key(42, "seed of the run", ge=0, lt=2**32)
     data_dir: str = key("data", "root folder of all datasets", path=True)
     cache_dir: str | None = key(None, "folder for banks, probes and embedded backbones; null is the user's cache", path=True)  # fmt: skip # noqa: E501
@@ -194,6 +195,7 @@ class Config:
     bank: str | None = key(None, "template bank to use, instead of the cache", path=True)
     resume: str | None = key(None, "run folder to continue", path=True)
     probe: bool = key(True, "set the linear probe beside the result")
+    skip_unfit: bool = key(False, "in a sweep, leave out the jobs whose adapter does not fit the model")
     select: str = key("last", "which epoch is reported: the last, or the best by validation", choices=("last", "best"))
     adapter: dict[str, Any] = key({"name": "none"}, "name and options of a second method on the backbone")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -284,6 +286,13 @@ def problems(cfg: DictConfig, *, multirun: bool = False) -> list[str]:
     return found + list(_combinations(cfg, multirun))
 
 
+def unfit(cfg: DictConfig) -> str | None:
+    """Say in one line why a model and an adapter do not go together, whatever the backbone; None if they may."""
+    if cfg.model.method == "full" and cfg.adapter.name != "none":
+        return f"adapter: got {cfg.adapter.name} with model={cfg.model.name}, which trains every weight; takes none"
+    return None
+
+
 def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if not model.backbone:
@@ -302,8 +311,6 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
             yield f"stage: got reconstruct with model={model.name}, which has no templates; takes a RECAST model"
         if cfg.bank:
             yield f"bank: got a file with model={model.name}, which has no templates; leave it out"
-    if model.method == "full" and cfg.adapter.name != "none":
-        yield f"adapter: got {cfg.adapter.name} with model={model.name}, which trains every weight; takes none"
     if cfg.recast.targets is not None and not cfg.recast.targets:
         yield "recast.targets: got an empty list, takes at least one pattern, or null for every layer"
     if cfg.stage.name == "evaluate" and not cfg.task:

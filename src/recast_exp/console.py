@@ -142,6 +142,25 @@ def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
     _print(f"Sweep {folder}", table)
 
 
+def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
+    """The jobs of a sweep that did not finish, why, and the command that runs them again."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("job", justify="right")
+    for column in ("method", "dataset", "seed", "state", "reason"):
+        table.add_column(column, overflow="fold")
+    for record in left[:SHOWN]:
+        what = (record["label"], record["dataset"], str(record["seed"]), record["state"], record["reason"] or "")
+        table.add_row(str(record["number"]), *map(escape, what))
+    more = f" ({len(left) - SHOWN} more are not shown)" if len(left) > SHOWN else ""
+    whole = f" of {jobs}" if jobs else ""
+    _print(
+        f"{len(left)}{whole} job(s) did not finish{more}",
+        table,
+        "The same command in the same folder runs them again, and only them:",
+        f"  {escape(command)}",
+    )
+
+
 def _spread(jobs: list[dict[str, Any]], name: str) -> str:
     values = [job[name] for job in jobs if name in job]
     if not values:

@@ -1,6 +1,6 @@
-"""The two ways a user's request can fail: it is wrong, or something it needs is not there.
+"""The ways a user's request can fail: it is wrong, or something it needs is not there.
 
-Both are shown as one line without a traceback. Anything else that is raised is a bug and keeps its traceback.
+All are shown as one line without a traceback. Anything else that is raised is a bug and keeps its traceback.
 """
 
 
@@ -8,6 +8,10 @@ class UserError(Exception):
     """A request that cannot be carried out as written. One line: the key, what it got, what it takes, what to do."""
 
     exit_code = 2
+
+
+class UnfitError(UserError):
+    """A model and an adapter that do not go together; a sweep may leave them out (`skip_unfit=true`)."""
 
 
 class MissingInputError(UserError):

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recast_exp import config, keys, overrides, recipes, saved
 from recast_exp.composition import Composed, Composer, first_line
 from recast_exp.data import check_dataset
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, UnfitError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,23 @@ class Job:
     """Values of keys (`optimizer.lr=0.1`)."""
     swept: Mapping[str, str]
     """By key, those of both that differ between the jobs of a sweep."""
+
+
+@dataclasses.dataclass
+class Planned:
+    """A job that will run."""
+
+    number: int
+    job: Job
+    cfg: DictConfig
+    """Its configuration, with what its task file brings."""
+    unfit: str | None = None
+    """Why a sweep leaves it out: its adapter does not fit its model."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """What makes it this job."""
+        return [*self.job.options, *self.job.values]
 
 
 def check_job(
@@ -62,6 +79,8 @@ def check_job(
     except UserError as error:
         errors.append(error)
     errors += map(UserError, config.problems(cfg, multirun=multirun))
+    if unfit := config.unfit(cfg):
+        errors.append(UnfitError(unfit))
     errors += _recipe_problems(cfg, multirun)
     if inputs:
         errors += _missing_inputs(cfg)

@@ -98,7 +98,7 @@ def _rewrite(text: str, multirun: bool) -> str:
         return f"++{bare}={_plain(value, multirun)}"
     if key == "seed":
         return f"{key}={_seed(value)}"
-    if key == "experiment":
+    if key in ("experiment", "method"):
         return f"{key}={','.join(quote(part) if part.lower() == 'null' else part for part in split(value))}"
     if bare in PATH_KEYS:
         return f"{key}={_path(value, multirun and not key.startswith('hydra.'))}"  # Hydra's own keys are not swept

@@ -1,28 +1,137 @@
-"""What a sweep says at its end: one row for each setting, mean and spread over its seeds."""
+"""A sweep around its jobs: a folder of its own that knows its jobs, what is there already, and what came of it.
+
+`sweep.json` in the folder lists the jobs; each writes its own `job.json`. The same command with the same folder goes on
+where the sweep was stopped. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import datetime
 import json
+import shlex
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from filelock import FileLock, Timeout
+
+from recast_exp import __version__, job_record
+from recast_exp.errors import UserError
+from recast_exp.files import write_json
+from recast_exp.jobs import Planned
+from recast_exp.progress import watching
+
+NAME = "sweep.json"
+FORMAT = 1
 
 
-class SweepSummary(Callback):
-    """Hydra calls it when the last job of a sweep has ended."""
+@dataclasses.dataclass
+class Plan:
+    """What a sweep is going to do."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table, where any job has results."""
-        from recast_exp.console import show_sweep
+    folder: Path
+    command: str
+    """As it was typed."""
+    jobs: list[dict[str, Any]]
+    """As in `sweep.json`; empty where a sweeper decides as it goes."""
 
-        folder = Path(config.hydra.sweep.dir)
-        settings = collect(folder)
-        if settings:
-            show_sweep(folder, settings)
+    @property
+    def command_again(self) -> str:
+        """The command that goes on with this sweep."""
+        words = [word for word in shlex.split(self.command) if not word.startswith("hydra.sweep.dir=")]
+        return shlex.join([*words, f"hydra.sweep.dir={self.folder}"])
+
+
+@contextlib.contextmanager
+def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> Iterator[Plan]:
+    """Hold a sweep's folder, write what is planned, and show how the jobs get on until the block ends.
+
+    Args:
+        folder: Folder of the sweep; made if it is not there.
+        planned: Its jobs, if they are known.
+        argv: The arguments of the command.
+
+    Raises:
+        UserError: If another sweep is running there, or if the folder has jobs with other configurations: one line for
+            each. Nothing has been changed then.
+    """
+    plan = Plan(folder, shlex.join(["python", "-m", "recast_exp", *argv]), [])
+    if different := list(_differences(folder, planned)):
+        raise UserError("\n".join(different))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or take another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
+    try:
+        from recast_exp.labels import method_label  # heavy, as the jobs are
+
+        plan.jobs = [
+            {
+                "number": each.number,
+                "folder": str(each.number),
+                "overrides": each.overrides,
+                "label": method_label(each.cfg),
+                "dataset": each.cfg.dataset.name,
+                "seed": each.cfg.seed,
+                "skipped": each.unfit,
+            }
+            for each in planned
+        ]
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
+        write_json(folder / NAME, content)
+        with watching(folder, plan.jobs):
+            yield plan
+    finally:
+        lock.release()
+
+
+def conclude(plan: Plan) -> int:
+    """Say what came of a sweep: a table of its settings, and what failed and how to go on.
+
+    Returns:
+        The exit code: 0 if no job failed.
+    """
+    from recast_exp.console import show_failures, show_sweep
+
+    settings = collect(plan.folder)
+    if settings:
+        show_sweep(plan.folder, settings)
+    left = [
+        record for record in records(plan.folder) if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)
+    ]
+    if left:
+        show_failures(left, len(plan.jobs), plan.command_again)
+    return max((record["exit_code"] or 1 for record in left), default=0)
+
+
+def _all(plan: Plan) -> list[dict[str, Any]]:
+    """The records of all jobs that were planned, or of all that there are."""
+    found = {record["number"]: record for record in records(plan.folder)}
+    missing = {"state": "not begun", "reason": None, "exit_code": None}
+    for job in plan.jobs:
+        found.setdefault(job["number"], {**job, **missing})
+    return [found[number] for number in sorted(found)]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of the jobs of a sweep, by number; `folder` is added."""
+    found = []
+    for path in folder.rglob(job_record.NAME):
+        record = job_record.read(path.parent)
+        if record is not None and record["number"] is not None:
+            found.append({**record, "folder": str(path.parent.relative_to(folder))})
+    return sorted(found, key=lambda record: int(record["number"]))
 
 
 def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -32,12 +141,14 @@ def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
         Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
     """
     settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for job in sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: _number(path.name)):
-        overrides = [str(text) for text in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
-        setting = " ".join(text for text in overrides if not text.startswith("seed=")) or "(defaults)"
-        metrics = json.loads((job / "metrics.json").read_text(encoding="utf-8"))
-        parameters = json.loads((job / "parameters.json").read_text(encoding="utf-8"))
-        settings[setting].append({**metrics, "parameters": parameters})
+    for record in records(folder):
+        job = folder / record["folder"]
+        if job_record.is_finished(job):
+            setting = " ".join(text for text in record["overrides"] if not text.startswith("seed=")) or "(defaults)"
+            metrics, parameters = (
+                json.loads((job / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
+            )
+            settings[setting].append({**metrics, "parameters": parameters})
     return dict(settings)
 
 
@@ -46,5 +157,15 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _number(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdigit() else (10**9, name)
+def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
+    """How the jobs of a folder differ from those that are planned: one line for each job."""
+    for each in planned:
+        record = job_record.read(folder / str(each.number))
+        if record is not None:
+            changed = list(job_record.differences(record, each.cfg))
+            if changed:
+                more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+                yield (
+                    f"hydra.sweep.dir: job {each.number} in {folder} is another one: {changed[0]}{more}; a sweep is "
+                    "continued as it was, takes another folder"
+                )

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from recast_exp import job_record
 from recast_exp.files import write_text
 
 
@@ -60,6 +61,8 @@ class History(Callback):
         self.rows.append(row)
         if self.path and trainer.is_global_zero:
             write_text(self.path, as_csv(self.rows))
+            accuracy = {"val/accuracy": row.get("val/accuracy")}
+            job_record.update(self.path.parent, epoch=int(row["epoch"]), **accuracy)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -7,6 +7,7 @@ gives on the CPU the same numbers, to the bit, as one that was not.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import resource
 import sys
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_THREADS = torch.get_num_threads()
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
+
+
+_bars = contextvars.ContextVar("bars", default=True)
 
 
 @dataclass
@@ -247,6 +251,16 @@ def peak_memory_mb() -> float:
 
 
 @contextlib.contextmanager
+def progress_bars(wanted: bool) -> Iterator[None]:
+    """Whether training shows a progress bar in a terminal, within the block."""
+    token = _bars.set(wanted)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' hints and the warnings that our use of it answers."""
     names = ["lightning.pytorch", "lightning.fabric", "lightning", "timm"]
@@ -265,6 +279,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="Encountered `nan` values.*")
             warnings.filterwarnings("ignore", message=".*decompression bomb.*")
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
             yield
     finally:
         for name, level in levels.items():
@@ -277,7 +292,7 @@ def _trainer(
     options = cfg.trainer
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     _check_device(options)
-    show = sys.stderr.isatty()
+    show = _bars.get() and sys.stderr.isatty()
     if show:
         callbacks = [*callbacks, _ProgressBar(description)]
     return L.Trainer(

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from recast_exp import config
-from recast_exp.errors import UserError
+from recast_exp.errors import UnfitError, UserError
 
 _INFRASTRUCTURE = frozenset({"base"})
 
@@ -96,7 +96,8 @@ def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
         cfg: The `adapter` node of the configuration.
 
     Raises:
-        UserError: One line; where the adapter does not fit, with those that do.
+        UserError: One line.
+        UnfitError: Where the adapter does not fit, with those that do.
     """
     options_of(cfg)
     if cfg.name == "none":
@@ -104,7 +105,7 @@ def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
     try:
         inject_adapter(create(), cfg)
     except UserError as error:
-        raise UserError(f"{error}; takes one of {', '.join(fitting(create))}") from None
+        raise UnfitError(f"{error}; takes one of {', '.join(fitting(create))}") from None
 
 
 def fitting(create: Callable[[], nn.Module]) -> list[str]:

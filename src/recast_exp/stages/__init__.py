@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recast_exp.training import quiet
+from recast_exp.training import progress_bars, quiet
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,6 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, f
         UserError: If the request cannot be carried out; MissingInputError if data, weights or a bank are missing.
     """
     stage = importlib.import_module(f"{__name__}.{cfg.stage.name}")
-    with quiet():
+    with quiet(), progress_bars(group is None):  # those of several jobs would write over one another
         metrics: dict[str, float] = stage.run(cfg, run_dir, group)
     return metrics

@@ -39,7 +39,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         metrics = read_results(run_dir)[0]
     else:
         metrics = adapt(cfg, run_dir, group)
-    if is_main_process():
+    if is_main_process() and group is None:  # a sweep has a table of its own
         console.show_adaptation(cfg, *read_results(run_dir))
         log.info("Results: %s", run_dir)
     return metrics
