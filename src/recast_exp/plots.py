@@ -20,14 +20,17 @@ STYLE: Any = {
     "font.size": 9,
     "figure.constrained_layout.use": True,
 }
+# Matplotlib's own layout draws a figure several times; every run draws the first two figures here, and pays for it
+PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
 TRAIN, VAL = "#7a7a7a", "#1f6fb4"
 
 
 def learning_curves(history: list[dict[str, float]], path: Path, *, reported: int) -> None:
     """Loss and accuracy over the epochs, training and validation, with the reported epoch marked."""
     epochs = [row["epoch"] for row in history]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PLACED):
         figure = Figure(figsize=(8, 3.2))
+        figure.subplots_adjust(0.08, 0.15, 0.98, 0.96, wspace=0.25)
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for part, color in (("train", TRAIN), ("val", VAL)):
                 values = [row[f"{part}/{name}"] for row in history]
@@ -50,18 +53,25 @@ def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path
     tables = [_table(list(values.values())) for values in (before, {layer: after[layer] for layer in layers})]
     tables.append(tables[1] - tables[0])
     limits = [max(np.nanmax(np.abs(tables[0])), np.nanmax(np.abs(tables[1])))] * 2 + [np.nanmax(np.abs(tables[2]))]
-    width = min(4.0, 1.2 + 0.28 * tables[0].shape[1])
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2.2 + 3 * width, 1.4 + 0.2 * len(layers)))
-        axes_row = figure.subplots(1, 3, sharey=True)
-        for axes, table, limit, title in zip(
-            axes_row, tables, limits, ("mimicked", "trained", "difference"), strict=True
-        ):
+    # In inches
+    width, height = min(2.8, 0.5 + 0.28 * tables[0].shape[1]), 0.2 * len(layers)
+    left, bottom, bar, room = 0.3 + 0.06 * max(map(len, layers)), 0.5, 0.12, 0.7
+    size = left + 3 * (width + bar + room), bottom + height + 0.35
+
+    def place(x: float, wide: float) -> tuple[float, float, float, float]:
+        return x / size[0], bottom / size[1], wide / size[0], height / size[1]
+
+    with mpl.rc_context(PLACED | {"axes.grid": False}):
+        figure = Figure(figsize=size)
+        titles = ("mimicked", "trained", "difference")
+        for number, (table, limit, title) in enumerate(zip(tables, limits, titles, strict=True)):
+            x = left + number * (width + bar + room)
+            axes = figure.add_axes(place(x, width))
             image = axes.imshow(table, cmap="RdBu_r", vmin=-limit or -1e-12, vmax=limit or 1e-12, aspect="auto")
             axes.set(title=title, xlabel="template" if before[layers[0]].shape[1] == 1 else "block × template")
             axes.set_xticks(_ticks(table.shape[1]))
-            figure.colorbar(image, ax=axes, shrink=0.8)
-        axes_row[0].set_yticks(range(len(layers)), layers, fontsize=7)
+            axes.set_yticks(range(len(layers)), layers if number == 0 else [], fontsize=7)
+            figure.colorbar(image, cax=figure.add_axes(place(x + width + 0.08, bar)))
         save_figure(figure, path)
 
 
@@ -71,7 +81,7 @@ def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
     A method with an adapter has the adapter's colour, filled where it stands on RECAST. Bars are standard deviations
     over the seeds. What takes nothing, the linear probe, is a line.
     """
-    names = sorted({name.removeprefix("RECAST + ") for name in rows})
+    names = sorted({name.rpartition(" + ")[2] for name in rows})
     colors = dict(zip(names, mpl.colormaps["tab20"](np.linspace(0, 1, len(names))), strict=True))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.6))
@@ -81,7 +91,8 @@ def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
         ):
             for name, row in rows.items():
                 accuracy, spread = 100 * row["test/accuracy"], 100 * row["test/accuracy/spread"]
-                own = name.removeprefix("RECAST + ")
+                own = name.rpartition(" + ")[2]
+                alone = name == own and name.startswith("RECAST")
                 if not row[key]:
                     axes.axhline(accuracy, color=TRAIN, linestyle="--", linewidth=1, label=name)
                     axes.axhspan(accuracy - spread, accuracy + spread, color=TRAIN, alpha=0.12, linewidth=0)
@@ -90,10 +101,10 @@ def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
                     row[key] / unit,
                     accuracy,
                     spread,
-                    fmt="*" if name == "RECAST" else "s" if name.startswith("full") else "o",
+                    fmt="*" if alone else "s" if name.startswith("full") else "o",
                     color=colors[own],
-                    markerfacecolor=colors[own] if name != own or name == "RECAST" else "white",
-                    markersize=11 if name == "RECAST" else 7,
+                    markerfacecolor=colors[own] if name != own or alone else "white",
+                    markersize=11 if alone else 7,
                     capsize=2,
                     label=name,
                 )
