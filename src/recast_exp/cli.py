@@ -255,7 +255,7 @@ def task(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     _started.append(hydra_cfg.job.num if in_sweep else 0)
-    from recast_exp.running import run_job  # heavy: torch, timm and Lightning
+    from recast_exp.running import run_job
 
     folder = Path(hydra_cfg.runtime.output_dir)
     overrides = [str(text) for text in hydra_cfg.overrides.task]

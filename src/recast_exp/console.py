@@ -142,6 +142,19 @@ def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
     _print(f"Sweep {folder}", table)
 
 
+def show_skipped(skipped: list[dict[str, Any]]) -> None:
+    """The jobs of a sweep that were left out, by the reason."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("jobs", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    reasons: dict[str, list[str]] = {}
+    for record in skipped:
+        reasons.setdefault(record["reason"] or record["skipped"], []).append(str(record["number"]))
+    for reason, numbers in reasons.items():
+        table.add_row(", ".join(numbers), escape(reason))
+    _print(f"{len(skipped)} job(s) do not fit and were left out", table)
+
+
 def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
     """The jobs of a sweep that did not finish, why, and the command that runs them again."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

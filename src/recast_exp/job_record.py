@@ -25,8 +25,6 @@ NAME = "job.json"
 FORMAT = 1
 RUNNING, FINISHED, FAILED, SKIPPED, INTERRUPTED = "running", "finished", "failed", "skipped", "interrupted"
 
-_NOT_COMPARED = frozenset({"resume", "skip_unfit"})
-
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """A configuration as JSON keeps it, resolved."""
@@ -89,9 +87,17 @@ def differences(record: Mapping[str, Any], cfg: DictConfig) -> Iterator[str]:
     """What a job was started with and is asked for now: one line for each key that differs."""
     before, now = dict(leaves(record["config"])), dict(leaves(plain(cfg)))
     for key in dict.fromkeys([*now, *before]):
-        if key not in _NOT_COMPARED and not (key in before and key in now and before[key] == now[key]):
+        if key not in saved.WITHOUT_EFFECT and not (key in before and key in now and before[key] == now[key]):
             old, new = (shown(each[key]) if key in each else "nothing" for each in (before, now))
             yield f"{key} was {old}, is {new} now"
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics and the counts of a finished run."""
+    metrics, parameters = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
+    )
+    return metrics, parameters
 
 
 def is_finished(folder: Path) -> bool:
@@ -100,9 +106,7 @@ def is_finished(folder: Path) -> bool:
     if record is None or record["state"] != FINISHED or record["stage"] != "adapt":
         return False
     try:
-        metrics, parameters = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
-        )
+        metrics, parameters = read_results(folder)
         task = saved.read_record(folder / "task.safetensors")
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
     except (OSError, ValueError, KeyError, TypeError, UserError):

@@ -8,11 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recast_exp import config, job_record, stages
-from recast_exp.backbones import check_model
+from recast_exp import config, job_record
 from recast_exp.errors import UnfitError, UserError
-from recast_exp.labels import method_label
-from recast_exp.stages.adapt import read_results
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +32,17 @@ def run_job(
     Raises:
         UserError: If the request cannot be carried out, or the folder has another job.
     """
+    # Heavy: torch, timm and Lightning
+    from recast_exp import stages
+    from recast_exp.labels import method_label
+
     if sweep is not None:
         if (known := job_record.read(folder)) is not None:
             if different := list(job_record.differences(known, cfg)):
                 raise UserError(f"hydra.sweep.dir: {folder} has another job: {different[0]}; takes a folder of its own")
             if job_record.is_finished(folder):
                 log.info("%s is finished; nothing is left to do", folder)
-                return read_results(folder)[0]
+                return job_record.read_results(folder)[0]
         if cfg.skip_unfit and (reason := _unfit(cfg)):
             job_record.begin(folder, cfg, label=method_label(cfg), number=number, overrides=overrides)
             job_record.update(folder, state=job_record.SKIPPED, reason=reason)
@@ -64,6 +65,8 @@ def run_job(
 
 
 def _unfit(cfg: DictConfig) -> str | None:
+    from recast_exp.backbones import check_model
+
     if reason := config.unfit(cfg):
         return reason
     try:

@@ -19,6 +19,9 @@ from recast_exp.keys import FIELDS, leaves, mapping_of, shown
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
 
+WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label"})
+"""Keys that no result depends on, and that may differ where a job is continued."""
+
 FORMAT = 1
 """The newest format of the record that this version reads."""
 
@@ -178,7 +181,7 @@ def differences(cfg: DictConfig, folder: Path) -> Iterator[str]:
     assert isinstance(now, dict)
     composed = dict(leaves({str(name): value for name, value in now.items()}))
     for key in dict.fromkeys([*composed, *saved]):
-        if key == "resume" or (key in saved and key in composed and saved[key] == composed[key]):
+        if key in WITHOUT_EFFECT or (key in saved and key in composed and saved[key] == composed[key]):
             continue
         before, after = (shown(each[key]) if key in each else "nothing" for each in (saved, composed))
         yield f"{key}: the run in {folder} was started with {before}, got {after}; a run is continued as it was"

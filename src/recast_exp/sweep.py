@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import shlex
 import statistics
 from collections import defaultdict
@@ -102,14 +101,16 @@ def conclude(plan: Plan) -> int:
     Returns:
         The exit code: 0 if no job failed.
     """
-    from recast_exp.console import show_failures, show_sweep
+    from recast_exp.console import show_failures, show_skipped, show_sweep
 
     settings = collect(plan.folder)
     if settings:
         show_sweep(plan.folder, settings)
-    left = [
-        record for record in records(plan.folder) if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)
-    ]
+    jobs = _all(plan)
+    skipped = [record for record in jobs if record["state"] == job_record.SKIPPED]
+    if skipped:
+        show_skipped(skipped)
+    left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
     if left:
         show_failures(left, len(plan.jobs), plan.command_again)
     return max((record["exit_code"] or 1 for record in left), default=0)
@@ -145,9 +146,7 @@ def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
         job = folder / record["folder"]
         if job_record.is_finished(job):
             setting = " ".join(text for text in record["overrides"] if not text.startswith("seed=")) or "(defaults)"
-            metrics, parameters = (
-                json.loads((job / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
-            )
+            metrics, parameters = job_record.read_results(job)
             settings[setting].append({**metrics, "parameters": parameters})
     return dict(settings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from recast_exp.assembly import AdaptedModel
 from recast_exp.card import write_card, write_predictions
 from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
+from recast_exp.job_record import read_results
 from recast_exp.probe import probe
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
@@ -43,14 +43,6 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         console.show_adaptation(cfg, *read_results(run_dir))
         log.info("Results: %s", run_dir)
     return metrics
-
-
-def read_results(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics and the counts of a finished run."""
-    metrics, parameters = (
-        json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
-    )
-    return metrics, parameters
 
 
 def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:

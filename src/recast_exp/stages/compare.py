@@ -15,13 +15,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recast_exp import adapters, console, plots, recipes
+from recast_exp import adapters, console, job_record, plots, recipes
 from recast_exp.backbones import blueprint
 from recast_exp.composition import conf_dir
 from recast_exp.errors import UserError
 from recast_exp.experiment import with_values
-from recast_exp.files import json_hash, write_json, write_text
-from recast_exp.stages.adapt import adapt, read_results, validate
+from recast_exp.files import write_json, write_text
+from recast_exp.job_record import read_results
+from recast_exp.stages.adapt import adapt, validate
 from recast_exp.sweep import mean_and_spread
 from recast_exp.training import LAST
 
@@ -140,7 +141,10 @@ def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
         job, run_dir = _place(cfg, seed, recipe, folder)
         path = run_dir / "validation.json"
         if not (_claim(job, run_dir) and path.is_file()):
+            job_record.begin(run_dir, job, label=folder.name, overrides=[])
+            job_record.update(run_dir, stage="tune")
             write_json(path, validate(job, run_dir))
+            job_record.update(run_dir, state=job_record.FINISHED)
         metrics = json.loads(path.read_text(encoding="utf-8"))
         log.info("%s, %s: validation accuracy %.1f %%", folder.name, describe(recipe), 100 * metrics["val/accuracy"])
         return metrics["val/accuracy"], metrics["val/loss"]
@@ -166,21 +170,21 @@ def _place(cfg: DictConfig, seed: int, recipe: Mapping[str, Any], folder: Path) 
 
 def _claim(cfg: DictConfig, run_dir: Path) -> bool:
     """Whether a run with this very configuration was begun in a folder; what another has left there is removed."""
-    fingerprint = json_hash(OmegaConf.to_container(cfg, resolve=True), 32)
-    record = run_dir / "configuration.txt"
-    known = record.is_file() and record.read_text(encoding="utf-8") == fingerprint
+    record = job_record.read(run_dir)
+    known = record is not None and not list(job_record.differences(record, cfg))
     if not known:
         for left in (run_dir / "metrics.json", run_dir / "validation.json", _checkpoint(run_dir)):
             left.unlink(missing_ok=True)
-        write_text(record, fingerprint)
     return known
 
 
 def _run(cfg: DictConfig, run_dir: Path, name: str, group: str | None) -> dict[str, Any]:
     """The results of one method with one seed; trained, continued, or read where they are there already."""
     started = time.perf_counter()
-    if not (_claim(cfg, run_dir) and (run_dir / "metrics.json").is_file()):
+    if not (_claim(cfg, run_dir) and job_record.is_finished(run_dir)):
+        job_record.begin(run_dir, cfg, label=name, overrides=[])
         adapt(cfg, run_dir, group)
+        job_record.update(run_dir, state=job_record.FINISHED)
     _checkpoint(run_dir).unlink(missing_ok=True)  # for full fine-tuning hundreds of MB, and nothing is left to continue
     metrics, parameters = read_results(run_dir)
     seconds = time.perf_counter() - started

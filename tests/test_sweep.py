@@ -1,0 +1,207 @@
+"""Sweeps: what their folders say, what is done again and what is not, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from rich.console import Console
+
+from program import Result, runner
+from recast_exp import job_record, progress, running
+from recast_exp.checking import CommandLine, check
+from recast_exp.errors import UserError
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Result]:
+    return runner(tmp_path / "cwd")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_failures_are_recorded_and_what_is_left_is_done_again(program: Callable[..., Result]) -> None:
+    sweep = ("-m", "model=vit_att,vit_mlp", "seed=1,102,101", "hydra.sweep.dir=my sweep")
+    result = program(*sweep, stage=True)
+    folder = result.folder / "my sweep"
+    assert result.code == 2
+    states = [read(folder / str(number) / "job.json")["state"] for number in range(6)]
+    assert states == ["finished", "failed", "failed"] * 2
+    first = read(folder / "1" / "job.json")
+    assert first["reason"] == "some.key: got 1, takes 2"
+    assert (first["exit_code"], first["number"], first["label"], first["seed"]) == (2, 1, "RECAST-Att", 102)
+    assert read(folder / "2" / "job.json")["reason"] == "ValueError: a bug"
+    plan = read(folder / "sweep.json")
+    assert [(job["label"], job["seed"]) for job in plan["jobs"]] == [
+        (label, seed) for label in ("RECAST-Att", "RECAST-MLP") for seed in (1, 102, 101)
+    ]
+    again = "python -m recast_exp -m model=vit_att,vit_mlp seed=1,102,101 'hydra.sweep.dir=my sweep'"
+    assert again in result.out
+    assert "4 of 6 job(s) did not finish" in result.out
+    said = [line for line in result.err if " of 6: " in line]
+    assert said[0].startswith("1 of 6: RECAST-Att on digits, seed 1: validation 50.0 %")
+    assert said[1].endswith("seed 102 failed: some.key: got 1, takes 2")
+
+    result = program(*sweep, stage=True)
+    assert [(job["model"], job["seed"]) for job in result.jobs] == [
+        (model, seed) for model in ("vit_att", "vit_mlp") for seed in (102, 101)
+    ]
+    assert sum("is finished; nothing is left to do" in line for line in result.err) == 2
+    assert result.code == 2
+
+
+def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
+    sweep = ("-m", "seed=1,99,3", "hydra.sweep.dir=s")
+    result = program(*sweep, stage=True)
+    assert result.code == -9
+    folder = result.folder / "s"
+    assert read(folder / "1" / "job.json")["state"] == "running"
+    assert not (folder / "2").exists()
+    result = program(*sweep, stage=True)
+    assert result.code == 0
+    assert [job["seed"] for job in result.jobs] == [99, 3]
+
+    # Finished is what has its results, whatever a record says
+    (folder / "0" / "metrics.json").write_text("{")
+    (folder / "1" / "task.safetensors").unlink()
+    assert [job["seed"] for job in program(*sweep, stage=True).jobs] == [1, 99]
+
+    # Another sweep in its folder is refused, and nothing is changed
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = program("-m", "seed=1,99,4", "trainer.max_epochs=7", "hydra.sweep.dir=s", stage=True)
+    assert result.code == 2
+    assert [line.split(";")[0] for line in result.err] == [
+        "error: hydra.sweep.dir: job 0 in s is another one: trainer.max_epochs was 30, is 7 now",
+        "error: hydra.sweep.dir: job 1 in s is another one: trainer.max_epochs was 30, is 7 now",
+        "error: hydra.sweep.dir: job 2 in s is another one: seed was 3, is 4 now (and 1 more)",
+    ]
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    from recast_exp import sweep
+
+    with (
+        sweep.running(tmp_path / "s", [], ["-m"]),
+        pytest.raises(UserError, match="a sweep is running in"),
+        sweep.running(tmp_path / "s", [], ["-m"]),
+    ):
+        pass
+    with sweep.running(tmp_path / "s", [], ["-m"]):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"), sweep.running(tmp_path / "file" / "s", [], ["-m"]):
+        pass
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(program: Callable[..., Result]) -> None:
+    result = program("-m", "seed=1,130,3", "hydra.sweep.dir=s", stage=True)
+    assert result.code == 130
+    assert result.err[-1] == "interrupted; continue with: python -m recast_exp -m seed=1,130,3 hydra.sweep.dir=s"
+    assert [read(path)["state"] for path in sorted((result.folder / "s").glob("*/job.json"))] == [
+        "finished",
+        "interrupted",
+    ]
+
+
+def test_pairs_that_do_not_fit_are_refused_or_left_out(
+    program: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("unfit", "checked")
+    pairs = ("-m", "model=vit_att,vit_full", "adapter=clr,none", "hydra.sweep.dir=s")
+    result = program(*pairs, stage=True)
+    assert (result.code, result.out) == (2, "")
+    assert not (result.folder / "s").exists()
+    assert [line.split(";")[0] for line in result.err] == [
+        "error: adapter: got clr with model=vit_full, which trains every weight"
+    ]
+    result = program("-m", "model=vit_att,vit_frozen", "adapter=clr,none", stage=True)
+    assert result.code == 2
+    assert len(result.err) == 1
+    assert result.err[0].startswith("error: adapter: clr does not fit VisionTransformer")
+    assert "adaptformer, bitfit" in result.err[0] and result.err[0].endswith("(where adapter=clr)")
+
+    result = program(*pairs, "skip_unfit=true", stage=True)
+    assert result.code == 0
+    assert [job["model"] for job in result.jobs] == ["vit_att", "vit_full"]
+    folder = result.folder / "s"
+    assert [bool(job["skipped"]) for job in read(folder / "sweep.json")["jobs"]] == [True, False] * 2
+    assert [read(folder / str(n) / "job.json")["state"] for n in range(4)] == ["skipped", "finished"] * 2
+    assert "2 job(s) do not fit and were left out" in result.out
+    assert "clr does not fit VisionTransformer" in " ".join(result.out.split())
+    assert program("-m", "model=vit_full", "adapter=clr,melo", "skip_unfit=true", stage=True).code == 2  # all of them
+
+
+def test_a_failed_job_leaves_the_next_one_alone(tiny: Compose, tmp_path: Path) -> None:
+    cfg = tiny("model=vit_att", "trainer.max_epochs=1")
+    broken = cfg.copy()
+    broken.optimizer.lr = 1e30
+    with pytest.raises(UserError, match="diverged"):
+        running.run_job(broken, tmp_path / "0", overrides=[], number=0, sweep=str(tmp_path))
+    assert job_record.read(tmp_path / "0")["state"] == "failed"
+    metrics = running.run_job(cfg, tmp_path / "1", overrides=["seed=42"], number=1, sweep=str(tmp_path))
+    record = job_record.read(tmp_path / "1")
+    assert record["state"] == "finished"
+    assert (record["epoch"], record["epochs"], record["val/accuracy"]) == (1, 1, metrics["val/accuracy"])
+    assert job_record.is_finished(tmp_path / "1")
+    other = cfg.copy()
+    other.seed = 3
+    with pytest.raises(UserError, match="seed was 42, is 3 now"):
+        running.run_job(other, tmp_path / "1", overrides=[], number=1, sweep=str(tmp_path))
+
+
+def test_every_row_of_the_paper_is_a_job() -> None:
+    found = check(CommandLine(("experiment=paper",), inputs=False))
+    assert (found.wrong, found.missing) == ([], [])
+    assert len(found.jobs) == 19 * 6 * 3
+    assert found.is_grid
+    by_dataset = {(each.cfg.dataset.name, each.cfg.seed) for each in found.jobs}
+    assert len(by_dataset) == 18
+    piggyback = next(each.cfg for each in found.jobs if "method=recast_resnet_piggyback" in each.overrides)
+    assert (piggyback.optimizer.name, piggyback.optimizer.lr, piggyback.optimizer.coefficients_lr) == (
+        "adam",
+        3e-2,
+        5e-4,
+    )
+    assert (piggyback.dataset.batch_size, piggyback.optimizer.adapter_lr) == (64, 1e-4)
+    small = check(CommandLine(("experiment=paper_digits",)))
+    assert len(small.jobs) == 8 * 3
+    assert {each.cfg.dataset.batch_size for each in small.jobs} == {32}  # what digits need, not what a method has
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    now = job_record._now()
+    return {
+        "number": 0, "label": "RECAST-Att", "dataset": "cub", "seed": 42, "state": "finished", "reason": None,
+        "skipped": None, "epoch": 10, "epochs": 10, "val/accuracy": 0.5, "started": now, "updated": now,
+    } | changes  # fmt: skip
+
+
+def test_the_live_table() -> None:
+    records = [
+        record(),
+        record(number=1, state="failed", reason="no"),
+        record(number=2, state="running", epoch=5, **{"val/accuracy": None}),
+        record(number=3, state="waiting"),
+    ]
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(progress.table(records, time.time() - 50))
+    text = console.export_text()
+    assert "5/10" in text and "waiting" in text and "2 of 4 jobs ended, 1 failed" in text
+    assert "about 0:30 left" in text  # 2.5 of 4 in 50 s
+
+
+def test_the_time_that_is_left_does_not_count_what_had_ended_before() -> None:
+    old = record(updated="2020-01-01T00:00:00+00:00")
+    started = time.time() - 100
+    assert progress.remaining([old, record(state="waiting")], started) is None
+    assert progress.remaining([old, record(), record(state="waiting")], started) == pytest.approx(100, abs=2)
