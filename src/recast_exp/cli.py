@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recast_exp import __version__, composition, keys, saved
 from recast_exp.checking import CommandLine, Findings, check
 from recast_exp.composition import Composer
+from recast_exp.config import WITHOUT_MODEL
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.jobs import Planned, cause
 
@@ -122,14 +123,15 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
     The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
     Where the jobs of a sweep that do not fit are to be left out, they are marked instead; that all are is refused.
     """
+    planned = [each for each in planned if each.cfg.stage.name not in WITHOUT_MODEL]
+    if not planned:
+        return []
     from recast_exp.backbones import check_model
 
     failing: dict[str, list[Planned]] = {}
     verdicts: list[tuple[Any, UserError | None]] = []
     for each in planned:
         cfg = each.cfg
-        if cfg.stage.name == "report":
-            continue
         asked = (cfg.model.backbone, cfg.model.img_size, cfg.model.method, cfg.recast, cfg.adapter)
         error = next((verdict for known, verdict in verdicts if known == asked), check_model)
         if error is check_model:
@@ -145,7 +147,7 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
             failing.setdefault(str(error), []).append(each)
     all_jobs = [each.job for each in planned]
     lines = [line + cause(line, [each.job for each in those], all_jobs) for line, those in failing.items()]
-    if not lines and planned and all(each.unfit for each in planned):
+    if not lines and all(each.unfit for each in planned):
         lines = list(dict.fromkeys(str(each.unfit) for each in planned))
     return lines
 
@@ -255,12 +257,11 @@ def task(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     _started.append(hydra_cfg.job.num if in_sweep else 0)
-    from recast_exp.running import run_job
 
     folder = Path(hydra_cfg.runtime.output_dir)
     overrides = [str(text) for text in hydra_cfg.overrides.task]
     try:
-        metrics = run_job(
+        metrics = _run(
             saved.adopt(cfg),
             folder,
             overrides=overrides,
@@ -280,3 +281,14 @@ def task(cfg: DictConfig) -> float | None:
             raise
         return None
     return metrics.get("val/accuracy")
+
+
+def _run(cfg: DictConfig, folder: Path, *, sweep: str | None, **record: Any) -> dict[str, Any]:
+    """Run a job and keep a record of it; a stage that only reads leaves none, and imports nothing heavy."""
+    if cfg.stage.name in WITHOUT_MODEL:
+        from recast_exp import stages
+
+        return stages.run(cfg, folder, sweep)
+    from recast_exp.running import run_job
+
+    return run_job(cfg, folder, sweep=sweep, **record)

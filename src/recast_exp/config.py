@@ -15,6 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+WITHOUT_MODEL = frozenset({"report"})
+"""Stages that need no backbone and no dataset; nothing heavy is imported for them."""
+
 
 def key(
     default: Any,
@@ -192,6 +195,7 @@ class Config:
     data_dir: str = key("data", "root folder of all datasets", path=True)
     cache_dir: str | None = key(None, "folder for banks, probes and embedded backbones; null is the user's cache", path=True)  # fmt: skip # noqa: E501
     task: str | None = key(None, "task file (stage=evaluate)", path=True)
+    path: str | None = key(None, "folder of runs to report on (stage=report)", path=True)
     bank: str | None = key(None, "template bank to use, instead of the cache", path=True)
     resume: str | None = key(None, "run folder to continue", path=True)
     probe: bool = key(True, "set the linear probe beside the result")
@@ -317,6 +321,10 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield "task: got nothing, stage=evaluate takes a task file (task=outputs/…/task.safetensors)"
     if cfg.task and cfg.stage.name != "evaluate":
         yield f"task: got a file with stage={cfg.stage.name}, which takes none; did you mean stage=evaluate?"
+    if cfg.stage.name == "report" and not cfg.path:
+        yield "path: got nothing, stage=report takes a folder of runs (path=multirun/…)"
+    if cfg.path and cfg.stage.name != "report":
+        yield f"path: got a folder with stage={cfg.stage.name}, which takes none; did you mean stage=report?"
     if cfg.resume and cfg.stage.name != "adapt":
         yield f"resume: got a folder with stage={cfg.stage.name}; only stage=adapt can be continued"
     if cfg.stage.name == "compare" and not cfg.stage.seeds:

@@ -14,6 +14,7 @@ from recast_exp import config, keys, overrides, recipes, saved
 from recast_exp.composition import Composed, Composer, first_line
 from recast_exp.data import check_dataset
 from recast_exp.errors import MissingInputError, UnfitError, UserError
+from recast_exp.report.reading import has_jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,10 @@ def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[UserError]:
 
 
 def _missing_inputs(cfg: DictConfig) -> Iterator[UserError]:
+    if cfg.stage.name in config.WITHOUT_MODEL:
+        if cfg.path and not has_jobs(Path(cfg.path).expanduser()):
+            yield MissingInputError(f"path: {cfg.path} holds no job.json or sweep.json, takes the folder of a sweep")
+        return
     for key, path in (("model.weights", cfg.model.weights), ("bank", cfg.bank)):
         if path and not Path(path).is_file():
             yield MissingInputError(f"{key}: {path} is not there, takes a file")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recast_exp.training import progress_bars, quiet
+from recast_exp.config import WITHOUT_MODEL
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, f
         UserError: If the request cannot be carried out; MissingInputError if data, weights or a bank are missing.
     """
     stage = importlib.import_module(f"{__name__}.{cfg.stage.name}")
-    with quiet(), progress_bars(group is None):  # those of several jobs would write over one another
+    with contextlib.ExitStack() as around:
+        if cfg.stage.name not in WITHOUT_MODEL:
+            from recast_exp.training import progress_bars, quiet  # heavy: torch and Lightning
+
+            around.enter_context(quiet())
+            around.enter_context(progress_bars(group is None))  # those of several jobs would write over one another
         metrics: dict[str, float] = stage.run(cfg, run_dir, group)
     return metrics

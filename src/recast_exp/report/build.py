@@ -1,0 +1,52 @@
+"""From a folder of runs to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import write_text
+from recast_exp.report import exports, page
+from recast_exp.report.comparing import compare_all
+from recast_exp.report.reading import Found, read_jobs
+from recast_exp.report.table import Results, tabulate
+
+FOLDER = "report"
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of all jobs below a folder into its folder `report/`; a report that is there is replaced.
+
+    Args:
+        folder: A sweep's folder, one with several sweeps in it, or a run's.
+
+    Returns:
+        The page, report.html. Beside it: report.md, results.csv and results.parquet (a row for each job),
+        comparisons.csv (a row for each two methods) and table.tex.
+
+    Raises:
+        MissingInputError: If there are no jobs below the folder.
+        UserError: If nothing can be written there.
+    """
+    folder = folder.expanduser().resolve()
+    found = read_jobs(folder)
+    if not found.jobs:
+        remarks = f" ({'; '.join(found.remarks)})" if found.remarks else ""
+        raise MissingInputError(f"path: no run of stage=adapt is below {folder}{remarks}; takes a sweep's folder")
+    results = tabulate(found.jobs)
+    target = folder / FOLDER
+    try:
+        _write(target, found, results)
+    except OSError as error:
+        raise UserError(f"path: {target} cannot be written to ({error.strerror})") from error
+    return target / "report.html"
+
+
+def _write(target: Path, found: Found, results: Results) -> None:
+    rows = exports.records(results)
+    exports.write_csv(target / "results.csv", rows)
+    exports.write_parquet(target / "results.parquet", rows)
+    exports.write_csv(target / "comparisons.csv", exports.comparison_records(compare_all(results)))
+    write_text(target / "table.tex", exports.latex(results))
+    write_text(target / "report.md", page.summary(found, results))
+    write_text(target / "report.html", page.html(found, results))

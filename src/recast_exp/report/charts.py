@@ -1,0 +1,271 @@
+"""The charts of a report: what plotly's script in the page draws, as plain data.
+
+Building them of plotly's Python objects would take seconds for a large sweep; the tests do so, to have them validated.
+Text and grid have no colours here: the page has two themes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from recast_exp.report import text
+from recast_exp.report.reading import DamagedError, Job, read_history
+from recast_exp.report.table import Average, Cell, Results, Row
+from recast_exp.saved import RECORD_KEY
+
+POINTS = 200  # of a curve at most
+COLORS = (
+    *("#3b82c4", "#e07b39", "#2f9e6e", "#c94f7c", "#8a6fc9", "#b0892c", "#3aa6b9", "#d1495b", "#6b8e23", "#a15c38"),
+    *("#5c7fa3", "#c76ad0"),
+)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "cross", "triangle-down", "pentagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
+CURVES = {"val/accuracy": "validation accuracy", "val/loss": "validation loss", "train/loss": "training loss"}
+
+Figures = dict[str, dict[str, Any]]
+"""Key → a figure as JSON; a key is what its selects say, joined by a bar."""
+
+
+def style(methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """A colour, a symbol and a dash for each method, the same in all charts."""
+    return {
+        method: {
+            "color": COLORS[at % len(COLORS)],
+            "symbol": SYMBOLS[at % len(SYMBOLS)],
+            "dash": DASHES[(at // len(COLORS)) % len(DASHES)],
+        }
+        for at, method in enumerate(methods)
+    }
+
+
+def accuracy_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> Figures:
+    """Accuracy against what a task takes: for the average and for each dataset, in numbers and in bytes."""
+    columns: dict[str, dict[str, Cell | Average]] = {
+        name: {row.method: row.cells[name] for row in results.rows} for name in results.datasets
+    }
+    if len(results.datasets) > 1:
+        columns = {"average": {row.method: row.average for row in results.rows}, **columns}
+    return {
+        f"{name}|{unit}": _accuracy(results.rows, column, unit, styles)
+        for name, column in columns.items()
+        for unit in ("numbers", "bytes")
+    }
+
+
+def _accuracy(
+    rows: Sequence[Row], column: Mapping[str, Cell | Average], unit: str, styles: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    sizes = {row.method: (row.numbers if unit == "numbers" else row.size) for row in rows}
+    counts = [size[1] for size in sizes.values() if size and size[1]]
+    ends = [min(counts, default=1) / 2, max(counts, default=1) * 2]
+    data: list[dict[str, Any]] = []
+    for row in rows:
+        cell, size, look = column[row.method], sizes[row.method], styles[row.method]
+        if cell.mean is None or size is None:
+            continue
+        says = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
+        accuracy, spread = 100 * cell.mean, 100 * (cell.std or 0)
+        if not size[1]:  # nothing is trained beside the head: no place on a logarithmic axis, a level to be above
+            line = {"color": look["color"], "dash": "dash", "width": 2}
+            data.append(_trace(row.method, ends, [accuracy] * 2, says, mode="lines", line=line))
+            continue
+        marker = {
+            "color": look["color"],
+            "symbol": look["symbol"] + ("-open" if cell.note else ""),
+            "size": 12,
+            "line": {"width": 2, "color": look["color"]},
+        }
+        bar = {"error_y": {"type": "data", "array": [spread], "thickness": 1.2, "width": 4}} if spread else {}
+        data.append(_trace(row.method, [size[1]], [accuracy], says, mode="markers", marker=marker, **bar))
+    axis: dict[str, Any] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
+    if ends[1] >= 100 * ends[0]:
+        axis["dtick"] = 1  # powers of ten alone
+    return _figure(data, xaxis=axis, yaxis={"title": {"text": "test accuracy in percent"}})
+
+
+def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> tuple[Figures, list[str]]:
+    """Learning curves for each dataset: the mean over a method's seeds, as far as all of them have come.
+
+    Returns:
+        The figures, and a remark on each file that cannot be read.
+    """
+    histories: dict[tuple[str, str], list[list[dict[str, float]]]] = defaultdict(list)
+    remarks = []
+    for (method, dataset, _), job in results.counted.items():
+        try:
+            if history := read_history(job):
+                histories[dataset, method].append(history)
+        except DamagedError as error:
+            remarks.append(f"{job.folder}: {error}; its learning curve is not shown")
+    figures = {}
+    for dataset in results.datasets:
+        those = {
+            row.method: histories[dataset, row.method] for row in results.rows if (dataset, row.method) in histories
+        }
+        for name, title in CURVES.items():
+            data = [
+                _curve(method, runs, name, styles[method])
+                for method, runs in those.items()
+                if all(name in row for history in runs for row in history)
+            ]
+            if data:
+                unit = " in percent" if name.endswith("accuracy") else ""
+                few = max(len(history) for runs in those.values() for history in runs) <= 12
+                epochs = {"title": {"text": "epoch"}, **({"dtick": 1} if few else {})}
+                axes = {"xaxis": epochs, "yaxis": {"title": {"text": title + unit}}}
+                figures[f"{dataset}|{title}"] = _figure(data, **axes)
+    return figures, remarks
+
+
+def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Mapping[str, str]) -> dict[str, Any]:
+    epochs = min(map(len, runs))
+    scale = 100 if name.endswith("accuracy") else 1
+    values = scale * np.array([[row[name] for row in history[:epochs]] for history in runs]).mean(0)
+    shown = np.unique(np.linspace(0, epochs - 1, min(epochs, POINTS)).round().astype(int))
+    seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    return _trace(
+        method,
+        [runs[0][at].get("epoch", at + 1) for at in shown],
+        [_number(values[at]) for at in shown],
+        f"{_safe(method)} ({seeds})<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+        mode="lines" if epochs > 1 else "markers",
+        line={"color": look["color"], "dash": look["dash"], "width": 2},
+        marker={"color": look["color"]},
+    )
+
+
+def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
+    """The trained coefficients of each method, a heat map for each dataset: of the first seed that has them.
+
+    Where datasets share their templates, also what tells them apart: the difference from their mean.
+
+    Returns:
+        The figures, and a remark on each file that cannot be read.
+    """
+    found: dict[str, dict[str, tuple[str, Table]]] = defaultdict(dict)
+    seeds: dict[str, set[int]] = defaultdict(set)
+    remarks = []
+    for (method, dataset, seed), job in results.counted.items():
+        if dataset in found[method] or not job.parameters.get("coefficients"):
+            continue
+        try:
+            found[method][dataset] = _coefficients(job)
+            seeds[method].add(seed)
+        except DamagedError as error:
+            remarks.append(f"{job.folder}: {error}; its coefficients are not shown")
+    figures = {}
+    for method, by_dataset in found.items():
+        if not by_dataset:
+            continue
+        tables = {dataset: table for dataset, (_, table) in by_dataset.items()}
+        figures[f"{method}|trained values"] = _heat_maps(tables)
+        banks = {bank for bank, _ in by_dataset.values()}
+        layouts = {(tuple(table), *(values.shape for values in table.values())) for table in tables.values()}
+        if len(tables) > 1 and len(banks) == len(layouts) == 1:
+            layers = next(iter(tables.values()))
+            mean = {layer: np.mean([table[layer] for table in tables.values()], axis=0) for layer in layers}
+            apart = {name: {layer: table[layer] - mean[layer] for layer in table} for name, table in tables.items()}
+            figures[f"{method}|difference from the mean over the datasets"] = _heat_maps(apart)
+    return figures, remarks
+
+
+Table = dict[str, npt.NDArray[np.float64]]
+"""Layer → its coefficients [B · n], averaged over their sets."""
+
+
+def _coefficients(job: Job) -> tuple[str, Table]:
+    """The bank and the coefficients of a task file, in the order of the layers."""
+    path = job.path / "task.safetensors"
+    try:
+        with safe_open(path, framework="np") as file:
+            record = json.loads((file.metadata() or {}).get(RECORD_KEY, "{}"))
+            names = [name for name in file.keys() if name.startswith("coefficients/")]  # noqa: SIM118
+            names.sort(
+                key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+            )
+            values = {
+                name.partition("/")[2]: file.get_tensor(name).astype(np.float64).mean(0).ravel() for name in names
+            }
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"{path.name} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    if not values:
+        raise DamagedError(f"{path.name} holds no coefficients")
+    return str(record.get("bank")), values
+
+
+def _heat_maps(tables: Mapping[str, Table]) -> dict[str, Any]:
+    """A heat map for each dataset side by side, with one scale: a row is a layer, a column a template."""
+    layers = next(iter(tables.values()))
+    limit = max(float(np.abs(values).max()) for table in tables.values() for values in table.values()) or 1.0
+    width = max(len(values) for table in tables.values() for values in table.values())
+    data: list[dict[str, Any]] = []
+    axes: dict[str, Any] = {}
+    for at, (name, table) in enumerate(tables.items()):
+        rows = [[_number(value) for value in values] + [None] * (width - len(values)) for values in table.values()]
+        data.append(
+            {
+                "type": "heatmap",
+                "z": rows,
+                "x": [f"{column + 1}" for column in range(width)],
+                "y": list(table),
+                "xaxis": f"x{at + 1 if at else ''}",
+                "zmin": -limit,
+                "zmax": limit,
+                "colorscale": [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
+                "showscale": at == len(tables) - 1,
+                "colorbar": {"thickness": 12},
+                "hovertemplate": f"{_safe(name)}<br>%{{y}}, template %{{x}}: %{{z:.4g}}<extra></extra>",
+            }
+        )
+        axes[f"xaxis{at + 1 if at else ''}"] = {
+            "title": {"text": _safe(name)},
+            "domain": [at / len(tables), (at + 0.94) / len(tables)],
+            "showticklabels": width <= 8,
+            "showgrid": False,
+            "type": "category",
+        }
+    return _figure(
+        data,
+        **axes,
+        yaxis={"autorange": "reversed", "tickfont": {"size": 10}, "showgrid": False},
+        height=110 + 20 * len(layers),
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+    )
+
+
+_LAYOUT: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "showlegend": False,
+    "hovermode": "closest",
+    "dragmode": False,
+    "height": 420,
+    "margin": {"l": 60, "r": 16, "t": 16, "b": 56},
+}
+
+
+def _figure(data: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
+    return {"data": data, "layout": _LAYOUT | layout}
+
+
+def _trace(method: str, x: Sequence[float], y: Sequence[float | None], says: str, **look: Any) -> dict[str, Any]:
+    """Points of one method; the page's legend finds them by `meta`."""
+    return {"type": "scatter", "x": list(x), "y": list(y), "meta": method, "hovertemplate": says, **look}
+
+
+def _safe(name: str) -> str:
+    """A name for plotly's texts, which know a few tags and placeholders."""
+    return name.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
+
+
+def _number(value: float) -> float | None:
+    """Six digits, which no screen shows; null for what JSON has no word for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,154 @@
+"""Whether one method is better than another: exact sign-flip permutation tests on paired differences.
+
+Two runs are a pair if they have the same dataset and the same seed. The statistic is the mean over the datasets of the
+mean difference on each, so that every dataset has one weight, as in the table. If two methods are equally good, a
+difference might as well have had the other sign; the p-value is the share of all choices of signs whose mean is at
+least as far from 0 as the one observed, itself included. Nothing is assumed about how the differences are distributed.
+
+What may change its sign is chosen in two ways, which answer two questions:
+
+- every pair by itself: do the methods differ *on these datasets*, given how much seeds scatter?
+- all pairs of a dataset together: would they on *other datasets* of this kind? The pairs of a dataset are no
+  independent witnesses of that, as they share its images; so the number of datasets limits the p-value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recast_exp.report.table import Results, Row, is_probe
+
+EXACT = 20
+"""Units up to which all 2^n choices of signs are tried."""
+DRAWS = 100_000
+"""Choices that are drawn, with a fixed seed, where there are more."""
+
+Values = Mapping[tuple[str, int], float]
+"""(Dataset, seed) → accuracy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SignFlip:
+    """One test: its two-sided p-value, how many units may change sign, and the smallest p-value that these can give."""
+
+    p: float
+    units: int
+    smallest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two methods beside each other.
+
+    Attributes:
+        difference: First minus second, mean over the datasets that have pairs.
+        pairs: Runs of both with the same dataset and seed.
+        possible: Pairs if nothing were missing.
+        runs: The test over pairs; None where there are none.
+        datasets: The test over datasets; None where there are fewer than two.
+    """
+
+    first: str
+    second: str
+    difference: float | None
+    pairs: int
+    possible: int
+    runs: SignFlip | None
+    datasets: SignFlip | None
+
+    @property
+    def note(self) -> str:
+        """What is missing, in words; empty where nothing is."""
+        return f"{self.pairs} of {self.possible} pairs" if self.pairs < self.possible else ""
+
+
+def compare_all(results: Results) -> list[Comparison]:
+    """Every two methods that have results, in the order of the table."""
+    rows = [row for row in results.rows if row.values]
+    return [_compare_rows(first, second) for at, first in enumerate(rows) for second in rows[at + 1 :]]
+
+
+def compare_with_reference(results: Results) -> list[Comparison]:
+    """Every method against the linear probe; where there is none, against the first method of the table."""
+    rows = [row for row in results.rows if row.values]
+    probes = {name for (name, _, _), job in results.counted.items() if is_probe(job)}
+    reference = next((row for row in rows if row.method in probes), rows[0] if rows else None)
+    return [_compare_rows(row, reference) for row in rows if reference and row is not reference]
+
+
+def _compare_rows(first: Row, second: Row) -> Comparison:
+    pairs = (
+        len(cell.expected) for name, cell in first.cells.items() if not cell.absent and not second.cells[name].absent
+    )
+    return compare((first.method, second.method), first.values, second.values, sum(pairs))
+
+
+def compare(names: tuple[str, str], first: Values, second: Values, possible: int) -> Comparison:
+    """Test two methods against each other on what both have finished.
+
+    Args:
+        names: What the table calls them.
+        first: Accuracies of the first.
+        second: Accuracies of the second.
+        possible: How many pairs there would be if nothing were missing.
+    """
+    by_dataset: dict[str, list[float]] = {}
+    for key in first:
+        if key in second:
+            by_dataset.setdefault(key[0], []).append(first[key] - second[key])
+    pairs = sum(map(len, by_dataset.values()))
+    if not pairs:
+        return Comparison(*names, None, 0, possible, None, None)
+    means = [sum(values) / len(values) for values in by_dataset.values()]
+    shares = [value / len(values) for values in by_dataset.values() for value in values]
+    return Comparison(
+        *names,
+        difference=sum(means) / len(means),
+        pairs=pairs,
+        possible=possible,
+        runs=sign_flip(shares),
+        datasets=sign_flip(means) if len(means) > 1 else None,
+    )
+
+
+def sign_flip(values: Sequence[float]) -> SignFlip:
+    """Test whether the sum of some differences is further from 0 than their signs alone would make it.
+
+    Args:
+        values: The differences [n], each weighted.
+
+    Returns:
+        The two-sided p-value: exact up to 20 differences, else from 100,000 draws (the observed signs count as one).
+    """
+    differences = np.asarray(values, dtype=np.float64)
+    # Sums that differ by rounding alone are ties
+    limit = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    n = len(differences)
+    if n <= EXACT:
+        sums = differences[:1].copy()  # the first keeps its sign: turning all of them gives the same distance from 0
+        for value in differences[1:]:
+            sums = np.concatenate([sums + value, sums - value])
+        return SignFlip(float(np.mean(np.abs(sums) >= limit)), n, 2.0 ** (1 - n))
+    extreme = int(np.count_nonzero(np.abs(_signs(n) @ differences) >= limit))
+    return SignFlip((extreme + 1) / (DRAWS + 1), n, 1 / (DRAWS + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of several p-values: the chance of a single false finding among all stays below each."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+@functools.lru_cache(maxsize=2)
+def _signs(n: int) -> npt.NDArray[np.float64]:
+    """Signs [DRAWS, n], drawn once."""
+    return np.random.default_rng(0).choice(np.array([-1.0, 1.0]), size=(DRAWS, n))

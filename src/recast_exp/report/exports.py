@@ -1,0 +1,169 @@
+"""The results for other programs and papers: a row for each job as CSV and Parquet, the table as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from recast_exp.files import replacing, write_text
+from recast_exp.report import text
+from recast_exp.report.comparing import Comparison
+from recast_exp.report.table import Results
+
+_FIRST = ("method", "label", "dataset", "seed", "state", "counts", "reason", "folder", "overrides", "updated")
+_CLASSWISE = "test/accuracy_per_class/"  # as many columns as all datasets have classes
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "×": r"$\times$",
+    "…": r"\dots{}",
+}
+
+
+def records(results: Results) -> list[dict[str, Any]]:
+    """One flat record for each job, finished or not, all with the same keys.
+
+    The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` says
+    whether the table uses the job. Accuracies run from 0 to 1.
+    """
+    counted = {job.folder for job in results.counted.values()}
+    rows = []
+    for method, job in zip(results.methods, results.jobs, strict=True):
+        numbers = {f"parameters/{name}": value for name, value in job.parameters.items() if _is_flat(value)}
+        known = method != ""
+        rows.append(
+            {
+                "method": method or None,
+                "label": job.label or None,
+                "dataset": job.dataset or None,
+                "seed": job.seed if known else None,
+                "state": job.state,
+                "counts": job.folder in counted,
+                "reason": job.reason,
+                "folder": job.folder,
+                "overrides": " ".join(job.overrides),
+                "updated": job.updated or None,
+            }
+            | {
+                name: value
+                for name, value in job.metrics.items()
+                if _is_flat(value) and not name.startswith(_CLASSWISE)
+            }
+            | numbers
+        )
+    names = dict.fromkeys([*_FIRST, *(name for row in rows for name in row)])
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write records with the same keys as CSV; null is an empty field, floats keep their last bit."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, list(rows[0]) if rows else list(_FIRST), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, output.getvalue())
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write records with the same keys as Parquet; a column of whole and other numbers holds floats."""
+    columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    with replacing(path) as temporary:
+        parquet.write_table(pa.table(columns), temporary)
+
+
+def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """One flat record for each two methods."""
+    return [
+        {
+            "first": each.first,
+            "second": each.second,
+            "difference": each.difference,
+            "pairs": each.pairs,
+            "possible_pairs": each.possible,
+            "p_pairs": each.runs.p if each.runs else None,
+            "smallest_p_pairs": each.runs.smallest if each.runs else None,
+            "datasets": each.datasets.units if each.datasets else int(each.pairs > 0),
+            "p_datasets": each.datasets.p if each.datasets else None,
+            "smallest_p_datasets": each.datasets.smallest if each.datasets else None,
+        }
+        for each in comparisons
+    ]
+
+
+def table(results: Results) -> list[list[str]]:
+    """The table as text, its header first."""
+    averaged, compared = len(results.datasets) > 1, any(row.gain is not None for row in results.rows)
+    header = [*results.datasets, *(["average"] if averaged else []), *(["to the probe"] if compared else [])]
+    lines = [["method", "task numbers", "bytes", *header, "head"]]
+    for row in results.rows:
+        cells = [text.measured(row.cells[name]) for name in results.datasets]
+        cells += [text.measured(row.average)] if averaged else []
+        cells += [text.gain(row)] if compared else []
+        lines.append([row.method, text.count(row.numbers), text.count(row.size), *cells, text.count(row.head)])
+    return lines
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the header first, as a table in Markdown; all columns but the first to the right."""
+    head, *body = [[_markdown_escaped(cell) for cell in row] for row in rows]
+    ruler = [":--", *["--:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ruler, *body))
+
+
+def latex(results: Results) -> str:
+    r"""The table for a paper: a `tabular` of booktabs (`\usepackage{booktabs}`), with a comment on what is in it."""
+    head, *body = [[latex_escaped(cell) for cell in row] for row in table(results)]
+    partial = any("(" in cell for row in table(results)[1:] for cell in row[1:])
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        "% test accuracy in percent, mean and sample standard deviation over the seeds; numbers and bytes of a task",
+        "% without its head" + ("; PARTIAL: cells in brackets miss runs" if partial else ""),
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_escaped(value: str) -> str:
+    """Text with every letter that LaTeX would take for a command written out."""
+    return "".join(_LATEX.get(letter, letter) for letter in value)
+
+
+def _markdown_escaped(value: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(value.split()))
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values of one type; where metrics of several versions disagree, as text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    if len(kinds) > 1:
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+    return pa.array(values)

@@ -1,0 +1,251 @@
+"""What the jobs below a folder left behind, as plain records. A damaged file is a line in the report, not an error."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+JOB, SWEEP, METRICS, PARAMETERS = "job.json", "sweep.json", "metrics.json", "parameters.json"
+FORMAT = 1
+"""The newest format of job.json and sweep.json that this version reads."""
+
+FINISHED, SKIPPED, NOT_STARTED, DAMAGED = "finished", "skipped", "not started", "damaged"
+ACCURACY = "test/accuracy"
+_NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
+_UNPLANNED = 10**9  # place in the order of a job that no sweep has planned: behind all others, by its folder
+_WITHOUT_JOBS = frozenset({".hydra", "checkpoints", "plots", "report", "tensorboard", "wandb"})
+
+
+class DamagedError(Exception):
+    """A file of a run that cannot be read. One line: the file, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One job that was planned or run.
+
+    Attributes:
+        folder: Where it is, relative to the folder of the report.
+        label: What tables call its method; empty where not even that can be read.
+        state: That of job.json, or "not started" (planned only), or "damaged" (finished, but a file cannot be read).
+        reason: Why it is not finished, where that is known; one line.
+        config: Its resolved configuration; empty where it is not known.
+        metrics: metrics.json, of a finished job.
+        parameters: parameters.json, of a finished job.
+    """
+
+    folder: str
+    path: Path
+    label: str
+    dataset: str
+    seed: int
+    state: str
+    reason: str | None = None
+    overrides: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    updated: str = ""
+    progress: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has results that count."""
+        return self.state == FINISHED
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy of a finished job, from 0 to 1."""
+        return float(self.metrics[ACCURACY])
+
+    def setting(self, *names: str) -> Any:
+        """A value of the configuration; None where there is none."""
+        node: Any = self.config
+        for name in names:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        return node
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All that is below a folder.
+
+    Attributes:
+        jobs: Those of stage=adapt, in the order of their sweeps.
+        commands: The command of each sweep.
+        remarks: What was left aside, one line each.
+    """
+
+    folder: Path
+    jobs: tuple[Job, ...]
+    commands: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def has_jobs(folder: Path) -> bool:
+    """Whether there is anything to report on below a folder; cheap."""
+    return next(_files(folder), None) is not None
+
+
+def read_jobs(folder: Path) -> Found:
+    """Read every job below a folder, and every job that a sweep has planned there."""
+    commands: list[str] = []
+    remarks: list[str] = []
+    planned: dict[Path, tuple[int, Job]] = {}
+    ran: list[Path] = []
+    sweeps: list[Path] = []
+    for path in _files(folder):
+        (sweeps if path.name == SWEEP else ran).append(path)
+    for path in sweeps:
+        try:
+            sweep = read_json(path)
+            commands.append(str(sweep.get("command") or f"(not recorded in {_relative(path, folder)})"))
+            plan = [(path.parent / str(entry["folder"]), entry) for entry in sweep["jobs"]]
+            planned |= {
+                each: (len(planned) + at, _planned(each, entry, folder)) for at, (each, entry) in enumerate(plan)
+            }
+        except (DamagedError, KeyError, TypeError, ValueError) as error:
+            why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not that of a sweep"
+            remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are not known")
+    jobs: list[tuple[tuple[Any, ...], Job]] = []
+    others = 0
+    for path in ran:
+        at, plan_of = planned.pop(path.parent, (_UNPLANNED, None))
+        job = _ran(path, folder, plan_of)
+        if job is None:
+            others += 1
+        else:
+            jobs.append(((at, *_natural(job.folder)), job))
+    jobs += [((at, *_natural(job.folder)), job) for at, job in planned.values()]
+    if others:
+        remarks.append(f"{others} job(s) of other stages than adapt are not shown")
+    jobs.sort(key=lambda pair: pair[0])
+    return Found(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
+
+
+def read_history(job: Job) -> list[dict[str, float]]:
+    """The epochs of a job: a row of numbers each; empty where it wrote none.
+
+    Raises:
+        DamagedError: If metrics.csv cannot be read.
+    """
+    path = job.path / "metrics.csv"
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DamagedError(f"{path.name} cannot be read ({_short(error)})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        DamagedError: If it is not there, cut short, or of a newer format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedError(f"{path.name} is not there") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name} cannot be read ({_short(error)})") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path.name} holds no JSON object")
+    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        raise DamagedError(f"{path.name} has format {content['format']}, this version reads up to {FORMAT}")
+    return content
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The records of jobs and sweeps below a folder; not those of a report or a tracker."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted((name for name in folders if name not in _WITHOUT_JOBS), key=_natural)
+        yield from (Path(root) / name for name in (SWEEP, JOB) if name in names)
+
+
+def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:
+    skipped = entry.get("skipped")
+    return Job(
+        folder=_relative(path, folder),
+        path=path,
+        label=str(entry["label"]),
+        dataset=str(entry["dataset"]),
+        seed=int(entry["seed"]),
+        state=SKIPPED if skipped else NOT_STARTED,
+        reason=_line(skipped),
+        overrides=tuple(map(str, entry.get("overrides") or ())),
+    )
+
+
+def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
+    """The job of a job.json; None if it is of another stage."""
+    try:
+        record = read_json(path)
+        if record.get("stage", "adapt") != "adapt":
+            return None
+        job = _recorded(path, folder, record)
+    except (DamagedError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, DamagedError) else f"{JOB} is not that of a job ({_short(error)})"
+        unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, DAMAGED)
+        return dataclasses.replace(planned or unknown, state=DAMAGED, reason=reason)
+    if not job.finished:
+        return job
+    try:
+        return dataclasses.replace(job, metrics=_whole(job.path / METRICS), parameters=_whole(job.path / PARAMETERS))
+    except DamagedError as error:
+        return dataclasses.replace(job, state=DAMAGED, reason=str(error))
+
+
+def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
+    config = record.get("config")
+    epochs = record.get("epochs")
+    return Job(
+        folder=_relative(path.parent, folder),
+        path=path.parent,
+        label=str(record["label"]),
+        dataset=str(record["dataset"]),
+        seed=int(record["seed"]),
+        state=str(record["state"]),
+        reason=_line(record.get("reason")),
+        overrides=tuple(map(str, record.get("overrides") or ())),
+        config=config if isinstance(config, dict) else {},
+        updated=str(record.get("updated") or ""),
+        progress=f"epoch {record.get('epoch') or 0} of {epochs}" if epochs else "",
+    )
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """A file of results that holds the numbers which the report cannot do without."""
+    content = read_json(path)
+    for name in _NEEDED[path.name]:
+        value = content.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DamagedError(f"{path.name} has no number {name}")
+    return content
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Sorts 10 behind 9, and numbers before names."""
+    return tuple((int(part), "") if part.isdecimal() else (10**9, part) for part in name.split("/"))
+
+
+def _line(text: Any) -> str | None:
+    return " ".join(str(text).split()) or None if text else None
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,252 @@
+"""The table of a report: a row for each method, a column for each dataset. What is missing is never averaged away."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from recast_exp.report.methods import method_names
+from recast_exp.report.reading import FINISHED, SKIPPED, Job
+
+UNPLANNED = "not planned"
+PROBE = "probe/test/accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Test accuracies, from 0 to 1, of one method on one dataset.
+
+    Attributes:
+        values: Seed → accuracy, of the runs that count.
+        expected: The seeds that any method has on this dataset.
+        absent: Why no run of the method was meant to be there, if so: what it does not fit, or that none was planned.
+    """
+
+    values: Mapping[int, float]
+    expected: tuple[int, ...]
+    absent: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed is there."""
+        return set(self.values) == set(self.expected)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds that are there."""
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds (n - 1 below the line); None where there are fewer than two."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def note(self) -> str:
+        """What is not as it should be, in words; empty where all seeds are there."""
+        if self.complete:
+            return ""
+        if self.absent:
+            return self.absent if self.absent == UNPLANNED else "does not fit"
+        return f"{len(self.values)} of {len(self.expected)} seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """Mean over the datasets, all with one weight.
+
+    Attributes:
+        mean: None where a dataset has no result at all: a mean over fewer is not comparable with the others.
+        std: Sample standard deviation over the seeds, of each seed's mean over the datasets; of complete rows only.
+        note: What is missing, in words; empty where nothing is.
+    """
+
+    mean: float | None
+    std: float | None
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method: its cells, and what a task of it takes.
+
+    Attributes:
+        numbers: Smallest and largest count, over its runs, of trained numbers without the head; None without results.
+        size: The same in bytes.
+        head: The same of the head's numbers.
+        gain: Mean difference to the linear probe of the same backbone, dataset and seed.
+        gain_note: On how many of its expected runs the difference rests, where not on all.
+    """
+
+    method: str
+    cells: Mapping[str, Cell]
+    average: Average
+    numbers: tuple[int, int] | None
+    size: tuple[int, int] | None
+    head: tuple[int, int] | None
+    gain: float | None
+    gain_note: str
+
+    @property
+    def values(self) -> dict[tuple[str, int], float]:
+        """(Dataset, seed) → accuracy, of the runs that count."""
+        return {(name, seed): value for name, cell in self.cells.items() for seed, value in cell.values.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The jobs of a report with the methods that they belong to, and the table that they make.
+
+    Attributes:
+        methods: The method of each of `jobs`; empty for one that cannot be read at all.
+        counted: Method, dataset and seed → the run that counts.
+        remarks: What was left aside, one line each.
+    """
+
+    jobs: tuple[Job, ...]
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    counted: Mapping[tuple[str, str, int], Job]
+    rows: tuple[Row, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def expected(self) -> int:
+        """How many runs a whole table has: those that are there or were planned, but for those that do not fit."""
+        known = zip(self.methods, self.jobs, strict=True)
+        return len({(name, job.dataset, job.seed) for name, job in known if name and job.state != SKIPPED})
+
+    @property
+    def unfinished(self) -> list[tuple[str, Job]]:
+        """The jobs without results, each with its method."""
+        return [pair for pair in zip(self.methods, self.jobs, strict=True) if not pair[1].finished]
+
+
+def tabulate(jobs: Sequence[Job]) -> Results:
+    """Set the results of all jobs beside each other, methods and datasets in the order in which they come."""
+    methods = method_names(jobs)
+    known = [(name, job) for name, job in zip(methods, jobs, strict=True) if name]
+    datasets = tuple(dict.fromkeys(job.dataset for _, job in known))
+    seeds = {
+        dataset: tuple(dict.fromkeys(job.seed for _, job in known if job.dataset == dataset and job.state != SKIPPED))
+        for dataset in datasets
+    }
+    counted, remarks = _counted(known)
+    probes = _probes(counted.values())
+    rows = []
+    for method in dict.fromkeys(name for name, _ in known):
+        cells = {dataset: _cell(method, dataset, seeds[dataset], known, counted) for dataset in datasets}
+        runs = [job for (name, _, _), job in counted.items() if name == method]
+        gain, gain_note = _gain(runs, probes, {dataset: len(cell.expected) for dataset, cell in cells.items()})
+        rows.append(
+            Row(
+                method,
+                cells,
+                _average(list(cells.values())),
+                numbers=_range(runs, lambda job: int(job.parameters["task_specific"])),
+                size=_range(runs, lambda job: -(-int(job.parameters["task_bits"]) // 8)),
+                head=_range(runs, lambda job: int(job.parameters["head"])),
+                gain=gain,
+                gain_note=gain_note,
+            )
+        )
+    return Results(tuple(jobs), tuple(methods), datasets, counted, tuple(rows), tuple(remarks))
+
+
+def _counted(known: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int], Job], list[str]]:
+    """One run for each method, dataset and seed: the newest, where a run was repeated."""
+    counted: dict[tuple[str, str, int], Job] = {}
+    remarks = []
+    for name, job in known:
+        if job.state != FINISHED:
+            continue
+        key = (name, job.dataset, job.seed)
+        if key in counted:
+            older, newer = sorted((counted[key], job), key=lambda each: each.updated)
+            remarks.append(
+                f"{older.folder} has the settings of {newer.folder} ({name}, {job.dataset}, seed {job.seed}); "
+                "the newer one counts"
+            )
+            job = newer
+        counted[key] = job
+    return counted, remarks
+
+
+def _cell(
+    method: str,
+    dataset: str,
+    seeds: tuple[int, ...],
+    known: Iterable[tuple[str, Job]],
+    counted: Mapping[tuple[str, str, int], Job],
+) -> Cell:
+    values = {seed: counted[method, dataset, seed].accuracy for seed in seeds if (method, dataset, seed) in counted}
+    those = [job for name, job in known if name == method and job.dataset == dataset]
+    if not those:
+        return Cell(values, seeds, UNPLANNED)
+    return Cell(values, seeds, (those[0].reason or SKIPPED) if all(job.state == SKIPPED for job in those) else None)
+
+
+def _average(cells: Sequence[Cell]) -> Average:
+    means = [cell.mean for cell in cells if cell.mean is not None]
+    if len(means) < len(cells):
+        return Average(None, None, f"{len(means)} of {len(cells)} datasets")
+    mean = statistics.fmean(means)
+    if not all(cell.complete for cell in cells):
+        there, expected = (
+            sum(map(len, counts)) for counts in zip(*((c.values, c.expected) for c in cells), strict=True)
+        )
+        return Average(mean, None, f"{there} of {expected} runs")
+    seeds = set(cells[0].expected)
+    if any(set(cell.expected) != seeds for cell in cells) or len(seeds) < 2:
+        return Average(mean, None, "")
+    return Average(mean, statistics.stdev([statistics.fmean(c.values[seed] for c in cells) for seed in seeds]), "")
+
+
+def is_probe(job: Job) -> bool:
+    """Whether a job trains a head alone."""
+    return (job.setting("model", "method"), job.setting("adapter", "name")) == ("frozen", "none")
+
+
+def _backbone(job: Job) -> tuple[object, ...]:
+    return job.setting("model", "backbone"), job.setting("model", "weights"), job.dataset, job.seed
+
+
+def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
+    """Backbone, dataset and seed → accuracy of the job that trains a head alone; none where there are several such."""
+    found: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for job in jobs:
+        if is_probe(job):
+            found[_backbone(job)].append(job.accuracy)
+    return {backbone: values[0] for backbone, values in found.items() if len(values) == 1}
+
+
+def _gain(
+    runs: Sequence[Job], probes: Mapping[tuple[object, ...], float], expected: Mapping[str, int]
+) -> tuple[float | None, str]:
+    """Mean difference to the probe, every dataset of one weight: to a job of the sweep, or to each run's own probe.
+
+    The two are trained the same way, but are never mixed in one row. As with the average, there is no mean where a
+    whole dataset is missing.
+    """
+    if not runs or any(map(is_probe, runs)):
+        return None, ""
+    beside = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
+    own = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
+    pairs = max(beside, own, key=len)
+    if not pairs:
+        return None, ""
+    by_dataset: dict[str, list[float]] = {}
+    for job, probe in pairs:
+        by_dataset.setdefault(job.dataset, []).append(job.accuracy - probe)
+    if set(by_dataset) != set(expected):
+        return None, f"{len(by_dataset)} of {len(expected)} datasets"
+    runs_expected = sum(expected.values())
+    note = f"{len(pairs)} of {runs_expected} runs" if len(pairs) < runs_expected else ""
+    return statistics.fmean(map(statistics.fmean, by_dataset.values())), note
+
+
+def _range(jobs: Sequence[Job], count: Callable[[Job], int]) -> tuple[int, int] | None:
+    counts = [count(job) for job in jobs]
+    return (min(counts), max(counts)) if counts else None

@@ -1,0 +1,57 @@
+"""Numbers as the tables of a report write them: accuracies in percent, counts with their range, p-values."""
+
+from __future__ import annotations
+
+from recast_exp.report.comparing import SignFlip
+from recast_exp.report.table import Average, Cell, Row
+
+NOTHING = "–"
+
+
+def accuracy(mean: float | None, std: float | None = None) -> str:
+    """`80.1 ± 0.4` of accuracies from 0 to 1."""
+    if mean is None:
+        return NOTHING
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def measured(cell: Cell | Average) -> str:
+    """A cell with what is missing in it: `80.1 (1 of 3 seeds)`."""
+    return noted(accuracy(cell.mean, cell.std), cell.note)
+
+
+def difference(value: float | None) -> str:
+    """`+2.1` of a difference of accuracies."""
+    return NOTHING if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def gain(row: Row) -> str:
+    """A row's difference to the linear probe, with what is missing in it."""
+    return noted(difference(row.gain), row.gain_note)
+
+
+def noted(value: str, note: str) -> str:
+    """A value, and a remark on it in brackets."""
+    return f"{value} ({note})" if note else value
+
+
+def count(span: tuple[int, int] | None) -> str:
+    """A whole number, or the range of several runs' numbers."""
+    if span is None:
+        return NOTHING
+    low, high = span
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits that count."""
+    if p is None:
+        return NOTHING
+    if p < 0.0001:
+        return "< 0.0001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
+
+
+def smallest(test: SignFlip) -> str:
+    """The smallest p-value that a test can give."""
+    return f"{test.smallest:.2g}"
