@@ -98,28 +98,31 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
 # Sampling
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize("size", [1, 2, 10, 12, 13])
-def test_evaluation_shares_every_sample_once(size: int, world_size: int) -> None:
-    shares = [EpochSampler(size, None, rank, world_size) for rank in range(world_size)]
-    assert Counter(index for share in shares for _, index in share) == Counter(range(size))
-    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+def shares(size: int, batch_size: int, world_size: int, seed: int | None = 3) -> list[EpochBatchSampler]:
+    sampler = EpochSampler(size, seed)
+    return [
+        EpochBatchSampler(sampler, batch_size, rank, world_size, allow_single=seed is None)
+        for rank in range(world_size)
+    ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize("size", [2, 10, 12, 13])
-def test_training_shares_are_equal_and_complete(size: int, world_size: int) -> None:
-    shares = [list(EpochSampler(size, 3, rank, world_size)) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1
-    assert {index for share in shares for _, index in share} == set(range(size))
-
-
-def test_the_global_batch_does_not_depend_on_the_number_of_ranks() -> None:
-    def first_batch(world_size: int) -> set[Any]:
-        samplers = [EpochSampler(40, 3, rank, world_size) for rank in range(world_size)]
-        return {key for s in samplers for key in next(iter(EpochBatchSampler(s, 12 // world_size, allow_single=False)))}
-
-    assert first_batch(1) == first_batch(2) == first_batch(3)
+@pytest.mark.parametrize("seed", [3, None], ids=["training", "evaluation"])
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 10, 12, 13, 25])
+def test_ranks_share_the_batches_of_one_process(size: int, world_size: int, seed: int | None) -> None:
+    """Each image counts once, in the batch and at the place that it has with one process; stand-ins come behind."""
+    [alone] = shares(size, 8, 1, seed)
+    ranks = shares(size, 8, world_size, seed)
+    assert {len(rank) for rank in ranks} == {len(alone)}
+    for number, (whole, *parts) in enumerate(zip(alone, *ranks, strict=True)):
+        together = [rank.share(number) for rank in ranks]
+        assert {(share.start, share.total) for share in together} == {(alone.share(number).start, len(whole))}
+        for rank, (share, part) in enumerate(zip(together, parts, strict=True)):
+            assert part[: share.own] == whole[rank::world_size]
+            assert len(part) >= (1 if seed is None else min(2, len(whole)))  # a forward pass, and BatchNorm, need some
+            assert len(part) == max(share.own, 1 if seed is None else min(2, len(whole)))
+            assert set(part) <= set(whole)
+    assert Counter(index for batch in alone for _, index in batch) == Counter(range(size))
 
 
 @pytest.mark.parametrize(
@@ -220,17 +223,6 @@ def test_workers_are_chosen_by_device_and_store(
     assert loader.prefetch_factor == (None if not expected else 2 if device == "cpu" else 4)
     assert module(image_set, workers=3, prefetch_factor=7).train_dataloader().num_workers == 3
     assert module(image_set, workers=3, prefetch_factor=7).train_dataloader().prefetch_factor == 7
-
-
-def test_a_batch_must_divide_among_the_devices() -> None:
-    class FakeTrainer:
-        global_rank, world_size = 1, 3
-
-    data = module(digits(), batch_size=8)
-    data.trainer = FakeTrainer()
-    with pytest.raises(UserError) as error:
-        data.train_dataloader()
-    assert_one_line(error, "dataset.batch_size: got 8", "multiple of the 3 devices")
 
 
 class Recorder(lightning.LightningModule):

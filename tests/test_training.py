@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import pickle
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recast_exp.assembly import assemble, normalisations_with_statistics
@@ -25,6 +28,7 @@ from recast_exp.experiment import with_values
 from recast_exp.files import write_json
 from recast_exp.module import TaskModule
 from recast_exp.optim import make_optimizer
+from recast_exp.stages import run as run_stage
 from recast_exp.training import FitResult, fit, quiet
 from recast_exp.training import test as measure
 
@@ -110,6 +114,49 @@ def test_frozen_batchnorm_stays_in_evaluation_mode(mode: str, build: Build) -> N
     assert {layer.training for layer in layers} == {mode == "update"}
     assert run.adapted.network.training
     assert not any(layer.training for layer in (module.eval(), *layers))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    compose: Callable[..., DictConfig], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same numbers up to rounding, where shares are uneven: of the last batches, ranks have 2 and 1, and 1 and 0.
+
+    Each forward pass of a ResNet under DDP exchanges its buffers, so unequally many batches would hang here.
+    """
+    options = (
+        "model=resnet", f"model.weights={weights['digits_resnet']}", "dataset.batch_size=134",
+        "dataset.eval_batch_size=179", "trainer.max_epochs=2", "trainer.num_threads=1", "probe=false", "optimizer=sgd",
+        "optimizer.coefficients_pull=0.1", "optimizer.label_smoothing=0.1",
+    )  # fmt: skip
+    assert (539 % 134, 359 % (2 * 179)) == (3, 1)
+    command = [
+        sys.executable,
+        "-m",
+        "recast_exp",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "hydra.run.dir=two",
+        *options,
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    run_stage(compose("trainer=cpu", *options), one)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert (two / "train_ddp_process_1.log").is_file()  # the second process
+    expected, found = (json.loads((folder / "metrics.json").read_text()) for folder in (one, two))
+    measured = {name: value for name, value in expected.items() if name.startswith(("train/", "val/", "test/"))}
+    assert {name: found[name] for name in measured} == pytest.approx(measured, rel=1e-5)
+    assert [row.split(",")[:3] for row in (two / "predictions.csv").read_text().splitlines()] == [
+        row.split(",")[:3] for row in (one / "predictions.csv").read_text().splitlines()
+    ]
+    before, after = (load_file(folder / "task.safetensors") for folder in (one, two))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
+    counted = [[row["images"] for row in csv.DictReader((folder / "metrics.csv").open())] for folder in (one, two)]
+    assert counted[0] == counted[1]
 
 
 def test_sets_of_coefficients_stay_equal(build: Build) -> None:

@@ -15,6 +15,7 @@ from torchmetrics import CatMetric, MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from recast_exp.assembly import KINDS, AdaptedModel, normalisations_with_statistics
+from recast_exp.data.loader import Share
 from recast_exp.errors import UserError
 from recast_exp.optim import gradient_free, make_optimizer, make_schedule
 from recast_exp.task_state import apply_task
@@ -37,7 +38,6 @@ class TaskModule(L.LightningModule):
         self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(num_classes) for part in ("train", "val", "test")})
         self.per_class = MulticlassAccuracy(num_classes, average="none")
         self.predictions = CatMetric(nan_strategy="disable")
-        self._tested = 0
         self._pull_to = [
             (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
         ]
@@ -50,29 +50,39 @@ class TaskModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, plus the pull of the coefficients to where they started."""
-        images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.cfg.optimizer.label_smoothing)
+        share = self.share("train", batch_idx)
+        logits, labels = self(batch[0])[: share.own], batch[1][: share.own]
+        loss = self._loss(logits.float(), labels, label_smoothing=self.cfg.optimizer.label_smoothing)
         self._measure("train", logits, labels, loss.detach())
+        if share.own != share.total:
+            # DDP takes the mean of the ranks' gradients. This way it is that of all images of the batch, where ranks
+            # have not equally many.
+            loss = loss * (share.own * self.trainer.world_size / share.total)
         return loss + self._pull() if self.cfg.optimizer.coefficients_pull else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure on validation images."""
-        self._evaluate("val", batch)
+        self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure on test images, per class and image by image too."""
-        logits = self._evaluate("test", batch)
-        labels = batch[1]
+        share, logits, labels = self._evaluate("test", batch, batch_idx)
+        if not share.own:
+            return
         self.per_class.update(logits, labels)
         probability, predicted = logits.softmax(1).max(1)
-        # The sampler gives each rank every so-manieth image: gathered by ranks, their numbers tell the order
-        own = torch.arange(self._tested, self._tested + len(labels), device=labels.device)
-        numbers = self.trainer.global_rank + self.trainer.world_size * own
-        self._tested += len(labels)
+        # A rank has every so-manieth image of a batch: gathered by ranks, their numbers tell the order
+        own = torch.arange(share.own, device=labels.device)
+        numbers = share.start + self.trainer.global_rank + self.trainer.world_size * own
         loss = F.cross_entropy(logits, labels, reduction="none")
         rows = [numbers, labels, predicted, probability, loss]
         self.predictions.update(torch.stack([row.float() for row in rows], 1))
+
+    def share(self, part: str, batch_idx: int) -> Share:
+        """What this process has of a batch of a part, which all processes share."""
+        loader = {"train": "train_dataloader", "val": "val_dataloaders", "test": "test_dataloaders"}[part]
+        found: Share = getattr(self.trainer, loader).batch_sampler.share(batch_idx)
+        return found
 
     def configure_optimizers(self) -> Any:
         """Parameter groups and schedule of the configuration."""
@@ -158,11 +168,16 @@ class TaskModule(L.LightningModule):
             distance = distance + (self.network.get_parameter(path) - start.to(self.device)).square().sum()
         return float(self.cfg.optimizer.coefficients_pull) * distance
 
-    def _evaluate(self, part: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        logits: Tensor = self(images).float()
-        self._measure(part, logits, labels, F.cross_entropy(logits, labels))
-        return logits
+    def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy; of no images it is 0, and so are its gradients."""
+        reduction = "mean" if len(labels) else "sum"
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+
+    def _evaluate(self, part: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Share, Tensor, Tensor]:
+        share = self.share(part, batch_idx)
+        logits, labels = self(batch[0]).float()[: share.own], batch[1][: share.own]
+        self._measure(part, logits, labels, self._loss(logits, labels))
+        return share, logits, labels
 
     def _measure(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Update and log the metrics of a part under `part/name`; each image counts the same."""
@@ -172,7 +187,7 @@ class TaskModule(L.LightningModule):
             assert isinstance(metric, Metric)
             if name == "loss":
                 metric.update(loss, weight=len(labels))
-            else:
+            elif len(labels):
                 metric.update(logits.detach(), labels)
             self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "accuracy")
 

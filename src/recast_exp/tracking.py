@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import job_record
+from recast_exp.data.loader import ImageLoader
 from recast_exp.files import write_text
 
 
@@ -39,8 +40,9 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images."""
-        self._images += len(batch[1]) * trainer.world_size
+        """Count images, over all processes."""
+        assert isinstance(trainer.train_dataloader, ImageLoader)
+        self._images += trainer.train_dataloader.batch_sampler.share(batch_idx).total
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop counting training time."""

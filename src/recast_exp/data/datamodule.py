@@ -14,7 +14,6 @@ from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
-from recast_exp.errors import UserError
 from recast_exp.files import usable_cores
 
 _DECODING_WORKERS = {"cpu": 4, "cuda": 16}
@@ -27,7 +26,7 @@ class ImageDataModule(lightning.LightningDataModule):
     A batch is (images, labels): float32 [B, 3, S, S], normalised, and int64 [B]. It leaves the loader as uint8 and is
     normalised by `on_after_batch_transfer`, where an accelerator also does the altering part of the augmentation. Order
     and augmentation follow from (seed, epoch, index) alone. The trainer needs `use_distributed_sampler=False`: each
-    rank takes its share by itself.
+    rank takes its share of each batch by itself, and `EpochBatchSampler.share` says what it is.
 
     Args:
         image_set: Classes and splits.
@@ -68,8 +67,6 @@ class ImageDataModule(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
-        # With more devices than images in a split, some have nothing to evaluate
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         if stores is None:
             stores = open_stores(requests(image_set, spec, transform, build=False), "off", Path(), image_set.name)
         self.datasets = {
@@ -80,26 +77,19 @@ class ImageDataModule(lightning.LightningDataModule):
         self._std = torch.tensor(spec.std).view(-1, 1, 1)
 
     def train_dataloader(self) -> ImageLoader:
-        """This rank's share of the training images, in the order of the trainer's epoch.
-
-        Raises:
-            UserError: If the batch cannot be divided among the devices.
-        """
-        rank, world_size = self._place()
-        if self.batch_size % world_size:
-            raise UserError(f"dataset.batch_size: got {self.batch_size}, takes a multiple of the {world_size} devices")
+        """This rank's share of the training images, in the order of the trainer's epoch."""
         dataset = self.datasets["train"]
         dataset.alter = self._device() == "cpu"
-        sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
-        batches = EpochBatchSampler(sampler, self.batch_size // world_size, allow_single=False)
+        sampler = EpochSampler(len(dataset), self.seed)
+        batches = EpochBatchSampler(sampler, self.batch_size, *self._place(), allow_single=False)
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> ImageLoader:
-        """This rank's share of the validation images; no image is dropped or comes twice."""
+        """This rank's share of the validation images; each counts once."""
         return self._eval_dataloader("val")
 
     def test_dataloader(self) -> ImageLoader:
-        """This rank's share of the test images; no image is dropped or comes twice."""
+        """This rank's share of the test images; each counts once."""
         return self._eval_dataloader("test")
 
     def example(self, count: int) -> tuple[Tensor, Tensor]:
@@ -131,8 +121,9 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def _eval_dataloader(self, split: str) -> ImageLoader:
         dataset = self.datasets[split]
-        sampler = EpochSampler(len(dataset), None, *self._place())
-        batches = EpochBatchSampler(sampler, self.eval_batch_size, allow_single=True)
+        rank, world_size = self._place()
+        sampler = EpochSampler(len(dataset), None)
+        batches = EpochBatchSampler(sampler, self.eval_batch_size * world_size, rank, world_size, allow_single=True)
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler) -> ImageLoader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,22 +104,16 @@ class ImageDataset(Dataset[Any]):
 
 
 class EpochSampler(Sampler[Key]):
-    """Yields this rank's (epoch, index) keys; Lightning sets the epoch.
+    """Yields the (epoch, index) keys of all samples, each once; Lightning sets the epoch.
 
     Args:
         size: Number of samples.
-        seed: With a seed, each epoch has its own order and every rank gets equally many samples (the first ones of the
-            order fill up the last turn): ranks that train together must take equally many steps. Without one, samples
-            come in their order and none twice: what evaluation sums up over the ranks is exact.
-        rank: Number of this process.
-        world_size: Number of processes.
+        seed: With a seed, each epoch has its own order; without one, samples come in their order.
     """
 
-    def __init__(self, size: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, size: int, seed: int | None) -> None:
         self.size = size
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -131,37 +126,67 @@ class EpochSampler(Sampler[Key]):
         else:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch, "order"))
             order = torch.randperm(self.size, generator=generator)
-            # A stride that wraps around as often as it has to, should there be more ranks than samples
-            order = order[torch.arange(len(self) * self.world_size) % self.size]
-        for index in order[self.rank :: self.world_size].tolist():
+        for index in order.tolist():
             yield self.epoch, index
 
     def __len__(self) -> int:
-        own = self.size if self.seed is not None else self.size - self.rank
-        return max(0, -(-own // self.world_size))
+        return self.size
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of a global batch.
+
+    Attributes:
+        start: Place of the batch's first sample in the order of the epoch.
+        total: Samples of the batch, over all processes.
+        own: Samples that this process has. They are the first of its batch; any others are stand-ins.
+    """
+
+    start: int
+    total: int
+    own: int
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """Batches of the keys of `sampler`; none is dropped, the last batch takes what is left.
+    """This rank's shares of the batches of all keys; none is dropped, the last batch takes what is left.
+
+    The global batches are the same for any number of ranks, and every rank has as many as the others: what ranks do
+    together, they do at every batch. A rank takes every so-manieth sample of a batch. Where that leaves it fewer than
+    batches may have, it gets stand-ins, which count for nothing (`share`).
 
     Args:
         sampler: Where the keys come from. Lightning finds it by this name, to set its epoch.
-        batch_size: Keys in a batch.
+        batch_size: Keys in a batch, over all ranks.
+        rank: Number of this process.
+        world_size: Number of processes.
         allow_single: Whether a last batch of one sample may stand alone. Otherwise it joins the batch before it: in
             training, BatchNorm has no variance to take from a single image.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, *, allow_single: bool) -> None:
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, rank: int = 0, world_size: int = 1, *, allow_single: bool
+    ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
         self.allow_single = allow_single
+
+    def share(self, batch: int) -> Share:
+        """What this rank has of a batch, by its number in the epoch."""
+        start = batch * self.batch_size
+        total = len(self.sampler) - start if batch == len(self) - 1 else self.batch_size
+        return Share(start, total, max(0, -(-(total - self.rank) // self.world_size)))
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = list(self.sampler)
-        last = len(self) - 1
         for batch in range(len(self)):
-            start = batch * self.batch_size
-            yield keys[start:] if batch == last else keys[start : start + self.batch_size]
+            share = self.share(batch)
+            whole = keys[share.start : share.start + share.total]
+            least = 1 if self.allow_single else min(2, share.total)
+            missing = 0 if self.world_size == 1 else max(0, least - share.own)
+            yield whole[self.rank :: self.world_size] + whole[:missing]
 
     def __len__(self) -> int:
         full, left = divmod(len(self.sampler), self.batch_size)
@@ -182,6 +207,8 @@ class ImageLoader(DataLoader[Any]):
         pin_memory: Whether the batches are to be copied to a CUDA device.
         prefetch_factor: Batches that each process prepares ahead.
     """
+
+    batch_sampler: EpochBatchSampler
 
     def __init__(
         self,
