@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recast_exp.backbones import Backbone
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import json_hash, write_json
+from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.recast import Banks, Group, find_groups, mimic
 from recast_exp.recast.formulas import DEFAULT_STEPS
 from recast_exp.recast.grouping import layer_module
@@ -59,18 +59,19 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
         return banks, path
     settings = _settings(backbone, cfg)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
-    if index.is_file():
-        try:
-            entry = json.loads(index.read_text(encoding="utf-8"))
-            path = _path(cache, entry["hash"])
-            return Banks.load(path, entry["hash"]), path
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            log.warning("The cached template bank is unusable (%s); it is made anew", error)
-    banks = _mimic(backbone, groups, cfg, settings)
-    path = _path(cache, banks.hash)
-    banks.save(path)
-    write_json(index, {"hash": banks.hash, "settings": settings})
-    return banks, path
+    with alone_at(index):
+        if index.is_file():
+            try:
+                entry = json.loads(index.read_text(encoding="utf-8"))
+                path = _path(cache, entry["hash"])
+                return Banks.load(path, entry["hash"]), path
+            except (UserError, KeyError, TypeError, ValueError) as error:
+                log.warning("The cached template bank is unusable (%s); it is made anew", error)
+        banks = _mimic(backbone, groups, cfg, settings)
+        path = _path(cache, banks.hash)
+        banks.save(path)
+        write_json(index, {"hash": banks.hash, "settings": settings})
+        return banks, path
 
 
 def bank_by_hash(content_hash: str, cfg: DictConfig, cache: Path) -> Banks:

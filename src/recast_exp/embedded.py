@@ -19,7 +19,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from recast_exp.files import json_hash, replacing
+from recast_exp.files import alone_at, json_hash, replacing
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +83,14 @@ def pretrained_weights(name: str, cache: Path) -> Path:
     """The file with an embedded backbone's weights; trained first, with a progress bar, where the cache lacks it."""
     recipe = RECIPES[name]
     path = cache / "backbones" / f"{name}-{json_hash(recipe)}.safetensors"
-    if not path.is_file():
-        log.info("Pretraining %s on digits 0-4, once (kept in %s)", name, path.parent)
-        network = _pretrain(name, recipe)
-        with replacing(path) as temporary:
-            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
+    if path.is_file():
+        return path
+    with alone_at(path):
+        if not path.is_file():
+            log.info("Pretraining %s on digits 0-4, once (kept in %s)", name, path.parent)
+            network = _pretrain(name, recipe)
+            with replacing(path) as temporary:
+                save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
     return path
 
 

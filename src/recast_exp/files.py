@@ -51,6 +51,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+@contextlib.contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Hold a lock beside `path` in the block: of the jobs that would make this file at once, one does, others wait.
+
+    Whoever gets the lock looks first whether the file is there by now. The lock of a killed process is free.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        yield
+
+
 def json_hash(value: Any, length: int = 16) -> str:
     """Hash a JSON-able value, independent of the order of its keys. For cache keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
@@ -76,5 +89,7 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processor cores that this process may use: SLURM does not always bind a job to those that it gives it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(cores, max(1, int(given))) if given.isdecimal() else cores

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,8 +14,8 @@ from recast_exp import __version__
 from recast_exp.assembly import assemble
 from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.experiment import Experiment, with_values
-from recast_exp.files import json_hash, write_json
-from recast_exp.training import fit, test
+from recast_exp.files import alone_at, json_hash, write_json
+from recast_exp.training import fit, is_main_process, test
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +35,32 @@ def probe(experiment: Experiment) -> dict[str, float]:
         experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter={"name": "none"}
     )
     path = experiment.cache / "probes" / f"{_key(experiment, cfg)}.json"
+    # The ranks of one run train it together: the first one has the lock, and starts the others while it has it.
+    with alone_at(path) if is_main_process() else contextlib.nullcontext():
+        metrics = _read(path)
+        if metrics is None:
+            metrics = _train(experiment, cfg)
+            write_json(path, metrics)
+    return metrics
+
+
+def _read(path: Path) -> dict[str, float] | None:
     if path.is_file():
         try:
             metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
             return metrics
         except json.JSONDecodeError:
             log.warning("The cached linear probe %s is damaged; it is trained anew", path)
+    return None
+
+
+def _train(experiment: Experiment, cfg: DictConfig) -> dict[str, float]:
     network = copy.deepcopy(experiment.backbone.network)
     adapted = assemble(network, cfg, None, len(experiment.images.classes))
     data = experiment.data(keep=True)
     metrics = fit(cfg, adapted, data, description="linear probe").metrics
     metrics |= test(cfg, adapted, data).metrics
-    metrics = {name: value for name, value in metrics.items() if "/" in name and "per_class" not in name}
-    write_json(path, metrics)
-    return metrics
+    return {name: value for name, value in metrics.items() if "/" in name and "per_class" not in name}
 
 
 def _key(experiment: Experiment, cfg: DictConfig) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import os
 import resource
 import sys
 import warnings
@@ -29,14 +30,14 @@ from recast_exp.assembly import AdaptedModel
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
-from recast_exp.files import replacing
+from recast_exp.files import replacing, usable_cores
 from recast_exp.module import TaskModule
 from recast_exp.task_state import apply_task
 from recast_exp.tracking import History
 
 log = logging.getLogger(__name__)
 
-DEFAULT_THREADS = torch.get_num_threads()
+DEFAULT_THREADS = min(torch.get_num_threads(), usable_cores())
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
 
 
@@ -242,6 +243,11 @@ def device_name(cfg: DictConfig) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes: the only one, or the first of a distributed run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
 def peak_memory_mb() -> float:
     """Peak memory of this process so far, on the device where one is used, in MB (10⁶ bytes)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -275,6 +281,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="Encountered `nan` values.*")

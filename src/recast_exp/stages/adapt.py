@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.task_state import count, save_task
 from recast_exp.tracking import finish_loggers, make_loggers
-from recast_exp.training import FitResult, device_name, fit, peak_memory_mb, test
+from recast_exp.training import FitResult, device_name, fit, is_main_process, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +95,6 @@ def _mimicry_error(experiment: Experiment, banks: Banks) -> float:
             100 * worst,
         )
     return worst
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes: the only one, or the first of a distributed run."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def versions() -> dict[str, str]:
