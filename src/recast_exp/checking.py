@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import composition, config, jobs, keys, overrides, saved
+from recast_exp import composition, config, jobs, keys, launchers, overrides, saved
 from recast_exp.composition import Composed, Composer, first_line
 from recast_exp.errors import MissingInputError, UnfitError, UserError
 from recast_exp.jobs import Job, Planned
@@ -98,11 +98,12 @@ class _Checker:
 
     def run(self) -> Findings:
         """Check single overrides first, then the jobs that the sound ones make."""
-        own = [override for override in self.given if not override.is_hydra_override()]
+        own = [override for override in self.given if not _is_of_all_jobs(override)]
+        # The launcher comes first: without it, hydra.launcher.* has other keys.
         self.composer.hydra_overrides = [
             text
-            for override in self.given
-            if override.is_hydra_override() and self._is_good(text := override.input_line or "")
+            for override in sorted(self.given, key=launchers.is_override, reverse=True)
+            if _is_of_all_jobs(override) and self._is_good(text := override.input_line or "")
         ]
         self._check_jobs(self._jobs(own))
         if self.is_sweep:
@@ -241,7 +242,9 @@ class _Checker:
     def _override_problems(self, text: str, override: Override) -> Iterator[str]:
         key, value = override.key_or_group, override.value()
         options, field = self.groups.get(key), keys.field_of(key)
-        if override.is_hydra_override():
+        if launchers.is_override(override) and override.is_sweep_override():
+            yield f"launcher: got {text.partition('=')[2]}, takes one option; it starts all jobs of a sweep"
+        elif override.is_hydra_override():
             if options and isinstance(value, str) and value not in options:
                 yield keys.unknown_option(key, value, options)
         elif options is None and field is None and key not in keys.SECTIONS:
@@ -260,7 +263,7 @@ class _Checker:
 
     def _option_problems(self, override: Override, options: list[str]) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
-        default = self._compose([])
+        default = self._compose([]) if override.is_add() else None
         if group == "seed" and isinstance(value, str) and composition.store_seed(value, options):
             options.append(value)
         if override.is_force_add() or (override.is_add() and default and group in default.choices):
@@ -270,6 +273,10 @@ class _Checker:
             yield f"{group}: got the list [{names}], takes one option; for a sweep write -m {group}={names}"
         elif value not in options:
             yield keys.unknown_option(group, "null" if value is None else str(value), options)
+        elif launchers.is_override(override):
+            found = launchers.problem(str(value), multirun=self.is_sweep, here=self.line.inputs)
+            if found:
+                yield found
 
     # The jobs
 
@@ -322,6 +329,11 @@ class _Checker:
         except UserError as error:
             self.findings.add(error)
             return None
+
+
+def _is_of_all_jobs(override: Override) -> bool:
+    """Whether an override is no job's own: Hydra's keys, and the launcher."""
+    return override.is_hydra_override() or launchers.is_override(override)
 
 
 def _unparsable(text: str, groups: Mapping[str, list[str]]) -> str:

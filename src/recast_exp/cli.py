@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import __version__, composition, keys, saved
+from recast_exp import __version__, composition, keys, launchers, saved
 from recast_exp.checking import CommandLine, Findings, check
 from recast_exp.composition import Composer
 from recast_exp.config import WITHOUT_MODEL
@@ -235,7 +235,9 @@ def _start() -> int:
         if _started:
             raise
         return _report([f"hydra.run.dir: the folder of the run cannot be made ({error})"], UserError.exit_code)
-    except Exception:
+    except Exception as error:
+        if lost := launchers.lost_job(error):
+            return max([_report([lost], 1), *_failures])
         if not _failures:
             raise
     return max(_failures, default=0)
@@ -259,7 +261,7 @@ def task(cfg: DictConfig) -> float | None:
     _started.append(hydra_cfg.job.num if in_sweep else 0)
 
     folder = Path(hydra_cfg.runtime.output_dir)
-    overrides = [str(text) for text in hydra_cfg.overrides.task]
+    overrides = launchers.without(str(text) for text in hydra_cfg.overrides.task)
     try:
         metrics = _run(
             saved.adopt(cfg),

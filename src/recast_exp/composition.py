@@ -198,6 +198,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}: line {error.problem_mark.line + 1}: {error.problem}"
     text = f"{error}\n{error.__cause__}" if error.__cause__ else str(error)
+    launcher_key = re.match(r".*override '?(hydra\.launcher\.[\w.]+)", text)
+    if launcher_key:
+        reason = first_line(error.__cause__ or error).rstrip(".")
+        return f"{launcher_key[1]}: {reason}; launcher=NAME --cfg hydra -p hydra.launcher lists what a launcher takes"
     file = re.match(r"In '([^']*)'", text)
     place = f" (in {file[1]}.yaml)" if file else ""
     full_key = re.search(r"full_key: (\S+)", text)

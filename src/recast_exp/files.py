@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
 from recast_exp.errors import UserError
 
@@ -57,8 +58,6 @@ def alone_at(path: Path) -> Iterator[None]:
 
     Whoever gets the lock looks first whether the file is there by now. The lock of a killed process is free.
     """
-    from filelock import FileLock
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         yield

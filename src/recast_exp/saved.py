@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import overrides
+from recast_exp import launchers, overrides
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.keys import FIELDS, leaves, mapping_of, shown
 
@@ -154,7 +154,7 @@ def resumed_overrides(folder: Path) -> list[str]:
     for name in ("config.yaml", "overrides.yaml"):
         if not (folder / ".hydra" / name).is_file():
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
-    return [str(text) for text in _load(folder / ".hydra" / "overrides.yaml") or []]
+    return launchers.without(str(text) for text in _load(folder / ".hydra" / "overrides.yaml") or [])
 
 
 def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:
