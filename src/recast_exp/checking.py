@@ -19,6 +19,8 @@ from recast_exp import composition, config, jobs, keys, launchers, overrides, sa
 from recast_exp.composition import Composed, Composer, first_line
 from recast_exp.errors import MissingInputError, UnfitError, UserError
 from recast_exp.jobs import Job, Planned
+from recast_exp.search import check as search
+from recast_exp.search.space import Parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _Checker:
     def __init__(self, line: CommandLine) -> None:
         self.line = line
         self.is_sweep = line.multirun
+        self.sweeper: str | None = None  # the option of hydra/sweeper
         self.resumed: Path | None = None
         self.bad: set[str] = set()  # keys and groups with a line of their own
         self.verdicts: dict[str, bool] = {}
@@ -160,21 +163,37 @@ class _Checker:
     # Jobs
 
     def _jobs(self, given: list[Override]) -> list[Job]:
-        """Expand a sweep as Hydra's own sweeper does; a single run is one job."""
+        """Expand a sweep as Hydra's own sweeper does, a search to jobs with all its ends; a single run is one job."""
         last = self._sweep_parameters(given) | {override.get_key_element(): override for override in given}
         given_values = [values for override in last.values() if (values := self._values(override))]
-        count = math.prod(map(len, given_values))
+        count = math.prod(map(len, self._interacting(given_values)))
         if count > overrides.MAX_JOBS:
             self._wrong(f"-m: got a sweep of {count} jobs or more, takes at most {overrides.MAX_JOBS}; split it")
             return []
         choices = [[text for text in values if self._is_good(text)] or [""] for values in given_values]
-        swept = {text: text.partition("=")[0] for texts in choices if len(texts) > 1 for text in texts}
+        swept = {
+            text: text.partition("=")[0] for texts in self._interacting(choices) if len(texts) > 1 for text in texts
+        }
         made = []
-        for texts in itertools.product(*choices):
+        for texts in self._combinations(choices):
             options = [text for text in texts if self._is_choice(text)]
             values = [text for text in texts if text and text not in options]
             made.append(Job(tuple(options), tuple(values), {swept[text]: text for text in texts if text in swept}))
         return made
+
+    def _interacting(self, choices: list[list[str]]) -> list[list[str]]:
+        """Those values that are checked in every combination: in a search, which draws from them, only the options."""
+        if self.sweeper != search.SWEEPER:
+            return choices
+        return [texts for texts in choices if all(text and self._is_choice(text) for text in texts)]
+
+    def _combinations(self, choices: list[list[str]]) -> Iterator[tuple[str, ...]]:
+        """Every combination of the values that interact, and each of the others at least once."""
+        interacting = self._interacting(choices)
+        others = [texts for texts in choices if texts not in interacting]
+        combined = list(itertools.product(*interacting))
+        for number in range(max([len(combined), *map(len, others)])):
+            yield (*combined[number % len(combined)], *(texts[number % len(texts)] for texts in others))
 
     def _sweep_parameters(self, given: list[Override]) -> dict[str, Override]:
         """What a file's hydra.sweeper.params adds to a sweep; its seeds are rewritten as typed ones are."""
@@ -183,6 +202,7 @@ class _Checker:
         if composed is None:
             return {}
         self.is_sweep = self.is_sweep or composed.is_sweep
+        self.sweeper = composed.choices.get("hydra/sweeper")
         parameters = {}
         for key, value in composed.sweep_parameters.items() if self.is_sweep else ():
             [text] = overrides.rewrite([f"{key}={value}"], multirun=True)
@@ -193,6 +213,10 @@ class _Checker:
             parameters[override.get_key_element()] = override
             if key == "seed":
                 self.findings.overrides.append(f"hydra.sweeper.params.seed={overrides.quote(text.partition('=')[2])}")
+        if self.is_sweep and self.sweeper == search.SWEEPER:
+            everything = [*parameters.values(), *given]
+            for line in search.problems(composed.hydra.hydra.sweeper, everything):
+                self._wrong(line)
         return parameters
 
     def _values(self, override: Override) -> list[str]:
@@ -206,12 +230,19 @@ class _Checker:
             hint = f", or write {key}=[{typed}] for a list" if field and "list[" in str(field.type) else ""
             self._wrong(f"{key}: got {typed}, which is a sweep; add -m to run a job for each value{hint}")
             return []
-        if override.is_interval_sweep() and not any("hydra/sweeper=" in each for each in self.findings.overrides):
-            self._wrong(f"{key}: got {typed}, takes comma-separated values or range(start,stop,step) in a plain sweep")
+        if override.is_interval_sweep() and self.sweeper == "basic":
+            self._wrong(
+                f"{key}: got {typed}, takes comma-separated values or range(start,stop,step) in a plain sweep; "
+                "search=optuna searches intervals"
+            )
             return []
         override.config_loader = self.composer.loader  # for glob(...)
         try:
-            values = overrides.sweep_values(override)
+            searched = self.sweeper == search.SWEEPER
+            values = Parameter.parse(override).ends if searched else overrides.sweep_values(override)
+        except UserError as error:
+            self.findings.add(error)
+            return []
         except HydraException as error:
             self._wrong(f"{key}: got {typed}: {first_line(error)}")
             return []
@@ -263,10 +294,9 @@ class _Checker:
 
     def _option_problems(self, override: Override, options: list[str]) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
-        default = self._compose([]) if override.is_add() else None
         if group == "seed" and isinstance(value, str) and composition.store_seed(value, options):
             options.append(value)
-        if override.is_force_add() or (override.is_add() and default and group in default.choices):
+        if override.is_force_add() or (override.is_add() and self._has_default(group)):
             yield f"{override.get_key_element()}: the group is there already; write {group}=... without the +"
         elif isinstance(value, list):
             names = ",".join(map(str, value))
@@ -278,6 +308,10 @@ class _Checker:
             if found:
                 yield found
 
+    def _has_default(self, group: str) -> bool:
+        default = self._compose([])
+        return default is not None and group in default.choices
+
     # The jobs
 
     def _check_jobs(self, all_jobs: list[Job]) -> None:
@@ -287,6 +321,8 @@ class _Checker:
                 job, self.composer, multirun=self.is_sweep, resumed=self.resumed, inputs=self.line.inputs
             )
             unfit = None
+            if cfg is not None and self.sweeper == search.SWEEPER and self.is_sweep:
+                errors += map(UserError, search.trial_problems(cfg))
             for error in errors:
                 if isinstance(error, UnfitError) and self.is_sweep and cfg is not None and cfg.skip_unfit:
                     unfit = str(error)

@@ -29,6 +29,7 @@ from recast_exp.composition import Composer
 from recast_exp.config import WITHOUT_MODEL
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.jobs import Planned, cause
+from recast_exp.pruned import Pruned
 
 log = logging.getLogger("recast_exp")
 
@@ -243,6 +244,11 @@ def _start() -> int:
     return max(_failures, default=0)
 
 
+def note_failure(exit_code: int) -> None:
+    """Count a job into the exit code that failed in another process, or in an earlier run of a search."""
+    _failures.append(exit_code)
+
+
 def task(cfg: DictConfig) -> float | None:
     """Run one job, as Hydra calls it.
 
@@ -250,8 +256,8 @@ def task(cfg: DictConfig) -> float | None:
         cfg: The composed configuration.
 
     Returns:
-        The validation accuracy, where there is one: what a sweeper that searches would maximise. None for a job of a
-        sweep that failed: its folder says why, and the launcher goes on with the others.
+        The validation accuracy, where there is one: what a search maximises. None for a job of a sweep that failed, or
+        that its search has given up: its folder says why, and the launcher goes on with the others.
 
     Raises:
         Exception: In a single run, what is not the user's mistake; its traceback has been logged.
@@ -275,6 +281,9 @@ def task(cfg: DictConfig) -> float | None:
         _failures.append(error.exit_code)
         if not in_sweep:
             sys.exit(error.exit_code)
+        return None
+    except Pruned as pruned:
+        log.info("The trial was %s", pruned)
         return None
     except Exception:
         log.exception("error: the job failed")

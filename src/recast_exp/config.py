@@ -187,6 +187,14 @@ class StageConfig:
 
 
 @dataclass
+class SearchConfig:
+    """Which trial of a search a job is; the search sets it (search=optuna)."""
+
+    storage: str | None = key(None, "file of the study that the job reports to", path=True)
+    trial: int | None = key(None, "number of the trial", ge=0)
+
+
+@dataclass
 class Config:
     """The whole configuration of one job."""
 
@@ -211,6 +219,7 @@ class Config:
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     logger: LoggerConfig = dataclasses.field(default_factory=LoggerConfig)
     stage: StageConfig = dataclasses.field(default_factory=StageConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
 
 def fields(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

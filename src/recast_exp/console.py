@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from recast_exp.sweep import mean_and_spread
 
 SHOWN = 10  # rows of a table that may be of any length
+BEST = 5  # trials of a search
 
 
 def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
@@ -174,6 +176,38 @@ def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
     )
 
 
+def show_search(folder: Path, search: dict[str, Any]) -> None:
+    """The best trials of a search, what became of the others, and the command that runs the best setting."""
+    trials = search["trials"]
+    finished = sorted((each for each in trials if each["state"] == "finished"), key=lambda each: -each["value"])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("trial", justify="right")
+    table.add_column("val", justify="right")
+    for key in search["space"]:
+        table.add_column(escape(key), overflow="fold")
+    for trial in finished[:BEST]:
+        drawn = [escape(_short(trial["parameters"][key])) for key in search["space"]]
+        table.add_row(str(trial["number"]), _percent(trial["value"]), *drawn)
+    counts = Counter(each["state"] for each in trials)
+    told = ", ".join(
+        f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running") if counts[state]
+    )
+    failed = [each for each in trials if each["state"] == "failed"]
+    lines = [f"Trial {each['number']} failed: {escape(each['reason'] or '')}" for each in failed[:SHOWN]]
+    lines += ["…"] if len(failed) > SHOWN else []
+    if finished:
+        lines.append(f"Run the best setting: {escape(search['best']['command'])}")
+    _print(f"Search {folder}: {len(trials)} trials, {told}", *([table] if finished else []), *lines)
+
+
+def _short(text: str) -> str:
+    """A number as people read it; the file has it to the last bit."""
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text.strip("\"'")
+
+
 def _spread(jobs: list[dict[str, Any]], name: str) -> str:
     values = [job[name] for job in jobs if name in job]
     if not values:
@@ -182,10 +216,10 @@ def _spread(jobs: list[dict[str, Any]], name: str) -> str:
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
-def _print(title: str, table: Table, *lines: str) -> None:
-    """A title, the table, and lines that only the terminal wraps."""
+def _print(title: str, *parts: Table | str) -> None:
+    """A title, tables, and lines that only the terminal wraps."""
     console = Console()
-    for line in (title, table, *lines):
+    for line in (title, *parts):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from recast_exp import config, job_record
 from recast_exp.errors import UnfitError, UserError
+from recast_exp.pruned import Pruned
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def run_job(
 
     Raises:
         UserError: If the request cannot be carried out, or the folder has another job.
+        Pruned: If the job is a trial that its search has given up.
     """
     # Heavy: torch, timm and Lightning
     from recast_exp import stages
@@ -52,6 +54,9 @@ def run_job(
         metrics: dict[str, Any] = stages.run(cfg, folder, sweep)
     except KeyboardInterrupt:
         job_record.update(folder, state=job_record.INTERRUPTED, reason="interrupted", exit_code=130)
+        raise
+    except Pruned as pruned:
+        job_record.update(folder, state=job_record.SKIPPED, reason=str(pruned))
         raise
     except UserError as error:
         job_record.update(folder, state=job_record.FAILED, reason=str(error), exit_code=error.exit_code)

@@ -19,7 +19,7 @@ from recast_exp.keys import FIELDS, leaves, mapping_of, shown
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
 
-WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label"})
+WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label", "search.storage"})
 """Keys that no result depends on, and that may differ where a job is continued."""
 
 FORMAT = 1

@@ -103,6 +103,8 @@ def conclude(plan: Plan) -> int:
     """
     from recast_exp.console import show_failures, show_skipped, show_sweep
 
+    if (plan.folder / "search.json").is_file():  # a search has its own table and its own exit code
+        return 0
     settings = collect(plan.folder)
     if settings:
         show_sweep(plan.folder, settings)

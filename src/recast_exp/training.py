@@ -90,6 +90,7 @@ def fit(
     run_dir: Path | None = None,
     loggers: Sequence[Logger] = (),
     description: str = "training",
+    more: Sequence[Callback] = (),
 ) -> FitResult:
     """Train a model's task numbers, in place; they are those of the reported epoch afterwards.
 
@@ -101,6 +102,7 @@ def fit(
             keeps everything in memory.
         loggers: Trackers.
         description: What the progress bar says.
+        more: Callbacks beside those of every run.
 
     Raises:
         UserError: If a checkpoint to continue from is damaged.
@@ -109,7 +111,7 @@ def fit(
     if cfg.trainer.compile:
         adapted.network.compile()
     history = History(run_dir / "metrics.csv" if run_dir else None)
-    callbacks: list[Callback] = [EpochSeed(cfg.seed), history]
+    callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
     if cfg.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
     snapshots = Snapshots(adapted) if cfg.select == "best" else None

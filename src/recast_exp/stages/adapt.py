@@ -20,6 +20,8 @@ from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.job_record import read_results
 from recast_exp.probe import probe
+from recast_exp.pruned import Pruned
+from recast_exp.pruning import Pruning
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.task_state import count, save_task
@@ -45,7 +47,11 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
 
 
 def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
-    """Adapt a backbone to a dataset and write everything down; the metrics."""
+    """Adapt a backbone to a dataset and write everything down; the metrics.
+
+    Raises:
+        Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
+    """
     experiment = Experiment.open(cfg)
     banks, _ = experiment.banks()
     mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
@@ -57,9 +63,13 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
     if is_main_process():
         write_card(run_dir, data)
     loggers = make_loggers(cfg, run_dir, group)
+    pruning = Pruning.of(cfg)
+    more = [pruning] if pruning else []
     failed = True
     try:
-        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=loggers, description=cfg.model.name)
+        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=loggers, description=cfg.model.name, more=more)
+        if pruning:
+            pruning.check(cfg.trainer.max_epochs)
         if is_main_process():
             # Before the test: should that fail, the trained numbers are not lost.
             save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
@@ -71,6 +81,9 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
         failed = False
     except KeyboardInterrupt:
         log.warning("Interrupted; continue with: python -m recast_exp resume=%s", run_dir)
+        raise
+    except Pruned:
+        failed = False
         raise
     finally:
         finish_loggers(loggers, failed=failed)

@@ -1,0 +1,61 @@
+"""`hydra/sweeper=optuna`. Hydra imports this file whenever it starts, so what it needs is imported when it sweeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class OptunaSweeper(Sweeper):
+    """Chooses the values of each job by the results of the jobs before it.
+
+    Args:
+        settings: What conf/hydra/sweeper/optuna.yaml has.
+    """
+
+    hydra_context: HydraContext | None
+    config: DictConfig | None
+    launcher: Launcher | None
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.hydra_context = None
+        self.config = None
+        self.launcher = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives, and make the launcher."""
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Search.
+
+        Args:
+            arguments: The overrides, those of a sweep with all their values.
+
+        Returns:
+            What the finished study says of itself, as in search.json.
+
+        Raises:
+            HydraException: If the search cannot begin or go on. One line.
+        """
+        assert self.hydra_context is not None
+        assert self.config is not None
+        assert self.launcher is not None
+        from recast_exp.errors import UserError
+        from recast_exp.search.run import search
+
+        try:
+            return search(self.config, self.settings, arguments, self.launcher, self.hydra_context.config_loader)
+        except UserError as error:
+            raise HydraException(str(error)) from error  # the command line shows it as it shows Hydra's own

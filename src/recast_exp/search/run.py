@@ -1,0 +1,202 @@
+"""The search itself: asks Optuna for trials, has Hydra's launcher run them, tells Optuna what came of them.
+
+Everything that counts is in the storage before a job starts and after it ends, so a search may be killed at any moment:
+a trial that was running is run again under its number and in its folder, where its training goes on from its last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from recast_exp import cli, console, job_record
+from recast_exp.composition import first_line
+from recast_exp.errors import UserError
+from recast_exp.overrides import quote
+from recast_exp.search import results, space
+from recast_exp.search.space import Parameter
+from recast_exp.search.study import METRIC, open_study, resume_trial
+
+
+def search(
+    config: DictConfig, settings: Mapping[str, Any], arguments: Sequence[str], launcher: Launcher, loader: ConfigLoader
+) -> dict[str, Any]:
+    """Run the trials of a search that have not ended yet.
+
+    Args:
+        config: The configuration that the trials share, with the node `hydra`.
+        settings: The node `hydra.sweeper`.
+        arguments: The overrides, those of a sweep with all their values.
+        launcher: What runs jobs.
+        loader: What `glob(…)` looks for options with.
+
+    Returns:
+        The content of search.json.
+
+    Raises:
+        UserError: If the folder holds another search.
+    """
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    params = settings["params"] or {}
+    parser = OverridesParser.create(config_loader=loader)
+    fixed, searched = space.split(parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *arguments]))
+    described = {parameter.key: parameter.described() for parameter in searched}
+    study = open_study(Path(settings["storage"]), settings, config, described)
+    OmegaConf.save(config, folder / "multirun.yaml")
+    return _Search(study, folder, dict(settings), fixed, searched, launcher).run()
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        settings: dict[str, Any],
+        fixed: Sequence[str],
+        searched: Sequence[Parameter],
+        launcher: Launcher,
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.settings = settings
+        self.fixed = fixed
+        self.searched = searched
+        self.launcher = launcher
+        self.storage = Path(settings["storage"]).absolute()
+
+    def run(self) -> dict[str, Any]:
+        total, together = self.settings["n_trials"], self.settings["n_jobs"]
+        if there := len(self._trials()):
+            _say(f"Search {self.folder} goes on: {there} of {total} trials are there")
+        else:
+            _say(f"Search {self.folder}")
+        self._record()
+        # Batches begin at multiples of n_jobs, in a search that goes on as in one that was never stopped.
+        for start in range(0, total, together):
+            for trials in self._open(range(start, min(start + together, total))):
+                self._launch(trials)
+                self._record()
+        content = self._record()  # once more: a trial may have ended by what was found in its folder
+        console.show_search(self.folder, content)
+        for trial in self._trials():
+            if trial.state == TrialState.FAIL:
+                cli.note_failure(trial.user_attrs.get(results.EXIT_CODE, 1))
+        return content
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _record(self) -> dict[str, Any]:
+        return results.record(self.study, self.folder, self.settings, self.fixed, self.searched)
+
+    def _open(self, numbers: range) -> Iterator[list[FrozenTrial]]:
+        """The trials of a batch that have not ended, in stretches of consecutive numbers, as launchers take them."""
+        distributions = {parameter.key: parameter.distribution() for parameter in self.searched}
+        stretch: list[FrozenTrial] = []
+        for number in numbers:
+            there = self._trials()
+            if number < len(there):
+                if there[number].state.is_finished() or self._settle_from_files(there[number]):
+                    if stretch:
+                        yield stretch
+                    stretch = []
+                    continue
+                trial = resume_trial(self.study, there[number])
+                for parameter in self.searched:  # one that was killed while it was drawn lacks some
+                    trial._suggest(parameter.key, distributions[parameter.key])
+            else:
+                self.study.ask(distributions)
+            stretch.append(self._trials()[number])
+        if stretch:
+            yield stretch
+
+    def _launch(self, trials: Sequence[FrozenTrial]) -> None:
+        jobs = [
+            [
+                *self.fixed,
+                *results.overrides(trial, self.searched),
+                f"search.storage={quote(str(self.storage))}",
+                f"search.trial={trial.number}",
+            ]
+            for trial in trials
+        ]
+        returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+        for trial, returned in zip(trials, returns, strict=True):
+            self._settle(trial, returned)
+
+    # What came of a trial
+
+    def _settle(self, trial: FrozenTrial, returned: JobReturn) -> None:
+        if returned.status == JobStatus.FAILED:
+            error = returned._return_value
+            code = error.exit_code if isinstance(error, UserError) else 1
+            self._fail(trial, f"{type(error).__name__}: {first_line(error)}" if code == 1 else first_line(error), code)
+        elif self._is_value(returned._return_value):
+            self._finish(trial, float(returned._return_value))
+        elif not self._settle_from_files(trial):
+            self._fail(trial, f"the job returned {returned._return_value!r}, takes a number ({METRIC})", 1)
+
+    def _settle_from_files(self, trial: FrozenTrial) -> bool:
+        """End a trial whose job has ended, and says so in its folder: the search was killed before it could tell."""
+        folder = self.folder / str(trial.number)
+        record = job_record.read(folder) or {}
+        state, reason = record.get("state"), record.get("reason")
+        if state == job_record.FINISHED:
+            value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(METRIC)
+            if not self._is_value(value):
+                return False
+            self._finish(trial, float(value))
+        elif state == job_record.SKIPPED:
+            self._attribute(trial, results.REASON, reason)
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+            self._say(trial, f"pruned; {self._best()}")
+        elif state == job_record.FAILED:
+            self._fail(trial, str(reason), record.get("exit_code") or 1)
+        else:
+            return False
+        return True
+
+    @staticmethod
+    def _is_value(value: Any) -> bool:
+        return isinstance(value, int | float) and math.isfinite(value)
+
+    def _finish(self, trial: FrozenTrial, value: float) -> None:
+        self.study.tell(trial.number, value)
+        self._say(trial, f"validation {100 * value:.1f} %; {self._best()}")
+
+    def _fail(self, trial: FrozenTrial, reason: str, exit_code: int) -> None:
+        self._attribute(trial, results.REASON, reason)
+        self._attribute(trial, results.EXIT_CODE, exit_code)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        self._say(trial, f"failed: {reason}")
+
+    def _say(self, trial: FrozenTrial, what: str) -> None:
+        _say(f"Trial {trial.number} ({self.settings['n_trials']} in all): {what}")
+
+    def _best(self) -> str:
+        best = results.best(self._trials())
+        return f"best {100 * best.values[0]:.1f} % (trial {best.number})" if best else "none has finished"
+
+    def _attribute(self, trial: FrozenTrial, name: str, value: Any) -> None:
+        resume_trial(self.study, trial).set_user_attr(name, value)
+
+
+def _say(line: str) -> None:
+    """Say how the search gets on. Not by a log: those of a sweep are silent, as a table shows the jobs of a grid."""
+    print(line, file=sys.stderr, flush=True)

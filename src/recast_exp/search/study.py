@@ -1,0 +1,211 @@
+"""Optuna's side of a search: the storage, the study with what it was asked, and draws that do not depend on luck."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+
+from recast_exp.errors import UserError
+from recast_exp.keys import leaves, shown
+
+STUDY = "recast_exp"
+"""Name of the study in its storage. The same in every folder, as Hyperband's draws depend on it."""
+
+METRIC = "val/accuracy"
+
+_REQUEST = "request"
+_WITHOUT_EFFECT = ("search", "logger", "data_dir", "cache_dir", "resume", "dataset.num_workers", "dataset.pin_memory",
+                   "dataset.prefetch_factor", "dataset.download")  # fmt: skip
+"""Keys, and sections, that may differ when a search goes on."""
+
+
+class Reseeded(BaseSampler):
+    """Draws that follow from the seed, the trial's number, the parameter, and the trials before.
+
+    A sampler's own generator remembers what this process has drawn, so a search that was killed would go on with other
+    draws than one that was not. Here each draw has a sampler with a seed of its own.
+
+    Args:
+        make: Makes a sampler from a seed.
+        seed: Of the whole search.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make = make
+        self._seed = seed
+
+    def _sampler(self, trial: FrozenTrial, parameter: str = "") -> BaseSampler:
+        digest = hashlib.sha256(f"{self._seed}/{trial.number}/{parameter}".encode()).digest()
+        return self._make(int.from_bytes(digest[:4], "big"))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that are drawn together."""
+        return self._sampler(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw them."""
+        return self._sampler(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one parameter by itself."""
+        return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+
+def open_study(storage: Path, settings: Mapping[str, Any], config: DictConfig, space: Mapping[str, str]) -> Study:
+    """Create a study, or open the one that is there.
+
+    Args:
+        storage: Its file.
+        settings: The node `hydra.sweeper`.
+        config: The configuration that the trials share.
+        space: What is searched, in words, by key.
+
+    Raises:
+        UserError: If the study that is there was asked something else, or its file is damaged.
+    """
+    quiet()
+    # Resolved now: the jobs make the pruner again, and have no node `hydra.sweeper`
+    sampler, pruner = (_container(settings[name]) for name in ("sampler", "pruner"))
+    request = {
+        "objective": f"maximise {METRIC}",
+        "seed": settings["seed"],
+        "sampler": sampler,
+        "pruner": pruner,
+        "space": dict(space),
+        "config": _comparable(config, space),
+    }
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    _mend(storage)
+
+    def make(seed: int) -> BaseSampler:
+        made: BaseSampler = _make("sampler", sampler, seed=seed)
+        return made
+
+    make(0)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage),
+            study_name=STUDY,
+            sampler=Reseeded(make, settings["seed"]),
+            pruner=_make("pruner", pruner),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"hydra.sweeper.storage: {storage} cannot be read ({error}); start a new search in another folder"
+        ) from error
+    asked = study.user_attrs.get(_REQUEST)
+    if asked is None:
+        study.set_user_attr(_REQUEST, request)
+    elif lines := list(_differences(asked, request)):
+        raise UserError(
+            f"hydra.sweep.dir: the search in {storage.parent} was started with {'; '.join(lines)}; go on as it was, or "
+            "start a new one in another folder"
+        )
+    return study
+
+
+def load_trial(storage: str, number: int) -> Trial | None:
+    """The running trial of a job, to report to; None if it has ended, as when its folder is continued by itself.
+
+    Raises:
+        UserError: If there is no such trial.
+    """
+    quiet()
+    if not Path(storage).is_file():
+        raise UserError(f"search.storage: {storage} is not there; a trial's job needs the storage of its search")
+    study = optuna.load_study(study_name=STUDY, storage=_storage(Path(storage)))
+    study.pruner = _make("pruner", study.user_attrs[_REQUEST]["pruner"])
+    found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
+    if not found:
+        raise UserError(f"search.trial: {storage} has no trial {number}")
+    return None if found[0].state.is_finished() else resume_trial(study, found[0])
+
+
+def resume_trial(study: Study, trial: FrozenTrial) -> Trial:
+    """A running trial of the storage, to be continued."""
+    return Trial(study, trial._trial_id)
+
+
+def quiet() -> None:
+    """Silence Optuna's own log, and its hints that an option may change in a later version."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _storage(path: Path) -> JournalStorage:
+    # Absolute: the lock is a link to the file, and one that leads nowhere is waited for in vain
+    return JournalStorage(JournalFileBackend(str(path.absolute())))
+
+
+def _mend(storage: Path) -> None:
+    """Cut off a last line that was not written to its end; what is appended to it would be lost with it."""
+    if storage.is_file() and (content := storage.read_bytes()) and not content.endswith(b"\n"):
+        with storage.open("rb+") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _make(what: str, node: dict[str, Any], **more: Any) -> Any:
+    try:
+        made = instantiate(node, **more)
+    except HydraException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
+    if not isinstance(made, BaseSampler if what == "sampler" else BasePruner):
+        raise UserError(f"hydra.sweeper.{what}: got {node.get('_target_')}, takes a {what} of Optuna")
+    return made
+
+
+def _container(node: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def _comparable(config: DictConfig, space: Mapping[str, str]) -> dict[str, Any]:
+    """The dotted keys that the trials share, interpolations as they stand, less those that change no result."""
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    found = leaves({str(name): value for name, value in content.items() if name != "hydra"})
+    searched = {key.lstrip("+") for key in space}
+    return {
+        key: value
+        for key, value in found
+        if key not in searched and not any(key == name or key.startswith(f"{name}.") for name in _WITHOUT_EFFECT)
+    }
+
+
+def _differences(asked: dict[str, Any], request: dict[str, Any]) -> Iterator[str]:
+    for name in ("objective", "seed", "sampler", "pruner"):
+        if asked[name] != request[name]:
+            yield f"{name} {asked[name]}, not {request[name]}"
+    searched = {*asked["space"], *request["space"]}
+    for name in ("space", "config"):
+        before, now = asked[name], request[name]
+        for key in dict.fromkeys([*before, *now]):
+            if before.get(key) != now.get(key) and (name == "space" or key not in searched):
+                was, got = (
+                    "no sweep" if key not in each else each[key] if name == "space" else shown(each[key])
+                    for each in (before, now)
+                )
+                yield f"{key}={was}, not {got}"
