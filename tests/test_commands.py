@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow
 
@@ -205,10 +206,19 @@ def test_a_progress_bar_on_a_terminal(start: Start) -> None:
     assert b"vit_att:" in shown and b"%|" in shown
 
 
-def test_trackers(program: Program, tmp_path: Path) -> None:
-    program("-m", "logger=wandb,tensorboard", "seed=1,2", *SHORT, "trainer.limit_batches=2", "probe=false")
+def test_trackers(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # no key of W&B's there
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    _, terminal = pty.openpty()  # at which W&B could ask for one, and wait
+    options = ("logger=wandb,tensorboard", "seed=1,2", *SHORT, "trainer.limit_batches=2", "probe=false")
+    process = start("-m", *options, stdin=terminal)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
     (sweep,) = (tmp_path / "multirun").glob("*/*")
     offline = [list((sweep / job / "wandb").glob("offline-run-*/*.wandb")) for job in ("0", "1")]
     assert [len(files) for files in offline] == [1, 1]  # a run of its own for each job
     assert len({files[0].name for files in offline}) == 2
-    assert all(list((sweep / job / "tensorboard").glob("events*")) for job in ("2", "3"))
+    assert out.splitlines()[-1].endswith(f"wandb sync {sweep.relative_to(tmp_path)}/*/wandb/offline-run-*")
+    for job in ("2", "3"):
+        events = EventAccumulator(str(sweep / job / "tensorboard")).Reload()
+        assert set(events.Tags()["scalars"]) == set((sweep / job / "metrics.csv").read_text().split("\n")[0].split(","))

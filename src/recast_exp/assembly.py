@@ -71,6 +71,25 @@ class AdaptedModel:
         """Layer → mimicked coefficients [K, B, n], from which training starts."""
         return dict(self.banks.coefficients) if self.banks else {}
 
+    def coefficient_changes(self) -> dict[str, float]:
+        """How far training has moved the coefficients: the mean absolute difference to the mimicked ones.
+
+        Returns:
+            `coefficients/change` over all of them, and `coefficients/change/GROUP` for each group of layers.
+        """
+        start = self.start_coefficients()
+        moved = {
+            layer: (parameter.detach().cpu() - start[layer]).abs().flatten()
+            for layer, parameter in self.parameters("coefficients")
+        }
+        if self.banks is None or not moved:
+            return {}
+        parts = {"": list(moved)} | {f"/{group.name}": group.layers for group in self.banks.groups}
+        return {
+            f"coefficients/change{part}": torch.cat([moved[layer] for layer in layers]).mean().item()
+            for part, layers in parts.items()
+        }
+
     def set_trainable(self, *kinds: str) -> None:
         """Let these kinds of parameters train, and nothing else."""
         self.network.requires_grad_(False)

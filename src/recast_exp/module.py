@@ -180,7 +180,10 @@ class TaskModule(L.LightningModule):
         return share, logits, labels
 
     def _measure(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Update and log the metrics of a part under `part/name`; each image counts the same."""
+        """Update and log the metrics of a part under `part/name`; each image counts the same.
+
+        `History` sends them to the trackers, with the rest of an epoch's row.
+        """
         metrics = self.metrics[f"{part}_metrics"]
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
@@ -189,7 +192,8 @@ class TaskModule(L.LightningModule):
                 metric.update(loss, weight=len(labels))
             elif len(labels):
                 metric.update(logits.detach(), labels)
-            self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "accuracy")
+            shown = name == "accuracy"
+            self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
 
 
 def _metrics(num_classes: int) -> nn.ModuleDict:

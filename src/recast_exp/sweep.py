@@ -23,6 +23,7 @@ from recast_exp.errors import UserError
 from recast_exp.files import write_json
 from recast_exp.jobs import Planned
 from recast_exp.progress import watching
+from recast_exp.wandb_sync import how_to_sync
 
 NAME = "sweep.json"
 FORMAT = 1
@@ -115,6 +116,8 @@ def conclude(plan: Plan) -> int:
     left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
     if left:
         show_failures(left, len(plan.jobs), plan.command_again)
+    if command := how_to_sync(plan.folder):
+        print(f"W&B is offline; upload with: {command}")
     return max((record["exit_code"] or 1 for record in left), default=0)
 
 

@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import os
+import json
+import logging
 import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 
 from recast_exp import job_record
 from recast_exp.data.loader import ImageLoader
 from recast_exp.files import write_text
+from recast_exp.labels import method_label
+from recast_exp.pruned import Pruned
+from recast_exp.wandb_sync import how_to_sync
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Logger):
+    """What follows a run beside its files: one of Lightning's loggers that takes the results, and an end, too."""
+
+    @abstractmethod
+    def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
+        """Take the results of a finished run.
+
+        Args:
+            run_dir: Folder of the run, with its plots and its task file.
+            summary: Name → result.
+        """
+
+    @abstractmethod
+    def close(self, *, failed: bool) -> None:
+        """End the run, well or not, so that the next job of this process starts one of its own."""
 
 
 class History(Callback):
-    """One row per epoch: metrics, learning rates, seconds. Part of the checkpoint, so a continued run has all of it."""
+    """One row per epoch: metrics, learning rates, seconds. Part of the checkpoint, so a continued run has all of it.
 
-    def __init__(self, path: Path | None) -> None:
+    A row goes to metrics.csv and, under the same names, to the trackers: nothing else logs while a run trains.
+
+    Args:
+        path: The file metrics.csv; None writes none.
+        measure: Gives more numbers at the end of each epoch, by name.
+    """
+
+    def __init__(self, path: Path | None, measure: Callable[[], dict[str, float]] = dict) -> None:
         self.path = path
+        self._measure = measure
         self.rows: list[dict[str, float]] = []
         self.running = False
         self._started = self._validating = 0.0
@@ -53,11 +88,11 @@ class History(Callback):
         self._validating += time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the epoch's row and rewrite metrics.csv."""
+        """Add the epoch's row, rewrite metrics.csv, and send the row to the trackers."""
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         row |= {name: metrics[name] for name in sorted(metrics) if name.startswith(("train/", "val/"))}
-        row |= self._rates
+        row |= self._rates | self._measure()
         row["images"] = self._images
         row["seconds"] = time.perf_counter() - self._started - self._validating
         self.rows.append(row)
@@ -65,6 +100,8 @@ class History(Callback):
             write_text(self.path, as_csv(self.rows))
             accuracy = {"val/accuracy": row.get("val/accuracy")}
             job_record.update(self.path.parent, epoch=int(row["epoch"]), **accuracy)
+        for tracker in trainer.loggers:
+            tracker.log_metrics(row, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -76,56 +113,85 @@ class History(Callback):
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """Rows as CSV, floats to the last bit."""
+    """Rows as CSV, floats to the last bit; a name that a row does not have is left empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def make_loggers(cfg: DictConfig, run_dir: Path, group: str | None) -> list[Logger]:
-    """The tracker of the configuration, if any; `metrics.csv` is written by `History` in any case.
+@contextlib.contextmanager
+def tracked(cfg: DictConfig, run_dir: Path, group: str | None) -> Iterator[list[Tracker]]:
+    """The trackers of a job, closed when the block ends: as failed, where it ends with an exception of any kind.
 
     Args:
         cfg: The whole configuration.
         run_dir: Folder of the run.
-        group: W&B group where the configuration names none.
+        group: Folder of the sweep that the run belongs to, if any.
+
+    Yields:
+        The tracker that the configuration names, if any; metrics.csv is written by `History` in any case.
     """
-    if cfg.logger.name == "tensorboard":
-        return [TensorBoardLogger(run_dir, name="", version="tensorboard")]
-    if cfg.logger.name != "wandb":
-        return []
-    mode = cfg.logger.mode
-    if mode == "auto":
-        mode = "online" if has_wandb_key() else "offline"
-    adapter = [cfg.adapter.name] if cfg.adapter.name != "none" else []
-    # `mode` itself: Lightning's offline=True sets an environment variable, which a second run of a process ignores.
-    logger = WandbLogger(
-        name="-".join(str(part) for part in (cfg.model.name, *adapter, cfg.dataset.name, cfg.seed)),
-        save_dir=run_dir,
-        project=cfg.logger.project,
-        entity=cfg.logger.entity,
-        group=cfg.logger.group or group,
-        job_type=cfg.stage.name,
-        tags=[cfg.model.name, cfg.adapter.name, cfg.dataset.name, f"seed{cfg.seed}"],
-        config=OmegaConf.to_container(cfg, resolve=True),
-        mode=mode,
+    trackers = _trackers(cfg, run_dir, group)
+    failed = True
+    try:
+        yield trackers
+        failed = False
+    except Pruned:  # a search has given the trial up: no failure
+        failed = False
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.close(failed=failed)
+        if failed and group is None:  # a sweep says it once, for all
+            say_how_to_sync(run_dir)
+
+
+def report_results(trackers: Sequence[Tracker], run_dir: Path) -> None:
+    """Send what stands in the folder of a finished run: results, counts, plots, the task file."""
+    summary = results(run_dir) if trackers else {}
+    for tracker in trackers:
+        tracker.report(run_dir, summary)
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """The results of a run, flat: metrics.json under its own names, the counts as `parameters/…`."""
+    metrics: dict[str, Any]
+    counts: dict[str, Any]
+    metrics, counts = (
+        json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
     )
-    return [logger]
+    return metrics | {f"parameters/{name}": count for name, count in counts.items() if not isinstance(count, dict)}
 
 
-def finish_loggers(loggers: list[Logger], *, failed: bool) -> None:
-    """Close the trackers, so that the next job of a process starts a run of its own."""
-    for logger in loggers:
-        logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=int(failed))
+@rank_zero_only
+def say_how_to_sync(folder: Path) -> None:
+    """Log how to upload what W&B has written offline below a folder, if anything; meant as a stage's last line."""
+    if command := how_to_sync(folder):
+        log.info("W&B is offline; upload with: %s", command)
 
 
-def has_wandb_key() -> bool:
-    """Whether W&B could log in without asking."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
+def facts(cfg: DictConfig) -> dict[str, Any]:
+    """What a run is, flat, for trackers to group and filter by; `method` is the label of tables and plots."""
+    return {
+        "method": method_label(cfg),
+        "model": cfg.model.name,
+        "adapter": cfg.adapter.name,
+        "dataset": cfg.dataset.name,
+        "seed": cfg.seed,
+    }
+
+
+def _trackers(cfg: DictConfig, run_dir: Path, group: str | None) -> list[Tracker]:
+    """The libraries are imported for those who use them alone: W&B's takes seconds."""
+    if cfg.logger.name == "tensorboard":
+        from recast_exp.tensorboard_run import TensorBoardRun
+
+        return [TensorBoardRun(run_dir, facts(cfg))]
+    if cfg.logger.name == "wandb":
+        from recast_exp.wandb_run import start
+
+        return [start(cfg, run_dir, facts(cfg), "/".join(Path(group).parts[-2:]) if group else None)]
+    return []

@@ -110,7 +110,7 @@ def fit(
     module = TaskModule(adapted, cfg, len(data.image_set.classes))
     if cfg.trainer.compile:
         adapted.network.compile()
-    history = History(run_dir / "metrics.csv" if run_dir else None)
+    history = History(run_dir / "metrics.csv" if run_dir else None, adapted.coefficient_changes)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
     if cfg.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
@@ -195,7 +195,9 @@ def test(cfg: DictConfig, adapted: AdaptedModel, data: ImageDataModule, loggers:
     module = TaskModule(adapted, cfg, len(data.image_set.classes))
     L.seed_everything(cfg.seed, verbose=False)
     trainer = _trainer(cfg, [], loggers, None, "testing")
-    (metrics,) = trainer.test(module, datamodule=data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False)
+    # What `Trainer.test` returns is what it logs to trackers by itself: nothing
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     per_class = module.per_class.compute().tolist()
     names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
     rows = sorted(module.predictions.compute().tolist())

@@ -20,12 +20,11 @@ from recast_exp.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.job_record import read_results
 from recast_exp.probe import probe
-from recast_exp.pruned import Pruned
 from recast_exp.pruning import Pruning
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.task_state import count, save_task
-from recast_exp.tracking import finish_loggers, make_loggers
+from recast_exp.tracking import Tracker, report_results, say_how_to_sync, tracked
 from recast_exp.training import FitResult, device_name, fit, is_main_process, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
@@ -43,6 +42,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     if is_main_process() and group is None:  # a sweep has a table of its own
         console.show_adaptation(cfg, *read_results(run_dir))
         log.info("Results: %s", run_dir)
+        say_how_to_sync(run_dir)
     return metrics
 
 
@@ -52,6 +52,11 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
     Raises:
         Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
     """
+    with tracked(cfg, run_dir, group) as trackers:
+        return _adapt(cfg, run_dir, trackers)
+
+
+def _adapt(cfg: DictConfig, run_dir: Path, trackers: list[Tracker]) -> dict[str, Any]:
     experiment = Experiment.open(cfg)
     banks, _ = experiment.banks()
     mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
@@ -62,31 +67,24 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
     data = experiment.data(keep=True)
     if is_main_process():
         write_card(run_dir, data)
-    loggers = make_loggers(cfg, run_dir, group)
     pruning = Pruning.of(cfg)
     more = [pruning] if pruning else []
-    failed = True
     try:
-        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=loggers, description=cfg.model.name, more=more)
+        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=trackers, description=cfg.model.name, more=more)
         if pruning:
             pruning.check(cfg.trainer.max_epochs)
         if is_main_process():
             # Before the test: should that fail, the trained numbers are not lost.
             save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
-        tested = test(cfg, adapted, data, loggers)
+        tested = test(cfg, adapted, data, trackers)
         metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
         if is_main_process():
             write_predictions(run_dir, data, tested.predictions)
             _write(cfg, run_dir, metrics, result, adapted, experiment, start)
-        failed = False
+            report_results(trackers, run_dir)
     except KeyboardInterrupt:
         log.warning("Interrupted; continue with: python -m recast_exp resume=%s", run_dir)
         raise
-    except Pruned:
-        failed = False
-        raise
-    finally:
-        finish_loggers(loggers, failed=failed)
     return metrics
 
 

@@ -24,6 +24,7 @@ from recast_exp.files import write_json, write_text
 from recast_exp.job_record import read_results
 from recast_exp.stages.adapt import adapt, validate
 from recast_exp.sweep import mean_and_spread
+from recast_exp.tracking import say_how_to_sync
 from recast_exp.training import LAST
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,12 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
             write_text(run_dir / "recipes.csv", _as_csv(_trials(tried)))
         results[name] = []
         for seed in cfg.stage.seeds:
-            results[name].append(_run(*_place(each, seed, recipe, folder), name, group))
+            results[name].append(_run(*_place(each, seed, recipe, folder), name, group or str(run_dir)))
             _write(run_dir, results)
     summary = summarize(results)
     console.show_comparison(cfg, summary)
     log.info("Results: %s", run_dir)
+    say_how_to_sync(run_dir)
     return {f"{name}/test/accuracy": row["test/accuracy"] for name, row in summary.items()}
 
 

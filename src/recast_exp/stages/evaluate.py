@@ -16,7 +16,7 @@ from recast_exp.experiment import Experiment, with_values
 from recast_exp.files import write_json
 from recast_exp.stages.adapt import versions
 from recast_exp.task_state import apply_task, count, load_task
-from recast_exp.tracking import finish_loggers, make_loggers
+from recast_exp.tracking import report_results, say_how_to_sync, tracked
 from recast_exp.training import device_name, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
@@ -54,19 +54,16 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     banks = bank_by_hash(record["bank"], cfg, experiment.cache) if record["bank"] else None
     adapted = experiment.adapt(banks)
     apply_task(adapted, tensors)
-    loggers = make_loggers(cfg, run_dir, group)
-    failed = True
-    try:
+    with tracked(cfg, run_dir, group) as trackers:
         data = experiment.data()
-        tested = test(cfg, adapted, data, loggers)
+        tested = test(cfg, adapted, data, trackers)
         metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(cfg), **versions()}
         parameters = count(adapted, path.stat().st_size)
         write_json(run_dir / "parameters.json", parameters)
         write_card(run_dir, data)
         write_predictions(run_dir, data, tested.predictions)
         write_json(run_dir / "metrics.json", metrics)
-        console.show_evaluation(cfg, path, metrics, parameters)
-        failed = False
-    finally:
-        finish_loggers(loggers, failed=failed)
+        report_results(trackers, run_dir)
+    console.show_evaluation(cfg, path, metrics, parameters)
+    say_how_to_sync(run_dir)
     return metrics
