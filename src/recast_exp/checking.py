@@ -108,7 +108,10 @@ class _Checker:
             for override in sorted(self.given, key=launchers.is_override, reverse=True)
             if _is_of_all_jobs(override) and self._is_good(text := override.input_line or "")
         ]
-        self._check_jobs(self._jobs(own))
+        planned = self._jobs(own)
+        if self.is_sweep and not self.line.multirun:  # a file says so: all is looked at once more, as a sweep
+            return self.findings
+        self._check_jobs(planned)
         if self.is_sweep:
             self._place_sweep(own)
         if self.resumed:

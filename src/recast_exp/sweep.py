@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import shlex
 import statistics
 from collections import defaultdict
@@ -19,11 +20,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recast_exp import __version__, job_record
-from recast_exp.errors import UserError
+from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import write_json
 from recast_exp.jobs import Planned
 from recast_exp.progress import watching
 from recast_exp.wandb_sync import how_to_sync
+
+log = logging.getLogger(__name__)
 
 NAME = "sweep.json"
 FORMAT = 1
@@ -116,9 +119,22 @@ def conclude(plan: Plan) -> int:
     left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
     if left:
         show_failures(left, len(plan.jobs), plan.command_again)
+    _report(plan.folder)
     if command := how_to_sync(plan.folder):
         print(f"W&B is offline; upload with: {command}")
     return max((record["exit_code"] or 1 for record in left), default=0)
+
+
+def _report(folder: Path) -> None:
+    """Write the report of a sweep; that it cannot be written is no failure of the sweep."""
+    from recast_exp.report.build import write_report
+
+    try:
+        print(f"Report: {write_report(folder)}")
+    except MissingInputError:  # no job of a stage that has results
+        pass
+    except UserError as error:
+        log.warning("no report: %s", error)
 
 
 def _all(plan: Plan) -> list[dict[str, Any]]:
