@@ -104,24 +104,22 @@ def test_the_default_run_and_its_evaluation(program: Program, tmp_path: Path) ->
     assert {name: value for name, value in again.items() if name.startswith("test/")} == tested
 
 
-def test_the_sweep_of_the_four_models(program: Program, tmp_path: Path) -> None:
-    done = program(
-        "-m", "model=vit_att,vit_mlp,vit_att_mlp,resnet", "seed=42,1998,3142592", *SHORT, "trainer.limit_batches=2"
-    )
+def test_the_paper_in_small(program: Program, tmp_path: Path) -> None:
+    short = ("seed=42", *SHORT, "trainer.limit_batches=2", "trainer.num_threads=1")
+    done = program("experiment=paper_digits", *short)
     (sweep,) = (tmp_path / "multirun").glob("*/*")
-    found = [
-        (read(sweep / str(job) / "parameters.json")["coefficients"], (sweep / str(job) / ".hydra" / "config.yaml"))
-        for job in range(12)
+    counts = [read(sweep / str(job) / "parameters.json") for job in range(8)]
+    assert [count["coefficients"] for count in counts] == [48, 96, 144, 168, 48, 168, 0, 0]
+    assert [bool(count["adapter"]) for count in counts] == [False] * 4 + [True] * 2 + [False] * 2
+    labels = [job["label"] for job in read(sweep / "sweep.json")["jobs"]]
+    assert labels == [
+        *("RECAST-Att", "RECAST-MLP", "RECAST-Att+MLP", "RECAST-ResNet", "RECAST-Att + MeLo", "RECAST-ResNet + CLR"),
+        *("linear probe (ViT)", "full fine-tuning (ViT)"),
     ]
-    assert [count for count, _ in found] == [48] * 3 + [96] * 3 + [144] * 3 + [168] * 3
-    assert [path.read_text().splitlines()[0] for _, path in found] == ["seed: 42", "seed: 1998", "seed: 3142592"] * 4
-    table = done.stdout[done.stdout.index("Sweep ") :]
-    assert [line.split()[1:3] for line in table.splitlines() if "model=" in line] == [
-        ["3", "48"],
-        ["3", "96"],
-        ["3", "144"],
-        ["3", "168"],
-    ]
+    report = (sweep / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(label in report for label in labels)
+    assert f"Report: {sweep / 'report' / 'report.html'}" in done.stdout
+    assert "8 of 8: full fine-tuning (ViT) on digits, seed 42: validation" in done.stderr
 
 
 def test_any_seed_and_an_odd_path(program: Program, tmp_path: Path) -> None:
@@ -155,26 +153,32 @@ def test_missing_data_leaves_nothing_behind(start: Start, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_run_continues_to_the_bit(start: Start, program: Program, tmp_path: Path) -> None:
+def test_a_killed_sweep_continues_to_the_bit(start: Start, program: Program, tmp_path: Path) -> None:
     recipe = ("trainer.max_epochs=4", "trainer.limit_batches=6", "trainer.accelerator=cpu", "probe=false")
-    program(*recipe, "hydra.run.dir=whole")
-    process = start(*recipe, "hydra.run.dir=killed")
-    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    sweep = ("-m", "model=vit_att", "seed=1,2", *recipe)
+    program(*sweep, "hydra.sweep.dir=whole")
+    process = start(*sweep, "hydra.sweep.dir=killed")
+    checkpoint = tmp_path / "killed" / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    program("resume=killed")
-    whole, killed = (read(tmp_path / name / "metrics.json") for name in ("whole", "killed"))
-    assert {name for name in whole if whole[name] != killed[name]} <= TIMES
-    first, second = (load_file(tmp_path / name / "task.safetensors") for name in ("whole", "killed"))
-    assert all(first[name].equal(second[name]) for name in first)
-    assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == 5
+    assert not (tmp_path / "killed" / "1" / "metrics.json").exists()
+    first = (tmp_path / "killed" / "0" / "metrics.json").stat().st_mtime_ns
 
-    done = program("resume=killed")  # nothing is left to do
+    done = program(*sweep, "hydra.sweep.dir=killed")
+    assert "is finished; nothing is left to do" in done.stderr
+    assert (tmp_path / "killed" / "0" / "metrics.json").stat().st_mtime_ns == first
+    for job in ("0", "1"):
+        whole, killed = (read(tmp_path / name / job / "metrics.json") for name in ("whole", "killed"))
+        assert {name for name in whole if whole[name] != killed[name]} <= TIMES
+        tensors = [load_file(tmp_path / name / job / "task.safetensors") for name in ("whole", "killed")]
+        assert all(tensors[0][name].equal(tensors[1][name]) for name in tensors[0])
+        assert len((tmp_path / "killed" / job / "metrics.csv").read_text().splitlines()) == 5
+
+    done = program("resume=killed/1")  # a job alone; nothing is left to do
     assert "finished" in done.stderr
 
 

@@ -92,3 +92,8 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(cores, max(1, int(given))) if given.isdecimal() else cores
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes: the only one, or the first of a distributed run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import saved
 from recast_exp.errors import UserError
-from recast_exp.files import write_json
+from recast_exp.files import is_main_process, write_json
 from recast_exp.keys import leaves, shown
 
 NAME = "job.json"
@@ -52,6 +52,8 @@ def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = Non
         number: Its number in a sweep.
         overrides: The overrides that it was started with.
     """
+    if not is_main_process():
+        return
     now = _now()
     record = {
         "format": FORMAT,
@@ -79,7 +81,7 @@ def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = Non
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
-    if record is not None:
+    if record is not None and is_main_process():
         write_json(folder / NAME, record | {"updated": _now()} | changes)
 
 

@@ -14,8 +14,8 @@ from recast_exp import __version__
 from recast_exp.assembly import assemble
 from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.experiment import Experiment, with_values
-from recast_exp.files import alone_at, json_hash, write_json
-from recast_exp.training import fit, is_main_process, test
+from recast_exp.files import alone_at, is_main_process, json_hash, write_json
+from recast_exp.training import fit, test
 
 log = logging.getLogger(__name__)
 

@@ -38,8 +38,11 @@ def run_job(
     from recast_exp import stages
     from recast_exp.labels import method_label
 
+    known = job_record.read(folder)
+    if sweep is None and known is not None:
+        number = known["number"]  # a job of a sweep that is continued alone
     if sweep is not None:
-        if (known := job_record.read(folder)) is not None:
+        if known is not None:
             if different := list(job_record.differences(known, cfg)):
                 raise UserError(f"hydra.sweep.dir: {folder} has another job: {different[0]}; takes a folder of its own")
             if job_record.is_finished(folder):

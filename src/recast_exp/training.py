@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import os
 import resource
 import sys
 import warnings
@@ -245,11 +244,6 @@ def device_name(cfg: DictConfig) -> str:
     if cfg.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return "mps"
     return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes: the only one, or the first of a distributed run."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def peak_memory_mb() -> float:
