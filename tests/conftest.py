@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ class Run:
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or writes the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # pretraining takes long: once for all processes of the session
+        shared = tmp_path_factory.getbasetemp().parent / "backbones"
+        shared.mkdir(exist_ok=True)
+        (folder / "backbones").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECAST_EXP_CACHE", str(folder))
         yield folder

@@ -122,25 +122,15 @@ def test_the_paper_in_small(program: Program, tmp_path: Path) -> None:
     assert "8 of 8: full fine-tuning (ViT) on digits, seed 42: validation" in done.stderr
 
 
-def test_any_seed_and_an_odd_path(program: Program, tmp_path: Path) -> None:
-    program(
-        "model=vit_att", "seed=7", *SHORT, "trainer.limit_batches=2", "probe=false", "hydra.run.dir=läuft = gut/a b"
-    )
-    assert read(tmp_path / "läuft = gut" / "a b" / "metrics.json")["epochs"] == 1
-
-
-@pytest.mark.parametrize("mimicry", ["closed_form", "gradient", "autoencoder"])
-def test_reconstruction(mimicry: str, program: Program, tmp_path: Path) -> None:
-    iterative = [] if mimicry == "closed_form" else ["mimicry.steps=30"]
-    done = program("stage=reconstruct", "model=vit_att_mlp", f"mimicry={mimicry}", *iterative)
+def test_reconstruction(program: Program, tmp_path: Path) -> None:
+    done = program("stage=reconstruct", "model=vit_att_mlp")
     run = run_folder(tmp_path)
     summary = read(run / "reconstruction.json")
     assert len(summary["layers"]) == 36
     assert Path(summary["bank"]).is_file()
     assert (run / "plots" / "reconstruction.png").stat().st_size > 1000
     assert read(run / "parameters.json")["coefficients"] == 144
-    exact = summary["relative_error"] < 1e-6 and summary["feature_similarity"] > 1 - 1e-6
-    assert exact == (mimicry == "closed_form")
+    assert summary["relative_error"] < 1e-6 and summary["feature_similarity"] > 1 - 1e-6
     assert "blocks.11.mlp.fc2" in done.stdout
 
 
@@ -156,29 +146,31 @@ def test_missing_data_leaves_nothing_behind(start: Start, tmp_path: Path) -> Non
 def test_a_killed_sweep_continues_to_the_bit(start: Start, program: Program, tmp_path: Path) -> None:
     recipe = ("trainer.max_epochs=4", "trainer.limit_batches=6", "trainer.accelerator=cpu", "probe=false")
     sweep = ("-m", "model=vit_att", "seed=1,2", *recipe)
+    folder = tmp_path / "läuft = gut" / "a b"
+    odd = f"hydra.sweep.dir={folder.relative_to(tmp_path)}"
     program(*sweep, "hydra.sweep.dir=whole")
-    process = start(*sweep, "hydra.sweep.dir=killed")
-    checkpoint = tmp_path / "killed" / "1" / "checkpoints" / "last.ckpt"
+    process = start(*sweep, odd)
+    checkpoint = folder / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / "1" / "metrics.json").exists()
-    first = (tmp_path / "killed" / "0" / "metrics.json").stat().st_mtime_ns
+    assert not (folder / "1" / "metrics.json").exists()
+    first = (folder / "0" / "metrics.json").stat().st_mtime_ns
 
-    done = program(*sweep, "hydra.sweep.dir=killed")
+    done = program(*sweep, odd)
     assert "is finished; nothing is left to do" in done.stderr
-    assert (tmp_path / "killed" / "0" / "metrics.json").stat().st_mtime_ns == first
+    assert (folder / "0" / "metrics.json").stat().st_mtime_ns == first
     for job in ("0", "1"):
-        whole, killed = (read(tmp_path / name / job / "metrics.json") for name in ("whole", "killed"))
+        whole, killed = (read(parent / job / "metrics.json") for parent in (tmp_path / "whole", folder))
         assert {name for name in whole if whole[name] != killed[name]} <= TIMES
-        tensors = [load_file(tmp_path / name / job / "task.safetensors") for name in ("whole", "killed")]
+        tensors = [load_file(parent / job / "task.safetensors") for parent in (tmp_path / "whole", folder)]
         assert all(tensors[0][name].equal(tensors[1][name]) for name in tensors[0])
-        assert len((tmp_path / "killed" / job / "metrics.csv").read_text().splitlines()) == 5
+        assert len((folder / job / "metrics.csv").read_text().splitlines()) == 5
 
-    done = program("resume=killed/1")  # a job alone; nothing is left to do
+    done = program(f"resume={folder / '1'}")  # a job alone; nothing is left to do
     assert "finished" in done.stderr
 
 

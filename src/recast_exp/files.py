@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
 from recast_exp.errors import UserError
 
@@ -58,6 +57,8 @@ def alone_at(path: Path) -> Iterator[None]:
 
     Whoever gets the lock looks first whether the file is there by now. The lock of a killed process is free.
     """
+    from filelock import FileLock  # brings asyncio along
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         yield
