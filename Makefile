@@ -42,7 +42,7 @@ types: install ## check types
 	$(BIN)/mypy
 
 bench: install ## measure speed (minutes)
-	for name in training_step inference mimicry startup input_pipeline adapters; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in training_step inference mimicry startup input_pipeline adapters sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
