@@ -7,7 +7,7 @@ ARGS ?=
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint format types bench clean
+.PHONY: help install run test test-fast lint format types docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ install: $(VENV)/.installed ## create .venv and install the project with its too
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 run: install ## run the main job on the embedded digits: make run ARGS="model=vit_att_mlp seed=7"
@@ -40,6 +40,9 @@ format: install ## mend style
 
 types: install ## check types
 	$(BIN)/mypy
+
+docs: install ## build the site into build/docs, and run its notebook; no network needed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
 
 bench: install ## measure speed (minutes)
 	for name in training_step inference mimicry startup input_pipeline adapters sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done

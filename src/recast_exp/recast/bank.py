@@ -71,7 +71,7 @@ class Banks:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of the content: groups, templates and coefficients, to the bit."""
+        """sha256 of groups, templates and coefficients, to the bit."""
         digest = hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode())
         for kind in (self.templates, self.coefficients):
             for name, tensor in sorted(kind.items()):

@@ -60,7 +60,7 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     layers are released.
 
     Returns:
-        Layer name → name of its coefficients among the model's parameters: what a task trains.
+        Layer name → name of its coefficients among the model's parameters, which a task trains.
 
     Raises:
         UserError: If the model does not have the banks' layers and shapes.

@@ -1,0 +1,153 @@
+"""The reference of the configuration, written at every build from what the program itself reads.
+
+Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config` and of each adapter's
+`Options`; options are the files of `conf/`, described by their first comment. The result replaces the marker in
+`configuration.md`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sphinx.application import Sphinx
+
+from recast_exp import adapters, config
+from recast_exp.composition import conf_dir
+
+PAGE = "configuration"
+MARKER = "<!-- generated -->"
+
+GROUPS = {
+    "model": "The backbone, and what is done with it",
+    "recast": "Templates and coefficients",
+    "mimicry": "How they are found",
+    "adapter": "A second method on the backbone",
+    "method": "A row of the results: model, adapter and recipe",
+    "dataset": "Images, splits and batches",
+    "optimizer": "Optimiser",
+    "scheduler": "Learning rate over the epochs",
+    "trainer": "Device, precision and length",
+    "stage": "What to do",
+    "experiment": "Whole experiments",
+    "logger": "Trackers",
+    "launcher": "What starts the jobs of a sweep",
+    "search": "Searching instead of sweeping",
+    "seed": "Seeds",
+}
+"""Sections of the page, in their order: config groups, sections of the schema, or both."""
+
+
+def page() -> str:
+    """The reference, in Markdown."""
+    keys = dict(config.fields())
+    lines = ["## Keys of the run", "", *_keys({name: field for name, field in keys.items() if "." not in name})]
+    for group, title in GROUPS.items():
+        lines += [f"## {group}", "", f"{title}.", ""]
+        lines += _options(conf_dir() / group, group)
+        if group == "adapter":
+            lines += _adapters()
+        elif group == "search":
+            lines += _search()
+        lines += _keys({name: field for name, field in keys.items() if name.startswith(f"{group}.")})
+    return "\n".join(lines)
+
+
+def _keys(fields: dict[str, dataclasses.Field[Any]]) -> Iterator[str]:
+    for name, field in fields.items():
+        help = field.metadata["help"]
+        yield from (f"```{{confval}} {name}", f"{help[0].upper()}{help[1:]}.\\")
+        yield from (f"Takes {config.accepted(field)}; default {_default(field)}.", "```", "")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "empty" if value == "" else f"`{_text(value)}`"
+
+
+def _options(folder: Path, group: str) -> Iterator[str]:
+    """The options of a group, each with its comment and with what it sets."""
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "none", path.stem)):
+        yield f"`{group}={path.stem}`"
+        yield f": {comment(path)}"
+        if settings := ", ".join(f"`{setting}`" for setting in _settings(path, group)):
+            yield f"  Sets {settings}."
+        yield ""
+
+
+def comment(path: Path) -> str:
+    """What the first comment of a preset says; empty if there is none."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("# "):
+            break
+        lines.append(line.removeprefix("# "))
+    return " ".join(lines)
+
+
+def _settings(path: Path, group: str) -> Iterator[str]:
+    """What a preset sets, as it would be typed; Hydra's own keys aside."""
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    for entry in content.pop("defaults", ()) if isinstance(content, dict) else ():
+        if isinstance(entry, str):
+            yield f"{group}={entry}"
+        else:
+            ((key, value),) = entry.items()
+            yield f"{key.removeprefix('override ').removeprefix('/')}={value}"
+    prefix = "" if "# @package _global_" in text else f"{group}."
+    own_name = (f"{group}.name", path.stem)
+    for key, value in _leaves(content, prefix) if isinstance(content, dict) else ():
+        if not key.startswith("hydra.") and value not in (None, "", {}) and (key, value) != own_name:
+            yield f"{key}={_text(value)}"
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_text(each)}" for key, each in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _adapters() -> Iterator[str]:
+    """The options of each adapter, under the names that the command line knows."""
+    for name in adapters.names():
+        module = importlib.import_module(f"recast_exp.adapters.{name}")
+        fields = {f"adapter.{field.name}": field for field in dataclasses.fields(module.Options)}
+        if fields:
+            yield from (f"### adapter={name}", "", f"Needs {module.FITS}.", "", *_keys(fields))
+
+
+def _search() -> Iterator[str]:
+    """Samplers and pruners, which are groups of Hydra's sweeper."""
+    for part in ("sampler", "pruner"):
+        yield from _options(conf_dir() / "hydra" / "sweeper" / part, f"hydra/sweeper/{part}")
+
+
+def _insert(app: Sphinx, docname: str, source: list[str]) -> None:
+    if docname == PAGE:
+        assert MARKER in source[0]
+        source[0] = source[0].replace(MARKER, page())
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Write the page as it is read."""
+    app.connect("source-read", _insert)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
