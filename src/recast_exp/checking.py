@@ -22,6 +22,9 @@ from recast_exp.jobs import Job, Planned
 from recast_exp.search import check as search
 from recast_exp.search.space import Parameter
 
+MANY = 50
+"""Jobs of a sweep above which they are not composed, which takes long, where single overrides are wrong already."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
@@ -110,6 +113,8 @@ class _Checker:
         ]
         planned = self._jobs(own)
         if self.is_sweep and not self.line.multirun:  # a file says so: all is looked at once more, as a sweep
+            return self.findings
+        if self.findings.wrong and len(planned) > MANY:
             return self.findings
         self._check_jobs(planned)
         if self.is_sweep:
