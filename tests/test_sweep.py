@@ -44,6 +44,7 @@ def test_failures_are_recorded(program: Callable[..., Result]) -> None:
     assert [(job["label"], job["seed"]) for job in plan["jobs"]] == [
         (label, seed) for label in ("RECAST-Att", "RECAST-MLP") for seed in (1, 102, 101)
     ]
+    assert "model=vit_att " in result.out and "model=vit_mlp " in result.out  # what differs, and nothing else
     again = "python -m recast_exp -m model=vit_att,vit_mlp seed=1,102,101 'hydra.sweep.dir=my sweep'"
     assert again in result.out
     assert "4 of 6 job(s) did not finish" in result.out

@@ -157,18 +157,18 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Results of the finished jobs of a sweep, by their overrides without the seed.
+    """Results of the finished jobs of a sweep, by their overrides: without the seed, and without what all have.
 
     Returns:
         Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
     """
+    found = [record for record in records(folder) if job_record.is_finished(folder / record["folder"])]
+    shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
     settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in records(folder):
-        job = folder / record["folder"]
-        if job_record.is_finished(job):
-            setting = " ".join(text for text in record["overrides"] if not text.startswith("seed=")) or "(defaults)"
-            metrics, parameters = job_record.read_results(job)
-            settings[setting].append({**metrics, "parameters": parameters})
+    for record in found:
+        own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
+        metrics, parameters = job_record.read_results(folder / record["folder"])
+        settings[" ".join(own) or record["label"]].append({**metrics, "parameters": parameters})
     return dict(settings)
 
 
