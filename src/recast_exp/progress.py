@@ -121,7 +121,7 @@ def table(records: Sequence[Record], started: float) -> Group:
     counts = [f"{len(ended)} of {len(records)} jobs ended"]
     counts += [f"{len(failed)} failed"] if failed else []
     left = remaining(records, started)
-    counts += [f"about {_clock(left)} left"] if left is not None else []
+    counts += [f"about {_clock(left)} left"] if left else []
     return Group(rows, Text("  " + ", ".join(counts), style="dim"))
 
 
