@@ -137,6 +137,10 @@ def test_recipes_that_are_none(text: str, expected: str) -> None:
     assert_one_line(error, expected)
 
 
+def test_nothing_to_try_is_no_search() -> None:
+    assert recipes.search({}, {}, lambda recipe: (0.0, 0.0)).trials == []
+
+
 def test_recipes_are_tried_key_by_key() -> None:
     loss = {(1, 0): 3.0, (2, 0): 1.0, (3, 0): 2.0, (2, 5): 1.5}
     asked = []

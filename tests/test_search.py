@@ -169,6 +169,25 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(search: Search, mome
     assert launcher.batches == [[3], [4], [5]]
 
 
+def left(trial: int | None, **changes: Any) -> dict[str, Any]:
+    """What a job leaves in its folder."""
+    record = {
+        "format": 1, "state": "finished", "reason": None, "exit_code": None, "number": trial, "label": "",
+        "stage": "adapt", "dataset": "digits", "seed": 42, "overrides": [], "config": {"search": {"trial": trial}},
+        "started": "", "updated": "", "epoch": 1, "epochs": 1, "val/accuracy": None,
+    }  # fmt: skip
+    return record | changes
+
+
+def test_what_another_sweep_left_in_the_folder_does_not_count(search: Search) -> None:
+    for number, trial in ((0, None), (1, 0)):  # a grid's job; another trial's
+        Path("a", str(number)).mkdir(parents=True)
+        Path("a", str(number), "job.json").write_text(json.dumps(left(trial)))
+        Path("a", str(number), "metrics.json").write_text(json.dumps({"val/accuracy": 0.99}))
+    found = search(lambda *_: None, "a", n_trials=2)
+    assert [trial["state"] for trial in found["trials"]] == ["failed", "failed"]
+
+
 def test_what_a_killed_job_left_in_its_folder_counts(search: Search) -> None:
     search(lambda *_: 0.5, "a", n_trials=1)
 
@@ -176,10 +195,10 @@ def test_what_a_killed_job_left_in_its_folder_counts(search: Search) -> None:
         if trial == 1:  # in a batch of three
             for number, name, content in (
                 (1, "metrics.json", {"val/accuracy": 0.75, "test/accuracy": 0.1}),
-                (1, "job.json", {"state": "finished", "config": {}}),
-                (2, "job.json", {"state": "skipped", "reason": "pruned early", "config": {}}),
-                (3, "job.json", {"state": "failed", "reason": "no memory", "exit_code": 1, "config": {}}),
-                (4, "job.json", {"state": "running", "config": {}}),
+                (1, "job.json", left(1, state="finished")),
+                (2, "job.json", left(2, state="skipped", reason="pruned early")),
+                (3, "job.json", left(3, state="failed", reason="no memory", exit_code=1)),
+                (4, "job.json", left(4, state="running")),
             ):
                 Path("a", str(number)).mkdir(exist_ok=True)
                 Path("a", str(number), name).write_text(json.dumps(content))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from helpers import assert_one_line
 from program import Result, runner
-from recast_exp import cli, composition, job_record, progress, running
+from recast_exp import cli, composition, job_record, progress, running, sweep
 from recast_exp.checking import CommandLine, check
 from recast_exp.errors import UserError
 
@@ -30,8 +32,8 @@ def read(path: Path) -> Any:
 
 
 def test_failures_are_recorded(program: Callable[..., Result]) -> None:
-    sweep = ("-m", "model=vit_att,vit_mlp", "seed=1,102,101", "hydra.sweep.dir=my sweep")
-    result = program(*sweep, stage=True)
+    typed = ("-m", "model=vit_att,vit_mlp", "seed=1,102,101", "hydra.sweep.dir=my sweep")
+    result = program(*typed, stage=True)
     folder = result.folder / "my sweep"
     assert result.code == 2
     states = [read(folder / str(number) / "job.json")["state"] for number in range(6)]
@@ -54,13 +56,13 @@ def test_failures_are_recorded(program: Callable[..., Result]) -> None:
 
 
 def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
-    sweep = ("-m", "seed=1,102,99,3", "hydra.sweep.dir=s")
-    result = program(*sweep, stage=True)
+    typed = ("-m", "seed=1,102,99,3", "hydra.sweep.dir=s")
+    result = program(*typed, stage=True)
     assert result.code == -9
     folder = result.folder / "s"
     assert [read(folder / job / "job.json")["state"] for job in ("0", "1", "2")] == ["finished", "failed", "running"]
     assert not (folder / "3").exists()
-    result = program(*sweep, stage=True)
+    result = program(*typed, stage=True)
     assert result.code == 2
     assert [job["seed"] for job in result.jobs] == [102, 99, 3]  # what failed is tried again, too
     assert "0 is finished; nothing is left to do" in result.err[0]
@@ -68,7 +70,7 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
     # Finished is what has its results, whatever a record says
     (folder / "0" / "metrics.json").write_text("{")
     (folder / "2" / "task.safetensors").unlink()
-    assert [job["seed"] for job in program(*sweep, stage=True).jobs] == [1, 102, 99]
+    assert [job["seed"] for job in program(*typed, stage=True).jobs] == [1, 102, 99]
 
     # Another sweep in its folder is refused, and nothing is changed
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -84,8 +86,6 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
-    from recast_exp import sweep
-
     with (
         sweep.running(tmp_path / "s", [], ["-m"]),
         pytest.raises(UserError, match="a sweep is running in"),
@@ -126,13 +126,13 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(
     assert any("which trains every weight" in line for line in lines)
 
     monkeypatch.setenv("unfit", "checked")
-    result = program("-m", *pairs, "skip_unfit=true", "hydra.sweep.dir=s", stage=True)
+    result = program("-m", "adapter=clr,none", "skip_unfit=true", "hydra.sweep.dir=s", stage=True)
     assert result.code == 0
-    assert [job["model"] for job in result.jobs] == ["vit_att", "vit_full"]
+    assert len(result.jobs) == 1
     folder = result.folder / "s"
-    assert [bool(job["skipped"]) for job in read(folder / "sweep.json")["jobs"]] == [True, False] * 2
-    assert [read(folder / str(n) / "job.json")["state"] for n in range(4)] == ["skipped", "finished"] * 2
-    assert "2 job(s) do not fit and were left out" in result.out
+    assert [bool(job["skipped"]) for job in read(folder / "sweep.json")["jobs"]] == [True, False]
+    assert [read(folder / str(n) / "job.json")["state"] for n in range(2)] == ["skipped", "finished"]
+    assert "1 job(s) do not fit and were left out" in result.out
     assert "clr does not fit VisionTransformer" in " ".join(result.out.split())
 
 
@@ -171,6 +171,76 @@ def test_every_row_of_the_paper_is_a_job() -> None:
     small = check(CommandLine(("experiment=paper_digits",)))
     assert len(small.jobs) == 8 * 3
     assert {each.cfg.dataset.batch_size for each in small.jobs} == {32}  # what digits need, not what a method has
+
+
+def test_a_folder_has_one_job(tiny: Compose, tmp_path: Path) -> None:
+    cfg = tiny("model=vit_att", "trainer.max_epochs=1")
+    first = running.run_job(cfg, tmp_path, overrides=[])
+    other = cfg.copy()
+    other.optimizer.lr = 1e-5
+    with pytest.raises(UserError) as error:  # its checkpoint would be taken for this one's
+        running.run_job(other, tmp_path, overrides=[])
+    assert_one_line(error, "hydra.run.dir:", "has another job: optimizer.lr was 0.05, is 1e-05 now")
+    (tmp_path / "job.json").write_text('{"config": {}}')  # whose numbers these are cannot be known
+    second = running.run_job(other, tmp_path, overrides=[])
+    assert second["train/loss"] != first["train/loss"]
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError) as error:
+        running.run_job(other, tmp_path, overrides=[])
+    assert_one_line(error, "a job is running in")
+    assert job_record.read(tmp_path)["state"] == "finished"
+
+
+def test_a_sweep_counts_its_own_jobs(tmp_path: Path) -> None:
+    for folder, state in (("0", "finished"), ("old/0", "failed"), ("7", "failed")):
+        (tmp_path / folder).mkdir(parents=True)
+        content = record(state=state, number=int(folder[-1])) | job_record_keys()
+        (tmp_path / folder / "job.json").write_text(json.dumps(content))
+    plan = sweep.Plan(tmp_path, "", [{"number": 0, "folder": "0", "skipped": None}], "")
+    assert [each["state"] for each in sweep._all(plan)] == ["finished"]
+    assert [each["folder"] for each in sweep.records(tmp_path)] == ["0", "7"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (
+            ("method=vit_full", "model=vit_att"),
+            "method: got vit_full with model=vit_att, but a method chooses its model",
+        ),
+        (("method=vit_probe,recast_att", "adapter=melo"), "with adapter=melo, but a method chooses its adapter"),
+        (("seed=1,2", "hydra.sweep.subdir=x"), "the folders of a sweep's jobs are their numbers; leave it out"),
+        (("seed=1,2", "hydra.sweep.dir=s_${seed}"), "hydra.sweep.dir: got s_${seed}, but seed differs between jobs"),
+        (("stage=report", "path=.", "seed=1,2"), "stage: got report in a sweep"),
+    ],
+)
+def test_what_no_sweep_takes(typed: tuple[str, ...], expected: str) -> None:
+    found = check(CommandLine(typed, multirun=True))
+    assert any(expected in line for line in found.wrong), found.wrong
+
+
+def test_the_folder_of_a_sweep_knows_typed_values() -> None:
+    found = check(
+        CommandLine(("seed=1,2", "trainer.max_epochs=5", "hydra.sweep.dir=s_${trainer.max_epochs}"), multirun=True)
+    )
+    assert (found.wrong, found.sweep_dir) == ([], Path("s_5"))
+
+
+def test_what_failed_before_is_news_again(tmp_path: Path) -> None:
+    jobs = [{"number": n, "folder": str(n), "label": "", "dataset": "", "seed": n, "skipped": None} for n in range(2)]
+    for number, state in enumerate(("finished", "failed")):
+        (tmp_path / str(number)).mkdir()
+        content = record(state=state, number=number) | job_record_keys()
+        (tmp_path / str(number) / "job.json").write_text(json.dumps(content))
+    watcher = progress._Watcher(tmp_path, jobs)
+    assert watcher.said == {0}
+    assert [each["state"] for each in watcher.look()] == ["finished", "waiting"]
+    job_record.update(tmp_path / "1", updated="2030-01-01T00:00:00+00:00")
+    assert [each["state"] for each in watcher.look()] == ["finished", "failed"]
+
+
+def job_record_keys() -> dict[str, Any]:
+    return {"format": 1, "exit_code": 1, "overrides": [], "config": {"seed": 42}, "stage": "adapt"}
 
 
 def record(**changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -281,7 +282,9 @@ class _Checker:
     def _override_problems(self, text: str, override: Override) -> Iterator[str]:
         key, value = override.key_or_group, override.value()
         options, field = self.groups.get(key), keys.field_of(key)
-        if launchers.is_override(override) and override.is_sweep_override():
+        if key == "hydra.sweep.subdir":
+            yield f"{text}: the folders of a sweep's jobs are their numbers; leave it out"
+        elif launchers.is_override(override) and override.is_sweep_override():
             yield f"launcher: got {text.partition('=')[2]}, takes one option; it starts all jobs of a sweep"
         elif override.is_hydra_override():
             if options and isinstance(value, str) and value not in options:
@@ -348,8 +351,18 @@ class _Checker:
         composed = self._compose([text for text in single if self._is_choice(text)])
         if composed is None or self.findings.wrong:
             return
+        whole = copy.deepcopy(composed.hydra)
+        name = str(whole.hydra.sweep._get_node("dir"))
+        swept = [override.key_or_group for override in own if override.is_sweep_override()]
+        if depends := [key for key in swept if "${" + key + "}" in name]:
+            self._wrong(f"hydra.sweep.dir: got {name}, but {depends[0]} differs between jobs; takes one folder for all")
+            return
         try:
-            self.findings.sweep_dir = Path(str(OmegaConf.select(composed.hydra, "hydra.sweep.dir")))
+            for text in single:
+                override = overrides.parse(text)
+                if override is not None and not self._is_choice(text):
+                    OmegaConf.update(whole, override.key_or_group, override.value(), force_add=True)
+            self.findings.sweep_dir = Path(str(OmegaConf.select(whole, "hydra.sweep.dir")))
         except OmegaConfBaseException as error:
             self._wrong(f"hydra.sweep.dir: {first_line(error)}; takes a folder that is known before the jobs")
             return

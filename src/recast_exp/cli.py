@@ -100,6 +100,7 @@ def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequ
     from recast_exp import sweep
 
     assert findings.sweep_dir is not None
+    again = sweep.command_again(argv, findings.sweep_dir)
     try:
         with sweep.running(findings.sweep_dir, findings.jobs if findings.is_grid else [], argv) as plan:
             sys.argv[1:] = _arguments(parser, args)
@@ -107,7 +108,7 @@ def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequ
     except UserError as error:
         return _report(str(error).splitlines(), error.exit_code)
     except KeyboardInterrupt:
-        print(f"interrupted; continue with: {plan.command_again}", file=sys.stderr)
+        print(f"interrupted; continue with: {again}", file=sys.stderr)
         return 130
     return max(code, sweep.conclude(plan))
 

@@ -340,6 +340,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield "stage.seeds: got an empty list, takes at least one seed"
     if cfg.stage.name != "compare" and cfg.stage.tune:
         yield f"stage.tune: got recipes with stage={cfg.stage.name}, which tries none; takes stage=compare"
+    if cfg.stage.name == "report" and multirun:
+        yield "stage: got report in a sweep; a report is made by itself, without -m"
     if cfg.resume and multirun:
         yield "resume: got a folder in a sweep; a single run is continued without -m"
     if 0 < trainer.max_epochs <= trainer.head_first_epochs:

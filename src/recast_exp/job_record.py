@@ -6,6 +6,7 @@ sweep, continues it or reports on it reads these files, on whatever machine the 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -20,10 +21,17 @@ from recast_exp import saved
 from recast_exp.errors import UserError
 from recast_exp.files import is_main_process, write_json
 from recast_exp.keys import leaves, shown
+from recast_exp.pruned import Pruned
 
 NAME = "job.json"
 FORMAT = 1
 RUNNING, FINISHED, FAILED, SKIPPED, INTERRUPTED = "running", "finished", "failed", "skipped", "interrupted"
+
+
+_KEYS = {
+    *("format", "state", "reason", "exit_code", "number", "label", "stage", "dataset", "seed", "overrides", "config"),
+    *("started", "updated", "epoch", "epochs", "val/accuracy"),
+}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -39,7 +47,9 @@ def read(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("config"), dict) else None
+    if not isinstance(record, dict) or not set(record) >= _KEYS or not isinstance(record["config"], dict):
+        return None
+    return record if isinstance(record["format"], int) and record["format"] <= FORMAT else None
 
 
 def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = None, overrides: list[str]) -> None:
@@ -85,6 +95,33 @@ def update(folder: Path, **changes: Any) -> None:
         write_json(folder / NAME, record | {"updated": _now()} | changes)
 
 
+@contextlib.contextmanager
+def ending(folder: Path) -> Iterator[None]:
+    """Record how the job that has begun in a folder ends: with the block, or with what it raises."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        update(folder, state=INTERRUPTED, reason="interrupted", exit_code=130)
+        raise
+    except Pruned as pruned:
+        update(folder, state=SKIPPED, reason=str(pruned))
+        raise
+    except UserError as error:
+        update(folder, state=FAILED, reason=str(error), exit_code=error.exit_code)
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        update(folder, state=FAILED, reason=reason, exit_code=1)
+        raise
+    update(folder, state=FINISHED)
+
+
+def clear(folder: Path) -> None:
+    """Remove what another job has left in a folder and this one would take for its own."""
+    for left in ("metrics.json", "validation.json", "checkpoints/last.ckpt"):
+        (folder / left).unlink(missing_ok=True)
+
+
 def differences(record: Mapping[str, Any], cfg: DictConfig) -> Iterator[str]:
     """What a job was started with and is asked for now: one line for each key that differs."""
     before, now = dict(leaves(record["config"])), dict(leaves(plain(cfg)))
@@ -94,12 +131,16 @@ def differences(record: Mapping[str, Any], cfg: DictConfig) -> Iterator[str]:
             yield f"{key} was {old}, is {new} now"
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a finished run."""
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics and the counts of a finished run."""
-    metrics, parameters = (
-        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "parameters")
-    )
-    return metrics, parameters
+    parameters: dict[str, Any] = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+    return read_metrics(folder), parameters
 
 
 def is_finished(folder: Path) -> bool:

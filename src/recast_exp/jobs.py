@@ -66,6 +66,7 @@ def check_job(
         composed = composer.compose(job.options)
         cfg = copy.deepcopy(composed.cfg)
         errors += _apply(cfg, job)
+        errors += _method_problems(job)
         errors += _unknown_adapter_options(cfg, composed.cfg)
         if resumed and not errors:
             errors += map(UserError, saved.differences(cfg, resumed))
@@ -97,6 +98,16 @@ def _apply(cfg: DictConfig, job: Job) -> Iterator[UserError]:
             OmegaConf.update(cfg, key, override.value(), merge=True, force_add=keys.is_open(key))
         except OmegaConfBaseException as error:
             yield UserError(f"{key}: {first_line(error)}")
+
+
+def _method_problems(job: Job) -> Iterator[UserError]:
+    """A method chooses its model and its adapter; others, under its name, would be another row of the table."""
+    chosen = dict(text.split("=", 1) for text in job.options)
+    if chosen.get("method", "null").strip('"') != "null":
+        for group in ("model", "adapter"):
+            if group in chosen:
+                both = f"{chosen['method']} with {group}={chosen[group]}"
+                yield UserError(f"method: got {both}, but a method chooses its {group}; leave one of them out")
 
 
 def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[UserError]:

@@ -24,8 +24,8 @@ def is_override(override: Override) -> bool:
 
 
 def without(overrides: Iterable[str]) -> list[str]:
-    """Overrides without `launcher=...`: how a job was started is no part of what it did."""
-    return [text for text in overrides if not text.lstrip("+").startswith("launcher=")]
+    """Overrides without `launcher=...` and `resume=...`: how a job was started is no part of what it did."""
+    return [text for text in overrides if not text.lstrip("+").startswith(("launcher=", "resume="))]
 
 
 def problem(option: str, *, multirun: bool, here: bool = True) -> str | None:

@@ -58,9 +58,14 @@ class _Watcher:
         self.said: set[int] = set()
         self._folder, self._jobs = folder, jobs
         self._ended: dict[int, Record] = {}
-        # What had ended before is not news
-        self.said |= {number for number, record in enumerate(self.look()) if record["state"] in ENDED}
-        self._ended.clear()
+        self._before: dict[int, str] = {}
+        # What had ended before is not news; what had failed before waits to be tried again
+        for number, record in enumerate(self.look()):
+            if record["state"] in (job_record.FINISHED, job_record.SKIPPED):
+                self.said.add(number)
+            elif record["state"] != "waiting":
+                self._before[number] = record["updated"]
+                self._ended.pop(number, None)
 
     def look(self) -> list[Record]:
         """One record for each job; "waiting" for one that has not begun."""
@@ -70,8 +75,11 @@ class _Watcher:
         if number in self._ended:
             return self._ended[number]
         record = job_record.read(self._folder / job["folder"])
-        found = {**job, **record} if record else {**job, "state": job_record.SKIPPED if job["skipped"] else "waiting"}
-        if found["state"] in ENDED and _time(found.get("updated")) >= self.started - 1:
+        if record and record["updated"] != self._before.get(number):
+            found = {**job, **record}
+        else:
+            found = {**job, "state": job_record.SKIPPED if job["skipped"] else "waiting"}
+        if found["state"] in ENDED and found.get("updated"):
             self._ended[number] = found
         return found
 
@@ -81,8 +89,7 @@ def _say(watcher: _Watcher) -> None:
     for number, record in enumerate(records):
         if record["state"] in ENDED and number not in watcher.said:
             watcher.said.add(number)
-            done = sum(each["state"] in ENDED for each in records)
-            print(f"{done} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
+            print(f"{len(watcher.said)} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
 
 
 def describe(record: Record) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from recast_exp import config, job_record
 from recast_exp.errors import UnfitError, UserError
-from recast_exp.pruned import Pruned
+from recast_exp.files import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -31,45 +34,57 @@ def run_job(
         The job's metrics, flat; none where it does not fit and is left out.
 
     Raises:
-        UserError: If the request cannot be carried out, or the folder has another job.
+        UserError: If the request cannot be carried out, or the folder has another job, or one that is running.
         Pruned: If the job is a trial that its search has given up.
     """
+    with _alone(folder):
+        return _run(cfg, folder, overrides, number, sweep)
+
+
+def _run(cfg: DictConfig, folder: Path, overrides: list[str], number: int | None, sweep: str | None) -> dict[str, Any]:
     # Heavy: torch, timm and Lightning
     from recast_exp import stages
     from recast_exp.labels import method_label
 
     known = job_record.read(folder)
+    if known is not None and known["stage"] == "adapt" and (different := list(job_record.differences(known, cfg))):
+        key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
+        raise UserError(f"{key}: {folder} has another job: {different[0]}; takes a folder of its own")
+    if known is None and not cfg.resume and cfg.stage.name == "adapt":
+        job_record.clear(folder)
     if sweep is None and known is not None:
         number = known["number"]  # a job of a sweep that is continued alone
-    if sweep is not None:
-        if known is not None:
-            if different := list(job_record.differences(known, cfg)):
-                raise UserError(f"hydra.sweep.dir: {folder} has another job: {different[0]}; takes a folder of its own")
-            if job_record.is_finished(folder):
-                log.info("%s is finished; nothing is left to do", folder)
-                return job_record.read_results(folder)[0]
-        if cfg.skip_unfit and (reason := _unfit(cfg)):
-            job_record.begin(folder, cfg, label=method_label(cfg), number=number, overrides=overrides)
-            job_record.update(folder, state=job_record.SKIPPED, reason=reason)
-            return {}
+    finished = job_record.is_finished(folder)
+    if finished and sweep is not None:
+        log.info("%s is finished; nothing is left to do", folder)
+        return job_record.read_results(folder)[0]
+    if finished and cfg.resume:
+        return stages.run(cfg, folder, sweep)
     job_record.begin(folder, cfg, label=method_label(cfg), number=number, overrides=overrides)
-    try:
+    if sweep is not None and cfg.skip_unfit and (reason := _unfit(cfg)):
+        job_record.update(folder, state=job_record.SKIPPED, reason=reason)
+        return {}
+    with job_record.ending(folder):
         metrics: dict[str, Any] = stages.run(cfg, folder, sweep)
-    except KeyboardInterrupt:
-        job_record.update(folder, state=job_record.INTERRUPTED, reason="interrupted", exit_code=130)
-        raise
-    except Pruned as pruned:
-        job_record.update(folder, state=job_record.SKIPPED, reason=str(pruned))
-        raise
-    except UserError as error:
-        job_record.update(folder, state=job_record.FAILED, reason=str(error), exit_code=error.exit_code)
-        raise
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        job_record.update(folder, state=job_record.FAILED, reason=reason, exit_code=1)
-        raise
-    job_record.update(folder, state=job_record.FINISHED, **{"val/accuracy": metrics.get("val/accuracy")})
+    job_record.update(folder, **{"val/accuracy": metrics.get("val/accuracy")})
     return metrics
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a job, so that a job that was given up on and still runs is not started a second time."""
+    if not is_main_process():
+        yield
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"hydra.run.dir: a job is running in {folder}; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _unfit(cfg: DictConfig) -> str | None:

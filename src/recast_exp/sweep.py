@@ -42,11 +42,14 @@ class Plan:
     jobs: list[dict[str, Any]]
     """As in `sweep.json`; empty where a sweeper decides as it goes."""
 
-    @property
-    def command_again(self) -> str:
-        """The command that goes on with this sweep."""
-        words = [word for word in shlex.split(self.command) if not word.startswith("hydra.sweep.dir=")]
-        return shlex.join([*words, f"hydra.sweep.dir={self.folder}"])
+    again: str
+    """The command that goes on with this sweep."""
+
+
+def command_again(argv: Sequence[str], folder: Path) -> str:
+    """The command that goes on with the sweep in a folder, to be pasted into a shell."""
+    words = [word for word in argv if not word.startswith("hydra.sweep.dir=")]
+    return shlex.join(["python", "-m", "recast_exp", *words, f"hydra.sweep.dir={folder}"])
 
 
 @contextlib.contextmanager
@@ -62,7 +65,7 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
         UserError: If another sweep is running there, or if the folder has jobs with other configurations: one line for
             each. Nothing has been changed then.
     """
-    plan = Plan(folder, shlex.join(["python", "-m", "recast_exp", *argv]), [])
+    plan = Plan(folder, shlex.join(["python", "-m", "recast_exp", *argv]), [], command_again(argv, folder))
     if different := list(_differences(folder, planned)):
         raise UserError("\n".join(different))
     try:
@@ -108,8 +111,9 @@ def conclude(plan: Plan) -> int:
     from recast_exp.console import show_failures, show_skipped, show_sweep
 
     if (plan.folder / "search.json").is_file():  # a search has its own table and its own exit code
+        _end(plan.folder)
         return 0
-    settings = collect(plan.folder)
+    settings = collect(plan.folder, plan.jobs)
     if settings:
         show_sweep(plan.folder, settings)
     jobs = _all(plan)
@@ -118,11 +122,16 @@ def conclude(plan: Plan) -> int:
         show_skipped(skipped)
     left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
     if left:
-        show_failures(left, len(plan.jobs), plan.command_again)
-    _report(plan.folder)
-    if command := how_to_sync(plan.folder):
-        print(f"W&B is offline; upload with: {command}")
+        show_failures(left, len(plan.jobs), plan.again)
+    _end(plan.folder)
     return max((record["exit_code"] or 1 for record in left), default=0)
+
+
+def _end(folder: Path) -> None:
+    """Write the report of a sweep, and say how to upload what its trackers keep."""
+    _report(folder)
+    if command := how_to_sync(folder):
+        print(f"W&B is offline; upload with: {command}")
 
 
 def _report(folder: Path) -> None:
@@ -139,30 +148,36 @@ def _report(folder: Path) -> None:
 
 def _all(plan: Plan) -> list[dict[str, Any]]:
     """The records of all jobs that were planned, or of all that there are."""
-    found = {record["number"]: record for record in records(plan.folder)}
+    found = {record["number"]: record for record in records(plan.folder, plan.jobs)}
     missing = {"state": "not begun", "reason": None, "exit_code": None}
     for job in plan.jobs:
         found.setdefault(job["number"], {**job, **missing})
     return [found[number] for number in sorted(found)]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of the jobs of a sweep, by number; `folder` is added."""
+def records(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The records of the jobs of a sweep, by number; `folder` is added.
+
+    Args:
+        folder: Folder of the sweep.
+        jobs: Its jobs, if they are known; else all that have a folder there.
+    """
     found = []
-    for path in folder.rglob(job_record.NAME):
+    known = [folder / str(job["folder"]) / job_record.NAME for job in jobs]
+    for path in known or folder.glob(f"*/{job_record.NAME}"):
         record = job_record.read(path.parent)
         if record is not None and record["number"] is not None:
             found.append({**record, "folder": str(path.parent.relative_to(folder))})
     return sorted(found, key=lambda record: int(record["number"]))
 
 
-def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list[dict[str, Any]]]:
     """Results of the finished jobs of a sweep, by their overrides: without the seed, and without what all have.
 
     Returns:
         Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
     """
-    found = [record for record in records(folder) if job_record.is_finished(folder / record["folder"])]
+    found = [record for record in records(folder, jobs) if job_record.is_finished(folder / record["folder"])]
     shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
     settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in found:

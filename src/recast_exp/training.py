@@ -124,6 +124,8 @@ def fit(
         )
         checkpoint = folder / f"{LAST}.ckpt" if (folder / f"{LAST}.ckpt").is_file() else None
     L.seed_everything(cfg.seed, verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trainer = _trainer(cfg, callbacks, loggers, run_dir, description)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -247,7 +249,7 @@ def device_name(cfg: DictConfig) -> str:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process so far, on the device where one is used, in MB (10⁶ bytes)."""
+    """Peak memory in MB (10⁶ bytes): of this run on the device where one is used, else of the process so far."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

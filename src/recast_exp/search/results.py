@@ -70,6 +70,8 @@ def best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 def command(fixed: Sequence[str], trial: FrozenTrial, space: Sequence[Parameter]) -> str:
     """The command line that runs one trial's setting by itself."""
     kept = [text for text in fixed if not text.startswith(("search=", "hydra", "experiment=null"))]
+    if any(text.startswith("experiment=") for text in kept):  # it may choose the search, and a sweep
+        kept += ["search=none", "hydra.mode=RUN"]
     return shlex.join(["python", "-m", "recast_exp", *kept, *overrides(trial, space)])
 
 

@@ -7,7 +7,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from recast_exp import cli, console, job_record
 from recast_exp.composition import first_line
 from recast_exp.errors import UserError
+from recast_exp.keys import leaves
 from recast_exp.overrides import quote
 from recast_exp.search import results, space
 from recast_exp.search.space import Parameter
@@ -155,10 +155,12 @@ class _Search:
     def _settle_from_files(self, trial: FrozenTrial) -> bool:
         """End a trial whose job has ended, and says so in its folder: the search was killed before it could tell."""
         folder = self.folder / str(trial.number)
-        record = job_record.read(folder) or {}
-        state, reason = record.get("state"), record.get("reason")
+        record = job_record.read(folder)
+        if record is None or not _is_of(record, trial):
+            return False
+        state, reason = record["state"], record["reason"]
         if state == job_record.FINISHED:
-            value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(METRIC)
+            value = _accuracy(folder)
             if not self._is_value(value):
                 return False
             self._finish(trial, float(value))
@@ -195,6 +197,28 @@ class _Search:
 
     def _attribute(self, trial: FrozenTrial, name: str, value: Any) -> None:
         resume_trial(self.study, trial).set_user_attr(name, value)
+
+
+def _is_of(record: Mapping[str, Any], trial: FrozenTrial) -> bool:
+    """Whether a job in a trial's folder is that trial, with what it drew: not what another sweep has left there."""
+    values = dict(leaves(record["config"]))
+    drawn = ((values[key], value) for key, value in trial.params.items() if key in values)
+    number = record["config"].get("search", {}).get("trial")
+    return bool(number == trial.number and all(_same(*pair) for pair in drawn))
+
+
+def _same(recorded: Any, drawn: Any) -> bool:
+    try:
+        return float(recorded) == float(drawn)
+    except (TypeError, ValueError):
+        return str(recorded) == str(drawn).strip("'\"")
+
+
+def _accuracy(folder: Path) -> Any:
+    try:
+        return job_record.read_metrics(folder).get(METRIC)
+    except (OSError, ValueError):
+        return None
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,12 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         log.info("%s is finished; nothing is left to do", run_dir)
         metrics = read_results(run_dir)[0]
     else:
-        metrics = adapt(cfg, run_dir, group)
+        try:
+            metrics = adapt(cfg, run_dir, group)
+        except KeyboardInterrupt:
+            if group is None:  # a sweep says how to go on as a whole
+                log.warning("Interrupted; continue with: python -m recast_exp resume=%s", shlex.quote(str(run_dir)))
+            raise
     if is_main_process() and group is None:  # a sweep has a table of its own
         console.show_adaptation(cfg, *read_results(run_dir))
         log.info("Results: %s", run_dir)
@@ -69,22 +75,18 @@ def _adapt(cfg: DictConfig, run_dir: Path, trackers: list[Tracker]) -> dict[str,
         write_card(run_dir, data)
     pruning = Pruning.of(cfg)
     more = [pruning] if pruning else []
-    try:
-        result = fit(cfg, adapted, data, run_dir=run_dir, loggers=trackers, description=cfg.model.name, more=more)
-        if pruning:
-            pruning.check(cfg.trainer.max_epochs)
-        if is_main_process():
-            # Before the test: should that fail, the trained numbers are not lost.
-            save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
-        tested = test(cfg, adapted, data, trackers)
-        metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
-        if is_main_process():
-            write_predictions(run_dir, data, tested.predictions)
-            _write(cfg, run_dir, metrics, result, adapted, experiment, start)
-            report_results(trackers, run_dir)
-    except KeyboardInterrupt:
-        log.warning("Interrupted; continue with: python -m recast_exp resume=%s", run_dir)
-        raise
+    result = fit(cfg, adapted, data, run_dir=run_dir, loggers=trackers, description=cfg.model.name, more=more)
+    if pruning:
+        pruning.check(cfg.trainer.max_epochs)
+    if is_main_process():
+        # Before the test: should that fail, the trained numbers are not lost.
+        save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
+    tested = test(cfg, adapted, data, trackers)
+    metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
+    if is_main_process():
+        write_predictions(run_dir, data, tested.predictions)
+        _write(cfg, run_dir, metrics, result, adapted, experiment, start)
+        report_results(trackers, run_dir)
     return metrics
 
 

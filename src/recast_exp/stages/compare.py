@@ -53,7 +53,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         folder, recipe = run_dir / "runs" / slug(name), {}
         if cfg.stage.tune:
             tried[name] = _tune(each, folder)
-            recipe = tried[name].best.recipe
+            recipe = tried[name].best.recipe if tried[name].trials else {}
             write_text(run_dir / "recipes.csv", _as_csv(_trials(tried)))
         results[name] = []
         for seed in cfg.stage.seeds:
@@ -72,7 +72,7 @@ def methods(cfg: DictConfig) -> dict[str, DictConfig]:
     The linear probe, the RECAST model of `cfg` and its siblings (of the same family, in `conf/model`), each adapter on
     the frozen backbone and on the RECAST model of `cfg`, with the values of its preset, and full fine-tuning.
     """
-    base = with_values(cfg, adapter={"name": "none"}, probe=False, stage__name="adapt")
+    base = with_values(cfg, adapter={"name": "none"}, probe=False, label="", stage__name="adapt")
     frozen = with_values(base, model__method="frozen", model__label=PROBE)
     rows = {PROBE: frozen}
     if cfg.model.method == "recast":
@@ -145,8 +145,8 @@ def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
         if not (_claim(job, run_dir) and path.is_file()):
             job_record.begin(run_dir, job, label=folder.name, overrides=[])
             job_record.update(run_dir, stage="tune")
-            write_json(path, validate(job, run_dir))
-            job_record.update(run_dir, state=job_record.FINISHED)
+            with job_record.ending(run_dir):
+                write_json(path, validate(job, run_dir))
         metrics = json.loads(path.read_text(encoding="utf-8"))
         log.info("%s, %s: validation accuracy %.1f %%", folder.name, describe(recipe), 100 * metrics["val/accuracy"])
         return metrics["val/accuracy"], metrics["val/loss"]
@@ -175,8 +175,7 @@ def _claim(cfg: DictConfig, run_dir: Path) -> bool:
     record = job_record.read(run_dir)
     known = record is not None and not list(job_record.differences(record, cfg))
     if not known:
-        for left in (run_dir / "metrics.json", run_dir / "validation.json", _checkpoint(run_dir)):
-            left.unlink(missing_ok=True)
+        job_record.clear(run_dir)
     return known
 
 
@@ -185,8 +184,8 @@ def _run(cfg: DictConfig, run_dir: Path, name: str, group: str | None) -> dict[s
     started = time.perf_counter()
     if not (_claim(cfg, run_dir) and job_record.is_finished(run_dir)):
         job_record.begin(run_dir, cfg, label=name, overrides=[])
-        adapt(cfg, run_dir, group)
-        job_record.update(run_dir, state=job_record.FINISHED)
+        with job_record.ending(run_dir):
+            adapt(cfg, run_dir, group)
     _checkpoint(run_dir).unlink(missing_ok=True)  # for full fine-tuning hundreds of MB, and nothing is left to continue
     metrics, parameters = read_results(run_dir)
     seconds = time.perf_counter() - started
