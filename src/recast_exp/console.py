@@ -213,7 +213,7 @@ def _spread(jobs: list[dict[str, Any]], name: str) -> str:
     if not values:
         return "–"
     mean, deviation = mean_and_spread(values)
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}" if len(values) > 1 else f"{100 * mean:.1f}"
 
 
 def _print(title: str, *parts: Table | str) -> None:
