@@ -212,11 +212,23 @@ def test_a_sweep_counts_its_own_jobs(tmp_path: Path) -> None:
         (("seed=1,2", "hydra.sweep.subdir=x"), "the folders of a sweep's jobs are their numbers; leave it out"),
         (("seed=1,2", "hydra.sweep.dir=s_${seed}"), "hydra.sweep.dir: got s_${seed}, but seed differs between jobs"),
         (("stage=report", "path=.", "seed=1,2"), "stage: got report in a sweep"),
+        (("seed=1,2", "hydra.sweep.dir="), "hydra.sweep.dir: got nothing, takes a folder"),
     ],
 )
 def test_what_no_sweep_takes(typed: tuple[str, ...], expected: str) -> None:
     found = check(CommandLine(typed, multirun=True))
     assert any(expected in line for line in found.wrong), found.wrong
+
+
+def test_a_sweep_does_not_shrink(tmp_path: Path) -> None:
+    planned = check(CommandLine(("seed=1,2",), multirun=True)).jobs
+    with sweep.running(tmp_path, planned, ["-m", "seed=1,2"]):
+        pass
+    before = (tmp_path / "sweep.json").read_text()
+    with pytest.raises(UserError) as error, sweep.running(tmp_path, planned[:1], ["-m", "seed=1"]):
+        pass
+    assert_one_line(error, "has a sweep of 2 jobs, got one of 1")
+    assert (tmp_path / "sweep.json").read_text() == before
 
 
 def test_the_folder_of_a_sweep_knows_typed_values() -> None:

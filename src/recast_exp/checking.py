@@ -282,7 +282,9 @@ class _Checker:
     def _override_problems(self, text: str, override: Override) -> Iterator[str]:
         key, value = override.key_or_group, override.value()
         options, field = self.groups.get(key), keys.field_of(key)
-        if key == "hydra.sweep.subdir":
+        if key in ("hydra.sweep.dir", "hydra.run.dir") and (text.endswith("=") or value == ""):
+            yield f"{key}: got nothing, takes a folder"
+        elif key == "hydra.sweep.subdir":
             yield f"{text}: the folders of a sweep's jobs are their numbers; leave it out"
         elif launchers.is_override(override) and override.is_sweep_override():
             yield f"launcher: got {text.partition('=')[2]}, takes one option; it starts all jobs of a sweep"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import json
 import logging
 import shlex
 import statistics
@@ -95,7 +96,8 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
         ]
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
-        write_json(folder / NAME, content)
+        if planned or not (folder / NAME).is_file():  # a search that goes on may yet be refused
+            write_json(folder / NAME, content)
         with watching(folder, plan.jobs):
             yield plan
     finally:
@@ -122,6 +124,10 @@ def conclude(plan: Plan) -> int:
         show_skipped(skipped)
     left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
     if left:
+        shared = set.intersection(*(set(record["overrides"]) for record in jobs))
+        for record in left:
+            own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
+            record["label"] = " · ".join([record["label"], *own])
         show_failures(left, len(plan.jobs), plan.again)
     _end(plan.folder)
     return max((record["exit_code"] or 1 for record in left), default=0)
@@ -194,6 +200,16 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     """How the jobs of a folder differ from those that are planned: one line for each job."""
+    try:
+        there = len(json.loads((folder / NAME).read_text(encoding="utf-8"))["jobs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        there = 0
+    if planned and there > len(planned):
+        yield (
+            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, got one of {len(planned)}; a sweep is continued "
+            "as it was, takes another folder"
+        )
+        return
     for each in planned:
         record = job_record.read(folder / str(each.number))
         if record is not None:
