@@ -6,6 +6,8 @@ import csv
 import itertools
 import json
 import math
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from fake_sweep import DATASETS, METHODS, SEEDS, write_job, write_plan, write_sw
 from helpers import assert_one_line
 from recast_exp.checking import CommandLine, check
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.report import charts, exports, text
+from recast_exp.report import charts, exports, reading, text
 from recast_exp.report.build import write_report
 from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, sign_flip
 from recast_exp.report.reading import read_jobs
@@ -445,3 +447,13 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError) as error:
         write_report(tmp_path)
     assert_one_line(error, "path: no run of stage=adapt is below", "1 job(s) of other stages")
+
+
+def test_a_job_whose_process_is_gone_was_interrupted() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = {"state": "running", "host": socket.gethostname()}
+    assert reading._has_died({**here, "pid": gone.pid})
+    assert not reading._has_died({**here, "pid": os.getpid()})
+    assert not reading._has_died({**here, "pid": gone.pid, "host": "another"})
+    assert not reading._has_died({**here, "pid": gone.pid, "state": "finished"})

@@ -93,8 +93,10 @@ def _suffixes(jobs: Sequence[Job], variants: Sequence[tuple[Any, ...]]) -> dict[
 
 def _own(job: Job) -> tuple[str, ...]:
     """A job's overrides but for its seed and its dataset."""
-    texts = (text.lstrip("+").replace('"', "") for text in job.overrides)
-    return tuple(text for text in texts if text.partition("=")[0] not in ("seed", "dataset"))
+    texts = (text.lstrip("+").replace('"', "").partition("=") for text in job.overrides)
+    # Hydra records False where false was typed, and the plan of a sweep has what was typed
+    words = {"True": "true", "False": "false", "None": "null"}
+    return tuple(f"{key}={words.get(value, value)}" for key, _, value in texts if key not in ("seed", "dataset"))
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ FORMAT = 1
 """The newest format of job.json and sweep.json that this version reads."""
 
 FINISHED, SKIPPED, NOT_STARTED, DAMAGED = "finished", "skipped", "not started", "damaged"
+RUNNING, INTERRUPTED = "running", "interrupted"
 ACCURACY = "test/accuracy"
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
 _UNPLANNED = 10**9  # place in the order of a job that no sweep has planned: behind all others, by its folder
@@ -206,6 +208,19 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
         return dataclasses.replace(job, state=DAMAGED, reason=str(error))
 
 
+def _has_died(record: Mapping[str, Any]) -> bool:
+    """Whether a job that says it runs was killed: its process was one of this machine, and is gone."""
+    if record["state"] != RUNNING or record.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(record["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (KeyError, TypeError, ValueError, OSError):
+        return False
+    return False
+
+
 def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
     config = record.get("config")
     epochs = record.get("epochs")
@@ -215,7 +230,7 @@ def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
         label=str(record["label"]),
         dataset=str(record["dataset"]),
         seed=int(record["seed"]),
-        state=str(record["state"]),
+        state=INTERRUPTED if _has_died(record) else str(record["state"]),
         reason=_line(record.get("reason")),
         overrides=tuple(map(str, record.get("overrides") or ())),
         config=config if isinstance(config, dict) else {},
