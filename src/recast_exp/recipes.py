@@ -34,6 +34,11 @@ class Search:
         """The first of the best."""
         return max(self.trials, key=lambda trial: (trial.accuracy, -trial.loss))
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """That of the best; empty, so that nothing is changed, where there was nothing to try."""
+        return self.best.recipe if self.trials else {}
+
 
 def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
     """Key → values to try.

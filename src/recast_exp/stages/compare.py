@@ -53,7 +53,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         folder, recipe = run_dir / "runs" / slug(name), {}
         if cfg.stage.tune:
             tried[name] = _tune(each, folder)
-            recipe = tried[name].best.recipe if tried[name].trials else {}
+            recipe = tried[name].recipe
             write_text(run_dir / "recipes.csv", _as_csv(_trials(tried)))
         results[name] = []
         for seed in cfg.stage.seeds:
