@@ -84,25 +84,25 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
 ) -> None:
     tuned = (
         *("stage=compare", "model=vit_att", "stage.seeds=[1,2]", "stage.methods=[linear probe,RECAST-Att]"),
-        'stage.tune=["optimizer.lr_scale=1e-9,1","trainer.head_first_epochs=0,1"]',
+        'stage.tune=["optimizer.lr=1e-9,1e-2","optimizer.lr_scale=1","trainer.head_first_epochs=0,1"]',
     )
     tested = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda cfg, *rest: tested.append(cfg) or original(cfg, *rest))
     stages.run(tiny(*tuned), tmp_path)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
-    # A head has no epochs of its own to try; of two keys, the second is tried with the best of the first
+    # Where there is only a head, its rate is all there is to try; a second key is tried with the best of the first
     assert [(row["method"], row["recipe"]) for row in trials[:2]] == [
-        ("linear probe", "lr_scale=1e-09"),
-        ("linear probe", "lr_scale=1"),
+        ("linear probe", "lr=1e-09"),
+        ("linear probe", "lr=0.01"),
     ]
     recast = trials[2:]
-    assert [row["recipe"].split()[1] for row in recast] == ["head_first_epochs=0"] * 2 + ["head_first_epochs=1"]
+    assert [row["recipe"].split()[2] for row in recast] == ["head_first_epochs=0"] * 2 + ["head_first_epochs=1"]
     for rows in (trials[:2], recast):
         best = max(rows, key=lambda row: (float(row["val/accuracy"]), -float(row["val/loss"])))
         assert [row["chosen"] for row in rows] == [str(row is best) for row in rows]
     assert len(tested) == 4  # two methods, two seeds
-    assert {cfg.optimizer.lr_scale for cfg in tested[1::2]} == {
+    assert {cfg.optimizer.lr for cfg in tested[2:]} == {
         float(row["recipe"].split()[0].split("=")[1]) for row in recast if row["chosen"] == "True"
     }
     folders = sorted(path.name for path in (tmp_path / "runs" / "RECAST-Att").iterdir())

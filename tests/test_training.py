@@ -271,7 +271,8 @@ def test_early_stopping_waits_for_its_patience(build: Build) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> None:
     options = ("optimizer.lr=0.3", "optimizer.weight_decay=0.01", "optimizer.head_weight_decay=0.02")
-    run = build("model=vit_att", f"optimizer={optimizer}", *options, "optimizer.coefficients_lr=0.7")
+    options += ("optimizer.lr_scale=2",)  # of all but the head
+    run = build("model=vit_att", f"optimizer={optimizer}", *options, "optimizer.coefficients_lr=0.35")
     groups = {group["name"]: group for group in make_optimizer(run.adapted, run.cfg.optimizer).param_groups}
     assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
         "coefficients": (0.7, 0.0),
@@ -279,7 +280,7 @@ def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> N
     }
     for kind, group in groups.items():
         assert [id(each) for each in group["params"]] == [id(each) for _, each in run.adapted.parameters(kind)]
-    full = build("model=vit_full", f"optimizer={optimizer}", *options, "optimizer.backbone_lr=0.05")
+    full = build("model=vit_full", f"optimizer={optimizer}", *options, "optimizer.backbone_lr=0.025")
     groups = {group["name"]: group for group in make_optimizer(full.adapted, full.cfg.optimizer).param_groups}
     assert {name: group["lr"] for name, group in groups.items()} == {"backbone": 0.05, "head": 0.3}
     assert groups["backbone"]["weight_decay"] == 0.01

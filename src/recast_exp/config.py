@@ -122,7 +122,7 @@ class OptimizerConfig:
 
     name: str = key("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
     lr: float = key(2e-3, "learning rate", gt=0)
-    lr_scale: float = key(1.0, "factor on every learning rate, for searching them together", gt=0)
+    lr_scale: float = key(1.0, "factor on every learning rate but the head's, for searching them together", gt=0)
     weight_decay: float = key(1e-6, "weight decay", ge=0)
     momentum: float = key(0.9, "momentum (sgd)", ge=0, lt=1)
     nesterov: bool = key(False, "Nesterov momentum (sgd)")

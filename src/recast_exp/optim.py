@@ -32,7 +32,7 @@ def make_optimizer(adapted: AdaptedModel, cfg: DictConfig) -> Optimizer:
                 {
                     "name": kind,
                     "params": parameters,
-                    "lr": cfg.lr_scale * (cfg.lr if lr is None else lr),
+                    "lr": (cfg.lr if lr is None else lr) * (1.0 if kind == "head" else cfg.lr_scale),
                     "weight_decay": cfg.weight_decay if decay is None else decay,
                 }
             )

@@ -30,6 +30,7 @@ from recast_exp.training import LAST
 log = logging.getLogger(__name__)
 
 PROBE, FULL = "linear probe", "full fine-tuning"
+NOT_OF_A_HEAD = "optimizer.lr_scale", "trainer.head_first_epochs"  # of a recipe, without effect on a linear probe
 SPLIT = "recast.targets", "recast.num_groups", "recast.num_templates"  # what one RECAST model has unlike another
 
 
@@ -133,10 +134,10 @@ def _chosen(cfg: DictConfig, rows: dict[str, DictConfig]) -> dict[str, DictConfi
 
 
 def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
-    """Try recipes of one method with the first seed. Where only a head trains, epochs of it alone are not tried."""
+    """Try recipes of one method with the first seed. Where only a head trains, what the rest does is not tried."""
     choices = recipes.parse(cfg.stage.tune)
     if cfg.model.method == "frozen" and cfg.adapter.name == "none":
-        choices.pop("trainer.head_first_epochs", None)
+        choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
     seed = cfg.stage.seeds[0]
 
     def validated(recipe: dict[str, Any]) -> tuple[float, float]:
