@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,7 +20,7 @@ import pytest
 from pyarrow import parquet
 from scipy import stats
 
-from fake_sweep import DATASETS, METHODS, SEEDS, write_job, write_plan, write_sweep
+from fake_sweep import DATASETS, METHODS, SEEDS, merged, write_job, write_plan, write_sweep
 from helpers import assert_one_line
 from recast_exp.checking import CommandLine, check
 from recast_exp.errors import MissingInputError, UserError
@@ -28,6 +29,7 @@ from recast_exp.report.build import write_report
 from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, sign_flip
 from recast_exp.report.reading import read_jobs
 from recast_exp.report.table import Results, tabulate
+from recast_exp.report.trials import read_searches
 
 
 def results_of(folder: Path) -> Results:
@@ -399,6 +401,87 @@ def test_curves_end_where_a_seed_ends(tmp_path: Path) -> None:
     assert trace["y"] == pytest.approx(
         [50 * (a["val/accuracy"] + b["val/accuracy"]) for a, b in zip(*rows, strict=False)], rel=1e-5
     )
+
+
+# Searches
+
+
+def write_search(folder: Path, **changed: Any) -> None:
+    """A search of four trials with a job each: two finished, one pruned, one failed."""
+    config = {"search": {"storage": "optuna.log"}}
+    kinds = [(0.7, "finished", ""), (0.9, "finished", ""), (None, "pruned", ""), (None, "failed", "out of memory")]
+    trials = []
+    for number, (value, state, reason) in enumerate(kinds):
+        lr = repr(0.001234567 * 10**number)
+        write_job(
+            *(folder / str(number), "RECAST-Att"),
+            state={"pruned": "skipped"}.get(state, state),
+            config=merged(config, {"optimizer": {"lr": float(lr)}, "search": {"trial": number}}),
+            accuracy=0.95 - 0.1 * number,  # on the test images, the other way round
+        )
+        epochs = {"1": 0.3, "2": 0.4} if number < 3 else {}
+        trials.append(
+            {"number": number, "folder": str(number), "state": state, "reason": reason or None, "value": value}
+            | {
+                "parameters": {"optimizer.lr": lr, "model": "vit_att"},
+                "epochs": epochs,
+            }
+        )
+    content = {
+        "format": 1,
+        "n_trials": 5,
+        "space": {"optimizer.lr": "tag(log,interval(0.001,10.0))", "model": "choice(vit_att,vit_mlp)"},
+        "best": {**trials[1], "command": "python -m recast_exp optimizer.lr=0.0123"},
+        "trials": trials,
+    }
+    (folder / "search.json").write_text(json.dumps({**content, **changed}))
+
+
+def test_a_search_is_shown_by_validation_and_its_best_trial_alone_by_test(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    page = write_report(tmp_path).read_text()
+    summary = (tmp_path / "report/report.md").read_text()
+    table, search = summary.split("## Search\n")
+    assert "85.0" in table  # the test accuracy of trial 1
+    assert not any(other in summary for other in ("95.0", "75.0", "65.0"))
+    rows = [
+        [cell.strip() for cell in line.replace("\\_", "_").strip("|").split("|")]
+        for line in search.splitlines()
+        if line[:1] == "|"
+    ]
+    assert rows[2:] == [
+        ["1", "90.0", "2", "0.01235", "vit_att", "best"],
+        ["0", "70.0", "2", "0.001235", "vit_att", ""],
+        ["2", "40.0", "2", "0.1235", "vit_att", "pruned"],
+        ["3", "–", "–", "1.235", "vit_att", "failed: out of memory"],
+    ]
+    assert "4 of 5 trials: 2 finished, 1 pruned, 1 failed" in summary
+    assert "$ python -m recast_exp optimizer.lr=0.0123\n" in search
+    assert "Without results" not in summary
+    with (tmp_path / "report/results.csv").open() as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == ["1"]
+    assert page.count('<a href="../2/">2</a>') == 1
+
+    _, searches = read_searches(read_jobs(tmp_path))
+    figures = charts.search_figures(searches)
+    assert list(figures) == ["Search|trial", "Search|optimizer.lr", "Search|model"]
+    for figure in figures.values():
+        go.Figure(figure)
+        json.dumps(figure, allow_nan=False)
+    assert figures["Search|trial"]["data"][0]["y"] == [70, 90, 40]
+    assert figures["Search|trial"]["data"][0]["marker"]["symbol"] == ["circle", "star", "circle-open"]
+    assert figures["Search|trial"]["data"][1]["y"] == [70, 90]
+    axes = [(figure["layout"]["xaxis"].get("type")) for figure in figures.values()]
+    assert axes == [None, "log", "category"]
+
+
+def test_a_search_without_a_finished_trial_has_a_report(tmp_path: Path) -> None:
+    write_search(tmp_path / "one", best=None, trials=[])
+    write_search(tmp_path / "other", best={"number": 1}, n_trials="many")
+    write_report(tmp_path)
+    summary = (tmp_path / "report/report.md").read_text()
+    assert "## Search one\n\n0 of 5 trials." in summary
+    assert "- other: search.json is not that of a search; its trials are shown as jobs" in summary
 
 
 # The command line

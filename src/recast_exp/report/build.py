@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recast_exp.errors import MissingInputError, UserError
@@ -10,6 +11,7 @@ from recast_exp.report import exports, page
 from recast_exp.report.comparing import compare_all
 from recast_exp.report.reading import Found, read_jobs
 from recast_exp.report.table import Results, tabulate
+from recast_exp.report.trials import Search, read_searches
 
 FOLDER = "report"
 
@@ -29,24 +31,24 @@ def write_report(folder: Path) -> Path:
         UserError: If nothing can be written there.
     """
     folder = folder.expanduser().resolve()
-    found = read_jobs(folder)
-    if not found.jobs:
+    found, searches = read_searches(read_jobs(folder))
+    if not found.jobs and not searches:
         remarks = f" ({'; '.join(found.remarks)})" if found.remarks else ""
         raise MissingInputError(f"path: no run of stage=adapt is below {folder}{remarks}; takes a sweep's folder")
     results = tabulate(found.jobs)
     target = folder / FOLDER
     try:
-        _write(target, found, results)
+        _write(target, found, results, searches)
     except OSError as error:
         raise UserError(f"path: {target} cannot be written to ({error.strerror})") from error
     return target / "report.html"
 
 
-def _write(target: Path, found: Found, results: Results) -> None:
+def _write(target: Path, found: Found, results: Results, searches: Sequence[Search]) -> None:
     rows = exports.records(results)
     exports.write_csv(target / "results.csv", rows)
     exports.write_parquet(target / "results.parquet", rows)
     exports.write_csv(target / "comparisons.csv", exports.comparison_records(compare_all(results)))
     write_text(target / "table.tex", exports.latex(results))
-    write_text(target / "report.md", page.summary(found, results))
-    write_text(target / "report.html", page.html(found, results))
+    write_text(target / "report.md", page.summary(found, results, searches))
+    write_text(target / "report.html", page.html(found, results, searches))

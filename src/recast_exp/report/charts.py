@@ -6,6 +6,7 @@ Text and grid have no colours here: the page has two themes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -17,8 +18,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from recast_exp.report import text
-from recast_exp.report.reading import DamagedError, Job, read_history
+from recast_exp.report.reading import FINISHED, DamagedError, Job, read_history
 from recast_exp.report.table import Average, Cell, Results, Row
+from recast_exp.report.trials import Search, Trial, numbers
 from recast_exp.saved import RECORD_KEY
 
 POINTS = 200  # of a curve at most
@@ -140,6 +142,73 @@ def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Map
         line={"color": look["color"], "dash": look["dash"], "width": 2},
         marker={"color": look["color"]},
     )
+
+
+def search_figures(searches: Sequence[Search]) -> Figures:
+    """Validation accuracy of a search's trials, in their order and against each key that is searched."""
+    return {
+        f"{search.title}|{against}": _trials(search, against)
+        for search in searches
+        for against in ("trial", *search.space)
+        if any(trial.accuracy is not None for trial in search.trials)
+    }
+
+
+def _trials(search: Search, against: str) -> dict[str, Any]:
+    shown = [
+        trial
+        for trial in search.trials
+        if trial.accuracy is not None and (against == "trial" or against in trial.parameters)
+    ]
+    at: Sequence[Any] = [trial.number for trial in shown]
+    axis: dict[str, Any] = {"title": {"text": "trial"}, **({"dtick": 1} if len(search.trials) <= 20 else {})}
+    if against != "trial":
+        drawn = [trial.parameters[against] for trial in shown]
+        values = numbers(drawn)
+        at = values or [_safe(value) for value in drawn]
+        logarithmic = values is not None and search.space[against].startswith("tag(log")
+        axis = {
+            "title": {"text": _safe(against)},
+            "type": "category" if values is None else "log" if logarithmic else "linear",
+        }
+    accuracies = [100 * (trial.accuracy or 0) for trial in shown]
+    best = [trial.number == search.best for trial in shown]
+    finished = [trial.state == FINISHED for trial in shown]
+    symbols = ["star" if b else "circle" if f else "circle-open" for b, f in zip(best, finished, strict=True)]
+    colors = [COLORS[1] if each else COLORS[0] for each in best]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": list(at),
+            "y": accuracies,
+            "text": [_drawn(trial) for trial in shown],
+            "hovertemplate": "%{text}<br>%{y:.1f} %<extra></extra>",
+            "marker": {
+                "symbol": symbols,
+                "size": [16 if each else 10 for each in best],
+                "color": colors,
+                "line": {"width": 2, "color": colors},
+            },
+        }
+    ]
+    if against == "trial" and any(finished):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [number for number, each in zip(at, finished, strict=True) if each],
+                "y": list(itertools.accumulate((a for a, f in zip(accuracies, finished, strict=True) if f), max)),
+                "line": {"color": COLORS[1], "width": 1.5, "shape": "hv"},
+                "hoverinfo": "skip",
+            }
+        )
+    return _figure(data, xaxis=axis, yaxis={"title": {"text": "validation accuracy in percent"}})
+
+
+def _drawn(trial: Trial) -> str:
+    drawn = (f"{key}={text.drawn(value)}" for key, value in trial.parameters.items())
+    return "<br>".join([f"trial {trial.number}, {trial.state}", *map(_safe, drawn)])
 
 
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:

@@ -17,13 +17,14 @@ from recast_exp.report.comparing import Comparison, compare_all, compare_with_re
 from recast_exp.report.exports import markdown, table
 from recast_exp.report.reading import FINISHED, SKIPPED, Found, Job
 from recast_exp.report.table import Results
+from recast_exp.report.trials import Search, Trial
 
 FILES = {"report.md": "Markdown", "results.csv": "CSV", "results.parquet": "Parquet", "table.tex": "LaTeX"}
 
 
-def html(found: Found, results: Results) -> str:
+def html(found: Found, results: Results, searches: Sequence[Search]) -> str:
     """The page, as text."""
-    facts = _facts(found, results)
+    facts = _facts(found, results, searches)
     methods = [row.method for row in results.rows]
     styles = charts.style(methods)
     curves, unread = charts.curve_figures(results, styles)
@@ -52,6 +53,7 @@ def html(found: Found, results: Results) -> str:
         styles=styles,
         # What can be chosen above a chart is what the keys of its figures say
         charts={
+            "trials": charts.search_figures(searches),
             "accuracy": charts.accuracy_figures(results, styles),
             "curves": curves,
             "coefficients": coefficients,
@@ -62,9 +64,9 @@ def html(found: Found, results: Results) -> str:
     )
 
 
-def summary(found: Found, results: Results) -> str:
-    """The report as Markdown: the table, the tests, what is missing, and how it was made."""
-    facts = _facts(found, results)
+def summary(found: Found, results: Results, searches: Sequence[Search]) -> str:
+    """The report as Markdown: the table, the tests, the searches, what is missing, and how it was made."""
+    facts = _facts(found, results, searches)
     parts = [f"# {facts['title']}", facts["status"], *([f"**{facts['warning']}**"] if facts["warning"] else [])]
     if results.rows:
         parts += ["## Test accuracy", _TABLE_SAYS, markdown(table(results))]
@@ -81,6 +83,20 @@ def summary(found: Found, results: Results) -> str:
         ]
         head = ("difference", "points", "p (pairs)", "p (pairs), corrected", "p (datasets)")
         parts += ["## Tests", _tests_say(comparisons), markdown([head, *lines])]
+    for search in searches:
+        trials = [
+            (
+                str(trial.number),
+                text.accuracy(trial.accuracy),
+                str(trial.epochs or text.NOTHING),
+                *(text.drawn(trial.parameters.get(key)) for key in search.space),
+                _outcome(trial, search),
+            )
+            for trial in search.ranked
+        ]
+        columns = ("trial", "validation accuracy", "epochs", *search.space, "outcome")
+        parts += [f"## {search.title}", f"{search.told}. {_SEARCH_SAYS}", markdown([columns, *trials])]
+        parts += [f"The best setting:\n\n```console\n$ {search.command}\n```"] if search.command else []
     if facts["unfinished"]:
         lines = [(job.folder, name or text.NOTHING, *_where(job), _why(job)) for name, job in facts["unfinished"]]
         parts += ["## Without results", markdown([("job", "method", "dataset", "seed", "why"), *lines])]
@@ -97,7 +113,17 @@ _TABLE_SAYS = (
 )
 
 
-def _facts(found: Found, results: Results) -> dict[str, Any]:
+_SEARCH_SAYS = "Trials are compared by validation accuracy. The best one alone stands among the test accuracies."
+
+
+def _outcome(trial: Trial, search: Search) -> str:
+    """What came of a trial, where it is not one of many that have finished."""
+    if trial.number == search.best:
+        return "best"
+    return "" if trial.state == FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
+
+
+def _facts(found: Found, results: Results, searches: Sequence[Search]) -> dict[str, Any]:
     """What page and summary both say."""
     unfinished = results.unfinished
     skipped = sum(job.state == SKIPPED for _, job in unfinished)
@@ -117,7 +143,8 @@ def _facts(found: Found, results: Results) -> dict[str, Any]:
         "title": f"Report on {'/'.join(found.folder.parts[-2:])}",
         "status": " · ".join(
             [
-                f"{there} of {expected} runs finished",
+                *([f"{there} of {expected} runs finished"] if expected or not searches else []),
+                *(search.told for search in searches),
                 *rest,
                 *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(found.jobs)) else []),
             ]
@@ -131,6 +158,9 @@ def _facts(found: Found, results: Results) -> dict[str, Any]:
         "where": _where,
         "why": _why,
         "table_says": _TABLE_SAYS,
+        "searches": searches,
+        "search_says": _SEARCH_SAYS,
+        "outcome": _outcome,
         "tests_say": _tests_say(_comparisons(results)),
     }
 

@@ -92,7 +92,7 @@ class Found:
 
 def has_jobs(folder: Path) -> bool:
     """Whether there is anything to report on below a folder; cheap."""
-    return next(_files(folder), None) is not None
+    return next(records(folder, SWEEP, JOB), None) is not None
 
 
 def read_jobs(folder: Path) -> Found:
@@ -102,7 +102,7 @@ def read_jobs(folder: Path) -> Found:
     planned: dict[Path, tuple[int, Job]] = {}
     ran: list[Path] = []
     sweeps: list[Path] = []
-    for path in _files(folder):
+    for path in records(folder, SWEEP, JOB):
         (sweeps if path.name == SWEEP else ran).append(path)
     for path in sweeps:
         try:
@@ -129,6 +129,13 @@ def read_jobs(folder: Path) -> Found:
         remarks.append(f"{others} job(s) of other stages than adapt are not shown")
     jobs.sort(key=lambda pair: pair[0])
     return Found(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
+
+
+def records(folder: Path, *names: str) -> Iterator[Path]:
+    """The files of these names below a folder; not those of a report or a tracker."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted((name for name in folders if name not in _WITHOUT_JOBS), key=_natural)
+        yield from (Path(root) / name for name in names if name in files)
 
 
 def read_history(job: Job) -> list[dict[str, float]]:
@@ -166,13 +173,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if isinstance(content.get("format"), int) and content["format"] > FORMAT:
         raise DamagedError(f"{path.name} has format {content['format']}, this version reads up to {FORMAT}")
     return content
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The records of jobs and sweeps below a folder; not those of a report or a tracker."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted((name for name in folders if name not in _WITHOUT_JOBS), key=_natural)
-        yield from (Path(root) / name for name in (SWEEP, JOB) if name in names)
 
 
 def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:

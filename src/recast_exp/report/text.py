@@ -30,6 +30,16 @@ def gain(row: Row) -> str:
     return noted(difference(row.gain), row.gain_note)
 
 
+def drawn(value: str | None) -> str:
+    """What a search has drawn: a number with four digits that count, anything else as it is."""
+    if value is None:
+        return NOTHING
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value.strip("\"'")
+
+
 def noted(value: str, note: str) -> str:
     """A value, and a remark on it in brackets."""
     return f"{value} ({note})" if note else value

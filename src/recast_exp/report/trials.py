@@ -1,0 +1,133 @@
+"""The searches below a folder. Their trials were chosen by validation accuracy, and are shown by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recast_exp.report.reading import FINISHED, DamagedError, Found, Job, read_json, records
+
+SEARCH = "search.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting that a search has tried.
+
+    Attributes:
+        folder: Where its job is, relative to the folder of the report.
+        accuracy: Validation accuracy, from 0 to 1; of one that has not finished, that of its last epoch, if any.
+        parameters: Key → what was drawn, as text.
+    """
+
+    number: int
+    folder: str
+    state: str
+    reason: str | None
+    accuracy: float | None
+    epochs: int
+    parameters: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One search.
+
+    Attributes:
+        name: Its folder, relative to that of the report.
+        planned: How many trials it is to have.
+        space: Key → what it is drawn from, in Hydra's grammar.
+        best: Number of the best trial that has finished.
+        command: What runs the best setting by itself.
+    """
+
+    name: str
+    planned: int
+    space: Mapping[str, str]
+    trials: tuple[Trial, ...]
+    best: int | None
+    command: str
+
+    @property
+    def title(self) -> str:
+        """What it is called: it has no other name than its folder's, and none where that is the report's."""
+        return "Search" if self.name == "." else f"Search {self.name}"
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """The trials as a table shows them: the finished ones from the best down, then the others by their numbers."""
+        finished = [each for each in self.trials if each.state == FINISHED]
+        rest = [each for each in self.trials if each.state != FINISHED]
+        return sorted(finished, key=lambda each: -(each.accuracy or 0)) + rest
+
+    @property
+    def told(self) -> str:
+        """How many trials there are of each state, in words."""
+        counts: dict[str, int] = {}
+        for trial in self.trials:
+            counts[trial.state] = counts.get(trial.state, 0) + 1
+        rest = ", ".join(f"{count} {state}" for state, count in counts.items())
+        return f"{len(self.trials)} of {self.planned} trials" + (f": {rest}" if rest else "")
+
+
+def read_searches(found: Found) -> tuple[Found, tuple[Search, ...]]:
+    """Read every search below a folder.
+
+    Returns:
+        What was found, without the jobs that are trials, but for the best of each search: what was chosen among many
+        is no method of its own, and its test accuracy is no reason to choose it. And the searches.
+    """
+    searches, remarks, left_out = [], [], set()
+    for path in records(found.folder, SEARCH):
+        relative = path.parent.relative_to(found.folder).as_posix()
+        try:
+            search = _search(relative, read_json(path))
+        except (DamagedError, KeyError, TypeError, ValueError, AttributeError) as error:
+            why = str(error) if isinstance(error, DamagedError) else f"{SEARCH} is not that of a search"
+            remarks.append(f"{relative}: {why}; its trials are shown as jobs")
+            continue
+        searches.append(search)
+        left_out |= {trial.folder for trial in search.trials if trial.number != search.best}
+    jobs = tuple(job for job in found.jobs if not (job.folder in left_out and _is_trial(job)))
+    return dataclasses.replace(found, jobs=jobs, remarks=(*found.remarks, *remarks)), tuple(searches)
+
+
+def _is_trial(job: Job) -> bool:
+    """Whether a job belongs to a search: a grid may have left another in the same folder."""
+    return job.setting("search", "trial") is not None or not job.config
+
+
+def _search(name: str, content: Mapping[str, Any]) -> Search:
+    best = content["best"]
+    return Search(
+        name=name,
+        planned=int(content["n_trials"]),
+        space={str(key): str(value) for key, value in content["space"].items()},
+        trials=tuple(_trial(name, entry) for entry in content["trials"]),
+        best=None if best is None else int(best["number"]),
+        command="" if best is None else str(best["command"]),
+    )
+
+
+def _trial(search: str, entry: Mapping[str, Any]) -> Trial:
+    epochs = {int(epoch): float(value) for epoch, value in entry["epochs"].items()}
+    value = entry["value"] if entry["value"] is not None else epochs.get(max(epochs, default=0))
+    return Trial(
+        number=int(entry["number"]),
+        folder=str(entry["folder"]) if search == "." else f"{search}/{entry['folder']}",
+        state=str(entry["state"]),
+        reason=entry["reason"],
+        accuracy=float(value) if value is not None and math.isfinite(value) else None,
+        epochs=len(epochs),
+        parameters={str(key): str(drawn) for key, drawn in entry["parameters"].items()},
+    )
+
+
+def numbers(values: Sequence[str]) -> list[float] | None:
+    """Texts as numbers; None if one is none."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
