@@ -85,6 +85,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     tuned = (
         *("stage=compare", "model=vit_att", "stage.seeds=[1,2]", "stage.methods=[linear probe,RECAST-Att]"),
         'stage.tune=["optimizer.lr=1e-9,1e-2","optimizer.lr_scale=1","trainer.head_first_epochs=0,1"]',
+        "stage.tune_by=loss",
     )
     tested = []
     original = compare.adapt
@@ -99,7 +100,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     recast = trials[2:]
     assert [row["recipe"].split()[2] for row in recast] == ["head_first_epochs=0"] * 2 + ["head_first_epochs=1"]
     for rows in (trials[:2], recast):
-        best = max(rows, key=lambda row: (float(row["val/accuracy"]), -float(row["val/loss"])))
+        best = min(rows, key=lambda row: float(row["val/loss"]))
         assert [row["chosen"] for row in rows] == [str(row is best) for row in rows]
     assert len(tested) == 4  # two methods, two seeds
     assert {cfg.optimizer.lr for cfg in tested[2:]} == {
@@ -153,3 +154,10 @@ def test_recipes_are_tried_key_by_key() -> None:
     found = recipes.search({"a": 1, "b": 0}, {"a": [1, 2, 3], "b": [0, 5]}, validate)
     assert asked == [(1, 0), (2, 0), (3, 0), (2, 5)]
     assert found.best.recipe == {"a": 2, "b": 0}
+
+
+@pytest.mark.parametrize(("by", "best"), [("accuracy", 2), ("loss", 3)])
+def test_recipes_are_compared_by_accuracy_or_by_loss(by: str, best: int) -> None:
+    measured = {1: (0.8, 0.5), 2: (0.9, 0.9), 3: (0.8, 0.4), 4: (0.7, 0.4), 5: (0.9, 1.0)}  # the other decides equals
+    found = recipes.search({}, {"a": [1, 2, 3, 4, 5]}, lambda recipe: measured[recipe["a"]], by)
+    assert found.recipe == {"a": best}

@@ -184,6 +184,7 @@ class StageConfig:
     seeds: list[int] = key([42, 1998, 3142592], "seeds (stage=compare)")
     methods: list[str] | None = key(None, "methods by name or glob pattern (stage=compare); null takes all that fit")
     tune: list[str] = key([], "values to try before, key by key (optimizer.lr_scale=0.3,1,3); validation with the first seed chooses for each method (stage=compare)")  # fmt: skip # noqa: E501
+    tune_by: str = key("accuracy", "what is compared on the validation images; of few images, the loss tells more", choices=("accuracy", "loss"))  # fmt: skip # noqa: E501
 
 
 @dataclass

@@ -25,14 +25,21 @@ class Trial:
 
 @dataclass
 class Search:
-    """What has been tried: `best` is the recipe with the highest accuracy, the loss decides between equals."""
+    """What has been tried.
+
+    Attributes:
+        by: What makes a recipe the best: the highest "accuracy" or the lowest "loss"; the other decides between equals.
+            An accuracy moves in steps of an image; where those are few, the loss tells recipes apart that it does not.
+    """
 
     trials: list[Trial] = field(default_factory=list)
+    by: str = "accuracy"
 
     @property
     def best(self) -> Trial:
         """The first of the best."""
-        return max(self.trials, key=lambda trial: (trial.accuracy, -trial.loss))
+        by_accuracy = self.by == "accuracy"
+        return max(self.trials, key=lambda t: (t.accuracy, -t.loss) if by_accuracy else (-t.loss, t.accuracy))
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -70,7 +77,10 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def search(
-    start: dict[str, Any], choices: dict[str, list[Any]], validate: Callable[[dict[str, Any]], tuple[float, float]]
+    start: dict[str, Any],
+    choices: dict[str, list[Any]],
+    validate: Callable[[dict[str, Any]], tuple[float, float]],
+    by: str = "accuracy",
 ) -> Search:
     """Try the values of one key after another, keeping the best of the earlier ones; no recipe is tried twice.
 
@@ -78,8 +88,9 @@ def search(
         start: The value of each key while those before it are chosen.
         choices: As `parse` gives them.
         validate: Recipe → its accuracy and its loss on the validation images.
+        by: As in `Search`.
     """
-    done = Search()
+    done = Search(by=by)
     for key, values in choices.items():
         best = done.best.recipe if done.trials else start
         for value in values:

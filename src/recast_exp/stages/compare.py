@@ -149,10 +149,11 @@ def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
             with job_record.ending(run_dir):
                 write_json(path, validate(job, run_dir))
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        log.info("%s, %s: validation accuracy %.1f %%", folder.name, describe(recipe), 100 * metrics["val/accuracy"])
+        accuracy, loss = 100 * metrics["val/accuracy"], metrics["val/loss"]
+        log.info("%s, %s: validation accuracy %.1f %%, loss %.3f", folder.name, describe(recipe), accuracy, loss)
         return metrics["val/accuracy"], metrics["val/loss"]
 
-    found = recipes.search({key: OmegaConf.select(cfg, key) for key in choices}, choices, validated)
+    found = recipes.search({key: OmegaConf.select(cfg, key) for key in choices}, choices, validated, cfg.stage.tune_by)
     for trial in found.trials:
         if trial is not found.best:  # of a recipe that lost, the numbers are kept, not the weights
             _checkpoint(_place(cfg, seed, trial.recipe, folder)[1]).unlink(missing_ok=True)
@@ -167,7 +168,8 @@ def describe(recipe: Mapping[str, Any]) -> str:
 def _place(cfg: DictConfig, seed: int, recipe: Mapping[str, Any], folder: Path) -> tuple[DictConfig, Path]:
     """The configuration and the folder of one run of a method."""
     values = {key.replace(".", "__"): value for key, value in recipe.items()}
-    job = with_values(cfg, seed=seed, stage__tune=[], stage__seeds=[], stage__methods=None, **values)
+    no_stage = {"stage__tune": [], "stage__tune_by": "accuracy", "stage__seeds": [], "stage__methods": None}
+    job = with_values(cfg, seed=seed, **no_stage, **values)
     return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
 
 
