@@ -256,7 +256,7 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(search: Search, capsy
         "the job returned None, takes a number (val/accuracy)",
         "the job returned nan, takes a number (val/accuracy)",
     ]
-    assert "Trial 2 failed: RuntimeError: out of memory" in capsys.readouterr().out
+    assert "Trial 2 (6 in all): failed: RuntimeError: out of memory" in capsys.readouterr().err
     assert cli._failures == [2, 1, 1, 1]
     launcher = Functions(task)
     assert search(launcher, "a") == found
@@ -281,6 +281,13 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert [job.search.storage for job in jobs] == [str(Path("a b/optuna.log").absolute())] * 2
     best = found["best"]
     assert best["command"] in capsys.readouterr().out
+    # A changed search is refused: no table, and its report is the one of before
+    report = Path("a b/report/report.md").stat().st_mtime_ns
+    cli._failures.clear()  # as in a process of its own
+    assert cli.run([*argv, "hydra.sweeper.seed=7", *SPACE]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert Path("a b/report/report.md").stat().st_mtime_ns == report
     # The command runs that setting by itself: no search, the same values
     findings = check(CommandLine(tuple(shlex.split(best["command"])[3:])))
     assert (findings.wrong, findings.missing) == ([], [])

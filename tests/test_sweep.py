@@ -277,6 +277,37 @@ def test_the_live_table() -> None:
     assert "about 0:30 left" in text  # 2.5 of 4 in 50 s
 
 
+def test_the_live_table_of_a_search(tmp_path: Path) -> None:
+    assert not progress.search_table(tmp_path, 0.0).renderables  # nothing is known yet
+    trials = []
+    for number, state in enumerate(("finished", "finished", "pruned", "failed", "running")):
+        value = 0.5 + number / 10 if state == "finished" else None
+        trials.append(
+            {"number": number, "folder": str(number), "state": state, "value": value, "ended": job_record._now()}
+        )
+        trials[-1]["parameters"] = {"optimizer.lr": f"{0.00123456 * (number + 1)!r}", "model": "'vit_att'"}
+        if state != "failed":
+            (tmp_path / str(number)).mkdir()
+            told = {"pruned": "skipped"}.get(state, state)
+            content = record(state=told, number=number, epoch=5 if state == "running" else 10) | job_record_keys()
+            (tmp_path / str(number) / "job.json").write_text(json.dumps(content))
+    space = {"optimizer.lr": "interval(0.0,1.0)", "model": "choice(vit_att,vit_mlp)"}
+    search = {"n_trials": 8, "space": space, "best": trials[1], "trials": trials}
+    (tmp_path / "search.json").write_text(json.dumps(search))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(progress.search_table(tmp_path, time.time() - 45))
+    text = console.export_text()
+    assert [line.split()[:4] for line in text.splitlines() if "vit_att" in line] == [
+        ["0", "0.001235", "vit_att", "finished"],
+        ["1", "0.002469", "vit_att", "finished"],
+        ["2", "0.003704", "vit_att", "pruned"],
+        ["3", "0.004938", "vit_att", "failed"],
+        ["4", "0.006173", "vit_att", "running"],
+    ]
+    assert "5/10" in text
+    assert "4 of 8 trials ended, best 60.0 % (trial 1), about 0:35 left" in text  # 4.5 of 8 in 45 s
+
+
 def test_the_time_that_is_left_does_not_count_what_had_ended_before() -> None:
     old = record(updated="2020-01-01T00:00:00+00:00")
     started = time.time() - 100

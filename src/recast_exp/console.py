@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recast_exp.overrides import short
 from recast_exp.sweep import mean_and_spread
 
 SHOWN = 10  # rows of a table that may be of any length
@@ -186,7 +187,7 @@ def show_search(folder: Path, search: dict[str, Any]) -> None:
     for key in search["space"]:
         table.add_column(escape(key), overflow="fold")
     for trial in finished[:BEST]:
-        drawn = [escape(_short(trial["parameters"][key])) for key in search["space"]]
+        drawn = [escape(short(trial["parameters"][key])) for key in search["space"]]
         table.add_row(str(trial["number"]), _percent(trial["value"]), *drawn)
     counts = Counter(each["state"] for each in trials)
     told = ", ".join(
@@ -198,14 +199,6 @@ def show_search(folder: Path, search: dict[str, Any]) -> None:
     if finished:
         lines.append(f"Run the best setting: {escape(search['best']['command'])}")
     _print(f"Search {folder}: {len(trials)} trials, {told}", *([table] if finished else []), *lines)
-
-
-def _short(text: str) -> str:
-    """A number as people read it; the file has it to the last bit."""
-    try:
-        return f"{float(text):.4g}"
-    except ValueError:
-        return text.strip("\"'")
 
 
 def _spread(jobs: list[dict[str, Any]], name: str) -> str:

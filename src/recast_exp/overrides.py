@@ -54,6 +54,14 @@ def quote(text: str) -> str:
     return QuotedString(text, Quote.double).with_quotes()
 
 
+def short(value: str) -> str:
+    """A value as people read it: a number with four digits that count, anything else without its quotes."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value.strip("\"'")
+
+
 def split(value: str, *, brackets: bool = True) -> list[str]:
     """Split at the commas outside quotes and `${...}` and, with `brackets`, outside any other bracket.
 

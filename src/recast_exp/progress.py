@@ -1,16 +1,18 @@
 """How a sweep gets on: one live table in a terminal, a line for each job that ends elsewhere.
 
-It reads the `job.json` of the jobs, and so does not mind in which process or on which machine they run.
+It reads the `job.json` of the jobs, and so does not mind in which process or on which machine they run. Of a search, it
+reads `search.json` too, as its jobs are not known before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from recast_exp import job_record
+from recast_exp.overrides import short
 
 INTERVAL = 0.5  # seconds between two looks at the files
 ROWS = 12  # of the live table, beside the jobs that run
-ENDED = (job_record.FINISHED, job_record.FAILED, job_record.SKIPPED)
+ENDED = (job_record.FINISHED, job_record.FAILED, job_record.SKIPPED, "pruned")
 
 Record = dict[str, Any]
 
@@ -35,26 +38,31 @@ def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
 
     Args:
         folder: Folder of the sweep.
-        jobs: Its jobs as in `sweep.json`; where none are known, nothing is shown.
+        jobs: Its jobs as in `sweep.json`; none where a search decides as it goes, which says its own lines.
     """
-    if not jobs:
-        yield
-        return
-    watcher = _Watcher(folder, jobs)
     console = Console(stderr=True)
-    if not console.is_terminal:
-        with _every(INTERVAL, lambda: _say(watcher)):
+    started = time.time()
+    if not jobs:
+        with _show(console, lambda: search_table(folder, started)) if console.is_terminal else contextlib.nullcontext():
             yield
         return
-    with Live(console=console, get_renderable=lambda: table(watcher.look(), watcher.started), refresh_per_second=2):
-        yield
+    watcher = _Watcher(folder, jobs)
+    if console.is_terminal:
+        with _show(console, lambda: table(watcher.look(), started)):
+            yield
+    else:
+        with _every(INTERVAL, lambda: _say(watcher)):
+            yield
+
+
+def _show(console: Console, what: Callable[[], Group]) -> Live:
+    return Live(console=console, get_renderable=what, refresh_per_second=2)
 
 
 class _Watcher:
     """Reads the jobs' files, those of ended jobs once."""
 
     def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
-        self.started = time.time()
         self.said: set[int] = set()
         self._folder, self._jobs = folder, jobs
         self._ended: dict[int, Record] = {}
@@ -111,25 +119,68 @@ def table(records: Sequence[Record], started: float) -> Group:
     others = [record for record in ended if record["state"] != job_record.FAILED]
     others.sort(key=lambda record: _time(record.get("updated")))
     shown = [*failed[-ROWS:], *others[-max(ROWS - len(failed) - len(going), 1) :], *going, *waiting[:1]]
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("job", "method", "dataset", "seed", "status", "epoch", "val", "time"):
-        rows.add_column(column, justify="right" if column in ("job", "seed", "epoch", "val", "time") else "left")
-    colours = {job_record.FINISHED: "green", job_record.FAILED: "red", job_record.RUNNING: "bold", "waiting": "dim"}
+    rows = _table("job", "method", "dataset", "seed")
     for record in shown:
-        accuracy = record.get("val/accuracy")
-        begun = record["state"] in (job_record.RUNNING, job_record.FINISHED)
         rows.add_row(
-            str(record["number"]), record["label"], record["dataset"], str(record["seed"]),
-            Text(record["state"], style=colours.get(record["state"], "")),
-            f"{record['epoch']}/{record['epochs']}" if begun else "",
-            f"{100 * accuracy:.1f} %" if accuracy is not None else "",
-            _clock(_seconds(record)) if begun else "",
+            str(record["number"]), record["label"], record["dataset"], str(record["seed"]), *_status(record)
         )  # fmt: skip
     counts = [f"{len(ended)} of {len(records)} jobs ended"]
     counts += [f"{len(failed)} failed"] if failed else []
     left = remaining(records, started)
     counts += [f"about {_clock(left)} left"] if left else []
     return Group(rows, Text("  " + ", ".join(counts), style="dim"))
+
+
+def search_table(folder: Path, started: float) -> Group:
+    """The trials of a search that run, the last that ended and the best, with what they have drawn."""
+    try:
+        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the search has not written it yet
+        return Group()
+    trials = content["trials"]
+    ended = [trial for trial in trials if trial["state"] != job_record.RUNNING]
+    best = content["best"] and content["best"]["number"]
+    shown = [trial for trial in ended[:-ROWS] if trial["number"] == best] + ended[-ROWS:]
+    shown += [trial for trial in trials if trial["state"] == job_record.RUNNING]
+    rows = _table("trial", *content["space"])
+    records = []
+    for trial in trials:
+        record = job_record.read(folder / trial["folder"])
+        records.append((record or {"epoch": 0, "epochs": 1, "updated": trial["ended"]}) | {"state": trial["state"]})
+        if trial in shown:
+            drawn = [short(trial["parameters"].get(key, "")) for key in content["space"]]
+            number = Text(f"{trial['number']}", style="bold" if trial["number"] == best else "")
+            status = _status(records[-1]) if record else (trial["state"], "", "", "")
+            rows.add_row(number, *drawn, *status)
+    counts = [f"{len(ended)} of {content['n_trials']} trials ended"]
+    counts += [f"best {100 * content['best']['value']:.1f} % (trial {best})"] if best is not None else []
+    waiting = {"state": "waiting", "updated": None}
+    left = remaining([*records, *(waiting for _ in range(content["n_trials"] - len(trials)))], started)
+    counts += [f"about {_clock(left)} left"] if left else []
+    return Group(rows, Text("  " + ", ".join(counts), style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (*columns, "status", "epoch", "val", "time"):
+        right = column in ("job", "trial", "seed", "epoch", "val", "time")
+        rows.add_column(column, justify="right" if right else "left", overflow="fold")
+    return rows
+
+
+_COLOURS = {job_record.FINISHED: "green", job_record.FAILED: "red", job_record.RUNNING: "bold", "waiting": "dim"}
+
+
+def _status(record: Record) -> tuple[Text, str, str, str]:
+    """State, epochs, validation accuracy and time of a job, as the tables show them."""
+    accuracy = record.get("val/accuracy")
+    begun = record["state"] in (job_record.RUNNING, job_record.FINISHED)
+    return (
+        Text(record["state"], style=_COLOURS.get(record["state"], "")),
+        f"{record['epoch']}/{record['epochs']}" if begun else "",
+        f"{100 * accuracy:.1f} %" if accuracy is not None else "",
+        _clock(_seconds(record)) if begun else "",
+    )
 
 
 def remaining(records: Sequence[Record], started: float) -> float | None:

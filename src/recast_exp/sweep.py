@@ -30,6 +30,7 @@ from recast_exp.wandb_sync import how_to_sync
 log = logging.getLogger(__name__)
 
 NAME = "sweep.json"
+SEARCH = "search.json"
 FORMAT = 1
 
 
@@ -45,6 +46,9 @@ class Plan:
 
     again: str
     """The command that goes on with this sweep."""
+
+    searched: int | None
+    """When a search was last written down in the folder before this one."""
 
 
 def command_again(argv: Sequence[str], folder: Path) -> str:
@@ -66,7 +70,8 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
         UserError: If another sweep is running there, or if the folder has jobs with other configurations: one line for
             each. Nothing has been changed then.
     """
-    plan = Plan(folder, shlex.join(["python", "-m", "recast_exp", *argv]), [], command_again(argv, folder))
+    command, again = shlex.join(["python", "-m", "recast_exp", *argv]), command_again(argv, folder)
+    plan = Plan(folder, command, [], again, _searched(folder))
     if different := list(_differences(folder, planned)):
         raise UserError("\n".join(different))
     try:
@@ -110,11 +115,13 @@ def conclude(plan: Plan) -> int:
     Returns:
         The exit code: 0 if no job failed.
     """
-    from recast_exp.console import show_failures, show_skipped, show_sweep
+    from recast_exp.console import show_failures, show_search, show_skipped, show_sweep
 
-    if (plan.folder / "search.json").is_file():  # a search has its own table and its own exit code
-        _end(plan.folder)
-        return 0
+    if not plan.jobs and (searched := _searched(plan.folder)) is not None:
+        if searched != plan.searched:  # else it was refused, and nothing has happened
+            show_search(plan.folder, json.loads((plan.folder / SEARCH).read_text(encoding="utf-8")))
+            _end(plan.folder)
+        return 0  # a search has its own exit code
     settings = collect(plan.folder, plan.jobs)
     if settings:
         show_sweep(plan.folder, settings)
@@ -131,6 +138,13 @@ def conclude(plan: Plan) -> int:
         show_failures(left, len(plan.jobs), plan.again)
     _end(plan.folder)
     return max((record["exit_code"] or 1 for record in left), default=0)
+
+
+def _searched(folder: Path) -> int | None:
+    try:
+        return (folder / SEARCH).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _end(folder: Path) -> None:

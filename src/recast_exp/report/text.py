@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recast_exp.overrides import short
 from recast_exp.report.comparing import SignFlip
 from recast_exp.report.table import Average, Cell, Row
 
@@ -31,13 +32,8 @@ def gain(row: Row) -> str:
 
 
 def drawn(value: str | None) -> str:
-    """What a search has drawn: a number with four digits that count, anything else as it is."""
-    if value is None:
-        return NOTHING
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value.strip("\"'")
+    """What a search has drawn."""
+    return NOTHING if value is None else short(value)
 
 
 def noted(value: str, note: str) -> str:

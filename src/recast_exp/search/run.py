@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from recast_exp import cli, console, job_record
+from recast_exp import cli, job_record
 from recast_exp.composition import first_line
 from recast_exp.errors import UserError
 from recast_exp.keys import leaves
@@ -93,7 +93,6 @@ class _Search:
                 self._launch(trials)
                 self._record()
         content = self._record()  # once more: a trial may have ended by what was found in its folder
-        console.show_search(self.folder, content)
         for trial in self._trials():
             if trial.state == TrialState.FAIL:
                 cli.note_failure(trial.user_attrs.get(results.EXIT_CODE, 1))

@@ -167,9 +167,9 @@ def describe(recipe: Mapping[str, Any]) -> str:
 
 def _place(cfg: DictConfig, seed: int, recipe: Mapping[str, Any], folder: Path) -> tuple[DictConfig, Path]:
     """The configuration and the folder of one run of a method."""
-    values = {key.replace(".", "__"): value for key, value in recipe.items()}
-    no_stage = {"stage__tune": [], "stage__tune_by": "accuracy", "stage__seeds": [], "stage__methods": None}
-    job = with_values(cfg, seed=seed, **no_stage, **values)
+    values: dict[str, Any] = {key.replace(".", "__"): value for key, value in recipe.items()}
+    values |= {"stage__tune": [], "stage__tune_by": "accuracy", "stage__seeds": [], "stage__methods": None}
+    job = with_values(cfg, seed=seed, **values)
     return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
 
 
