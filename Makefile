@@ -7,10 +7,10 @@ ARGS ?=
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast test-ray lint format types docs bench clean
+.PHONY: help install run test test-cluster test-fast test-ray lint format types docs bench clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## create .venv and install the project with its tools, in the tested versions
 
@@ -24,8 +24,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: install ## run the main job on the embedded digits: make run ARGS="model=vit_att_mlp seed=7"
 	$(BIN)/python -m recast_exp $(ARGS)
 
-test: install ## run all tests
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test: install ## run the tests, but for those on clusters
+	$(BIN)/python -m pytest $(PARALLEL) -m "not cluster" $(ARGS)
+
+test-cluster: install ## run the tests of launcher=joblib and, where SLURM is installed, launcher=slurm
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

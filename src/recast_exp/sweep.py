@@ -47,7 +47,7 @@ class Plan:
     again: str
     """The command that goes on with this sweep."""
 
-    searched: int | None
+    searched: int | None = None
     """When a search was last written down in the folder before this one."""
 
 
