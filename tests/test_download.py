@@ -93,9 +93,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.write(body)
 
     def write(self, body: bytes) -> None:
+        self.server.sent += len(body)  # before: a client that has all of it does not wait for this thread
         self.wfile.write(body)
         self.wfile.flush()
-        self.server.sent += len(body)
 
     def log_message(self, *_: object) -> None:
         """Not among the test's output."""
