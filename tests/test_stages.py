@@ -195,6 +195,18 @@ def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
     assert (tmp_path / "task.safetensors").read_bytes() == task
 
 
+@pytest.mark.parametrize(("rate", "idle"), [("1e-4", True), ("1e-2", False)])
+def test_masks_that_never_flip_are_said(stage: Stage, caplog: pytest.LogCaptureFixture, rate: str, idle: bool) -> None:
+    """Four steps of 1e-4 do not reach the threshold, 5e-3 away."""
+    metrics, folder = stage("model=vit_frozen", "adapter=piggyback", f"optimizer.adapter_lr={rate}")
+    assert ("masked no weight" in caplog.text) == idle == (metrics["adapter/masked"] == 0)
+    task = load_file(folder / "task.safetensors")
+    packed = [tensor for name, tensor in task.items() if name.startswith("adapter/")]
+    kept = sum(int(np.unpackbits(tensor.numpy()).sum()) for tensor in packed)
+    numbers = json.loads((folder / "parameters.json").read_text())["adapter"]
+    assert metrics["adapter/masked"] == pytest.approx(1 - kept / numbers)
+
+
 # The linear probe
 
 

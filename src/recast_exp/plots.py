@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ STYLE: Any = {
 # Matplotlib's own layout draws a figure several times; every run draws the first two figures here, and pays for it
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
 TRAIN, VAL = "#7a7a7a", "#1f6fb4"
+DISTINCT = [mpl.colormaps[name](i) for name, count in (("tab10", 10), ("Dark2", 7)) for i in range(count) if i != 7]
 
 
 def learning_curves(history: list[dict[str, float]], path: Path, *, reported: int) -> None:
@@ -78,11 +80,12 @@ def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path
 def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Test accuracy against the numbers, and against the bytes, that a task takes beside its head; on log axes.
 
-    A method with an adapter has the adapter's colour, filled where it stands on RECAST. Bars are standard deviations
-    over the seeds. What takes nothing, the linear probe, is a line.
+    A method with an adapter has the adapter's colour, filled where it stands on RECAST, and there a little to the
+    right, so that the two bars can be told apart. Bars are standard deviations over the seeds. What takes nothing, the
+    linear probe, is a line.
     """
-    names = sorted({name.rpartition(" + ")[2] for name in rows})
-    colors = dict(zip(names, mpl.colormaps["tab20"](np.linspace(0, 1, len(names))), strict=True))
+    names = dict.fromkeys(name.rpartition(" + ")[2] for name, row in rows.items() if row["task_specific"])
+    colors = dict(zip(names, itertools.cycle(DISTINCT), strict=False))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.6))
         panels = figure.subplots(1, 2, sharey=True)
@@ -93,12 +96,13 @@ def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
                 accuracy, spread = 100 * row["test/accuracy"], 100 * row["test/accuracy/spread"]
                 own = name.rpartition(" + ")[2]
                 alone = name == own and name.startswith("RECAST")
+                place = row[key] / unit * (1.12 if name != own else 1)
                 if not row[key]:
                     axes.axhline(accuracy, color=TRAIN, linestyle="--", linewidth=1, label=name)
                     axes.axhspan(accuracy - spread, accuracy + spread, color=TRAIN, alpha=0.12, linewidth=0)
                     continue
                 axes.errorbar(
-                    row[key] / unit,
+                    place,
                     accuracy,
                     spread,
                     fmt="*" if alone else "s" if name.startswith("full") else "o",

@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
+from recast_exp import adapters
 from recast_exp.assembly import AdaptedModel
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
@@ -37,6 +38,7 @@ from recast_exp.tracking import History
 log = logging.getLogger(__name__)
 
 DEFAULT_THREADS = min(torch.get_num_threads(), usable_cores())
+KEPT, CHANGE = ("train/", "val/", "adapter/"), "coefficients/change"  # what the reported epoch's row says of the model
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
 
 
@@ -48,7 +50,8 @@ class FitResult:
     """What a training run gives.
 
     Attributes:
-        metrics: `train/…` and `val/…` of the reported epoch, and `epochs`, `seconds`, `images_per_second`.
+        metrics: `train/…`, `val/…`, `adapter/…` and `coefficients/change` of the reported epoch, and `epochs`,
+            `seconds`, `images_per_second`.
         history: One row per epoch.
     """
 
@@ -109,7 +112,11 @@ def fit(
     module = TaskModule(adapted, cfg, len(data.image_set.classes))
     if cfg.trainer.compile:
         adapted.network.compile()
-    history = History(run_dir / "metrics.csv" if run_dir else None, adapted.coefficient_changes)
+
+    def measured() -> dict[str, float]:
+        return adapted.coefficient_changes() | adapters.measure(cfg.adapter, adapted.network)
+
+    history = History(run_dir / "metrics.csv" if run_dir else None, measured)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
     if cfg.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
@@ -144,7 +151,7 @@ def fit(
     if snapshots:
         row = history.rows[snapshots.epoch]
         apply_task(adapted, snapshots.tensors)
-    keep = {name: value for name, value in row.items() if name.startswith(("train/", "val/"))}
+    keep = {name: value for name, value in row.items() if name.startswith(KEPT) or name == CHANGE}
     seconds = sum(row["seconds"] for row in history.rows)
     images = sum(row["images"] for row in history.rows)
     return FitResult(

@@ -7,7 +7,9 @@ A module has
 - `FITS`: what it needs to find in a network, in words;
 - `inject(network, options) -> dict[str, str]`: changes the network in place and returns what trains, public name →
   parameter name; nothing where the adapter finds no place;
-- `merge(network)`, if its work can become a part of the weights.
+- `merge(network)`, if its work can become a part of the weights;
+- `measure(network) -> dict[str, float]`, if there is something to see after each epoch: numbers by name, `adapter/…`;
+- `remark(measured, options) -> str`, if those of the reported epoch may be worth a warning: its text, or nothing.
 
 The rule "what is returned trains, the rest is frozen" is applied by `assembly`. Nothing is registered anywhere else.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -130,6 +132,20 @@ def merge(network: nn.Module) -> nn.Module:
         if hasattr(_module(name), "merge"):
             _module(name).merge(network)
     return network
+
+
+def measure(cfg: DictConfig, network: nn.Module) -> dict[str, float]:
+    """What the adapter that is configured measures after each epoch, by name; mostly nothing."""
+    module = _module(cfg.name)
+    measured: dict[str, float] = module.measure(network) if hasattr(module, "measure") else {}
+    return measured
+
+
+def remark(cfg: DictConfig, measured: Mapping[str, float]) -> str:
+    """What the adapter that is configured has to say of what it measured in the reported epoch; mostly nothing."""
+    module = _module(cfg.name)
+    text: str = module.remark(measured, options_of(cfg)) if hasattr(module, "remark") else ""
+    return text
 
 
 def _module(name: str) -> ModuleType:

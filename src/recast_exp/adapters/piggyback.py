@@ -8,6 +8,7 @@ bit for each weight: 2.66 MB for a ResNet-34.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from recast_exp.config import key
 from recast_exp.errors import UserError
 
 LABEL = "Piggyback"
+MASKED = "adapter/masked"
 FITS = "linear layers and convolutions, as all of timm's models have"
 
 
@@ -56,6 +58,10 @@ class Mask(nn.Module):
         kept = (self.mask > self.threshold).to(self.mask.dtype)
         return weight * (kept + (self.mask - self.mask.detach()))  # the bracket is 0, with a gradient of 1
 
+    def masked(self) -> int:
+        """How many weights are masked."""
+        return int((self.mask <= self.threshold).sum())
+
     def pack(self) -> Tensor:
         """The binary mask, eight weights to a byte: uint8 [⌈weights / 8⌉]."""
         kept = (self.mask > self.threshold).flatten().cpu().numpy()
@@ -77,6 +83,24 @@ def inject(network: nn.Module, options: Options) -> dict[str, str]:
         parametrize.register_parametrization(layer, "weight", Mask(weight, options), unsafe=True)
         names[path] = f"{path}.parametrizations.weight.{depth}.mask"
     return names
+
+
+@torch.no_grad()
+def measure(network: nn.Module) -> dict[str, float]:
+    """The share of the weights that are masked."""
+    masks = [module for module in network.modules() if isinstance(module, Mask)]
+    return {MASKED: sum(mask.masked() for mask in masks) / sum(mask.mask.numel() for mask in masks)}
+
+
+def remark(measured: Mapping[str, float], options: Options) -> str:
+    """Masks that have not come as far as their threshold leave the model as it was: no result of this adapter."""
+    if measured[MASKED]:
+        return ""
+    return (
+        "Piggyback has masked no weight, so this is the model without it: a real mask moves by about "
+        f"optimizer.adapter_lr in a step and has {options.start - options.threshold:g} to go; raise the rate, or train "
+        "for more steps"
+    )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from omegaconf import DictConfig
 
-from recast_exp import __version__, console, plots
+from recast_exp import __version__, adapters, console, plots
 from recast_exp.assembly import AdaptedModel
 from recast_exp.card import write_card, write_predictions
 from recast_exp.experiment import Experiment
@@ -78,6 +78,8 @@ def _adapt(cfg: DictConfig, run_dir: Path, trackers: list[Tracker]) -> dict[str,
     result = fit(cfg, adapted, data, run_dir=run_dir, loggers=trackers, description=cfg.model.name, more=more)
     if pruning:
         pruning.check(cfg.trainer.max_epochs)
+    if remark := adapters.remark(cfg.adapter, result.metrics):
+        log.warning("%s", remark)
     if is_main_process():
         # Before the test: should that fail, the trained numbers are not lost.
         save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
