@@ -122,6 +122,24 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     stages.run(tiny(*tuned), tmp_path)  # all is there
 
 
+def test_recipes_are_compared_by_their_mean_over_the_seeds(tiny: Compose, tmp_path: Path) -> None:
+    typed = ("stage=compare", "stage.seeds=[1,2,3]", "stage.tune_seeds=2", "stage.methods=[linear probe]")
+    metrics = stages.run(tiny(*typed, 'stage.tune=["optimizer.lr=1e-9,1e-2"]'), tmp_path)
+    trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
+    folder = tmp_path / "runs" / "linear_probe"
+    for trial in trials:
+        tried = [folder / f"{seed} {trial['recipe']}" / "validation.json" for seed in (1, 2)]
+        for key in ("val/accuracy", "val/loss"):
+            values = [json.loads(path.read_text())[key] for path in tried]
+            assert float(trial[key]) == pytest.approx(statistics.fmean(values))
+    (chosen,) = (trial["recipe"] for trial in trials if trial["chosen"] == "True")
+    tested = [folder / f"{seed} {chosen}" / "metrics.json" for seed in (1, 2, 3)]
+    accuracies = [json.loads(path.read_text())["test/accuracy"] for path in tested]
+    assert metrics["linear probe/test/accuracy"] == pytest.approx(statistics.fmean(accuracies))
+    assert len(list(folder.glob("*/metrics.json"))) == 3
+    assert not list(folder.glob("*/checkpoints/*.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -183,8 +183,9 @@ class StageConfig:
     name: str = key("adapt", "stage")
     seeds: list[int] = key([42, 1998, 3142592], "seeds (stage=compare)")
     methods: list[str] | None = key(None, "methods by name or glob pattern (stage=compare); null takes all that fit")
-    tune: list[str] = key([], "values to try before, key by key (optimizer.lr_scale=0.3,1,3); validation with the first seed chooses for each method (stage=compare)")  # fmt: skip # noqa: E501
+    tune: list[str] = key([], "values to try before, key by key (optimizer.lr_scale=0.3,1,3); validation chooses for each method (stage=compare)")  # fmt: skip # noqa: E501
     tune_by: str = key("accuracy", "what is compared on the validation images; of few images, the loss tells more", choices=("accuracy", "loss"))  # fmt: skip # noqa: E501
+    tune_seeds: int = key(1, "with how many of stage.seeds each value is tried; their mean is compared", ge=1)
 
 
 @dataclass
@@ -339,6 +340,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield f"resume: got a folder with stage={cfg.stage.name}; only stage=adapt can be continued"
     if cfg.stage.name == "compare" and not cfg.stage.seeds:
         yield "stage.seeds: got an empty list, takes at least one seed"
+    elif cfg.stage.name == "compare" and cfg.stage.tune_seeds > len(cfg.stage.seeds):
+        yield f"stage.tune_seeds: got {cfg.stage.tune_seeds}, takes at most the {len(cfg.stage.seeds)} of stage.seeds"
     if cfg.stage.name != "compare" and cfg.stage.tune:
         yield f"stage.tune: got recipes with stage={cfg.stage.name}, which tries none; takes stage=compare"
     if cfg.stage.name == "report" and multirun:

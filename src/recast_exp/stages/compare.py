@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,9 +38,9 @@ SPLIT = "recast.targets", "recast.num_groups", "recast.num_templates"  # what on
 def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Run every method with every seed, and set the results beside each other.
 
-    With `stage.tune`, each method's recipe is chosen before, on the validation images and with the first seed alone:
-    the values of one key after another, the best of the earlier ones kept. The test images are looked at once for each
-    seed, with the chosen recipe.
+    With `stage.tune`, each method's recipe is chosen before, on the validation images and with the first
+    `stage.tune_seeds` seeds: the values of one key after another, the best of the earlier ones kept. The test images
+    are looked at once for each seed, with the chosen recipe.
 
     A run that is finished in `run_dir` already, with the same configuration, is not repeated: the same command with the
     same hydra.run.dir goes on where it was stopped.
@@ -134,30 +135,44 @@ def _chosen(cfg: DictConfig, rows: dict[str, DictConfig]) -> dict[str, DictConfi
 
 
 def _tune(cfg: DictConfig, folder: Path) -> recipes.Search:
-    """Try recipes of one method with the first seed. Where only a head trains, what the rest does is not tried."""
+    """Try recipes of one method with the first seeds. Where only a head trains, what the rest does is not tried."""
     choices = recipes.parse(cfg.stage.tune)
     if cfg.model.method == "frozen" and cfg.adapter.name == "none":
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
-    seed = cfg.stage.seeds[0]
+    seeds = cfg.stage.seeds[: cfg.stage.tune_seeds]
 
     def validated(recipe: dict[str, Any]) -> tuple[float, float]:
-        job, run_dir = _place(cfg, seed, recipe, folder)
-        path = run_dir / "validation.json"
-        if not (_claim(job, run_dir) and path.is_file()):
-            job_record.begin(run_dir, job, label=folder.name, overrides=[])
-            job_record.update(run_dir, stage="tune")
-            with job_record.ending(run_dir):
-                write_json(path, validate(job, run_dir))
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        accuracy, loss = 100 * metrics["val/accuracy"], metrics["val/loss"]
-        log.info("%s, %s: validation accuracy %.1f %%, loss %.3f", folder.name, describe(recipe), accuracy, loss)
-        return metrics["val/accuracy"], metrics["val/loss"]
+        measured = [_validated(*_place(cfg, seed, recipe, folder), folder.name) for seed in seeds]
+        accuracy, loss = (fmean(metrics[f"val/{what}"] for metrics in measured) for what in ("accuracy", "loss"))
+        over = f" over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        log.info(
+            "%s, %s: validation accuracy %.1f %%, loss %.3f%s",
+            folder.name,
+            describe(recipe),
+            100 * accuracy,
+            loss,
+            over,
+        )
+        return accuracy, loss
 
     found = recipes.search({key: OmegaConf.select(cfg, key) for key in choices}, choices, validated, cfg.stage.tune_by)
     for trial in found.trials:
         if trial is not found.best:  # of a recipe that lost, the numbers are kept, not the weights
-            _checkpoint(_place(cfg, seed, trial.recipe, folder)[1]).unlink(missing_ok=True)
+            for seed in seeds:
+                _checkpoint(_place(cfg, seed, trial.recipe, folder)[1]).unlink(missing_ok=True)
     return found
+
+
+def _validated(cfg: DictConfig, run_dir: Path, name: str) -> dict[str, float]:
+    """What one training gives on the validation images; trained, continued, or read where it is there already."""
+    path = run_dir / "validation.json"
+    if not (_claim(cfg, run_dir) and path.is_file()):
+        job_record.begin(run_dir, cfg, label=name, overrides=[])
+        job_record.update(run_dir, stage="tune")
+        with job_record.ending(run_dir):
+            write_json(path, validate(cfg, run_dir))
+    metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
 
 
 def describe(recipe: Mapping[str, Any]) -> str:
@@ -168,7 +183,8 @@ def describe(recipe: Mapping[str, Any]) -> str:
 def _place(cfg: DictConfig, seed: int, recipe: Mapping[str, Any], folder: Path) -> tuple[DictConfig, Path]:
     """The configuration and the folder of one run of a method."""
     values: dict[str, Any] = {key.replace(".", "__"): value for key, value in recipe.items()}
-    values |= {"stage__tune": [], "stage__tune_by": "accuracy", "stage__seeds": [], "stage__methods": None}
+    values |= {"stage__tune": [], "stage__tune_by": "accuracy", "stage__tune_seeds": 1}
+    values |= {"stage__seeds": [], "stage__methods": None}
     job = with_values(cfg, seed=seed, **values)
     return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
 
