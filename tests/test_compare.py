@@ -140,6 +140,13 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(tiny: Compose, tmp_pa
     assert not list(folder.glob("*/checkpoints/*.ckpt"))
 
 
+def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny: Compose, tmp_path: Path) -> None:
+    typed = ("stage=compare", "stage.seeds=[1]", "stage.methods=[linear probe]", "stage.tune=[optimizer.lr_scale=1]")
+    assert "linear probe/test/accuracy" in stages.run(tiny(*typed), tmp_path)
+    assert not (tmp_path / "recipes.csv").exists()
+    assert [path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json")] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -123,6 +123,16 @@ def test_closed_form_is_exact_with_a_template_per_layer(
     assert relative_error(rebuilt(found.coefficients, found.templates), weights).max() < 5e-7
 
 
+def test_every_weight_stays_a_combination_of_the_pretrained_weights_of_its_group() -> None:
+    """W' = A W with A = c c0⁻¹, whatever a task learns (docs/method.md, "What coefficients can reach")."""
+    weights = random(3, 12, 10)
+    found = closed_form(weights, 3, 2, 1, seed=3)
+    learned = found.coefficients + 0.1 * random(*found.coefficients.shape, seed=1)
+    mean, start = learned.mean(1).squeeze(1), found.coefficients.mean(1).squeeze(1)
+    expected = torch.einsum("lj,j...->l...", mean @ torch.linalg.inv(start), weights)
+    torch.testing.assert_close(rebuilt(learned, found.templates), expected)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_closed_form_is_exact_at_any_scale_and_for_dependent_weights(scale: float) -> None:
     weights = random(4, 12, 10) * scale

@@ -56,7 +56,8 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         if cfg.stage.tune:
             tried[name] = _tune(each, folder)
             recipe = tried[name].recipe
-            write_text(run_dir / "recipes.csv", _as_csv(_trials(tried)))
+            if trials := _trials(tried):  # a linear probe alone may have had nothing to try
+                write_text(run_dir / "recipes.csv", _as_csv(trials))
         results[name] = []
         for seed in cfg.stage.seeds:
             results[name].append(_run(*_place(each, seed, recipe, folder), name, group or str(run_dir)))
