@@ -451,6 +451,16 @@ def test_masks_flip_in_training_at_the_canonical_rate(make: Any) -> None:
     assert 0.02 < flipped < 0.6
 
 
+def test_masks_of_a_reported_epoch_before_the_first_flip_are_no_reason_for_a_higher_rate() -> None:
+    cfg = OmegaConf.create({"name": "piggyback"})
+    assert "raise the rate" in adapters.remark(cfg, {"adapter/masked": 0.0}, {"adapter/masked": 0.0})
+    text = adapters.remark(cfg, {"adapter/masked": 0.0}, {"adapter/masked": 0.25})
+    assert "25.0 %" in text and "raise" not in text
+    assert adapters.remark(cfg, {"adapter/masked": 0.1}, {"adapter/masked": 0.1}) == ""
+    assert adapters.remark(cfg, {}, {}) == ""  # of a run that began with an older version
+    assert adapters.remark(OmegaConf.create({"name": "melo"}), {}, {}) == ""
+
+
 def test_piggyback_masks_what_the_coefficients_make(make: Any) -> None:
     adapted = make("piggyback", "vit", "recast")
     layer: Any = adapted.network.get_submodule("blocks.0.attn.qkv")

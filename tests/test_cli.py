@@ -158,6 +158,7 @@ def test_each_mistake_has_one_line(
         (["--cfg", "job", "-m"], "--multirun and --cfg: exclude each other, takes one of them"),
         (["--resolve"], "--resolve: got it without --cfg; takes --cfg job --resolve"),
         (["stage=compare", "stage.seeds=[]"], "stage.seeds: got an empty list, takes at least one seed"),
+        (["stage.tune_seeds=2"], "stage.tune_seeds: got 2 without stage.tune, so nothing is tried; takes 1"),
         (["stage=compare", "stage.tune_seeds=4"], "stage.tune_seeds: got 4, takes at most the 3 of stage.seeds"),
         (["-m", "seed=1,-2"], "seed: got '-2', takes a whole number ≥ 0 and < 4294967296"),
         (["-m", "seed=[]"], "seed: got the list [], takes one option; .*"),

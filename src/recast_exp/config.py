@@ -342,6 +342,8 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         yield "stage.seeds: got an empty list, takes at least one seed"
     elif cfg.stage.name == "compare" and cfg.stage.tune_seeds > len(cfg.stage.seeds):
         yield f"stage.tune_seeds: got {cfg.stage.tune_seeds}, takes at most the {len(cfg.stage.seeds)} of stage.seeds"
+    elif cfg.stage.tune_seeds > 1 and not cfg.stage.tune:
+        yield f"stage.tune_seeds: got {cfg.stage.tune_seeds} without stage.tune, so nothing is tried; takes 1"
     if cfg.stage.name != "compare" and cfg.stage.tune:
         yield f"stage.tune: got recipes with stage={cfg.stage.name}, which tries none; takes stage=compare"
     if cfg.stage.name == "report" and multirun:

@@ -9,7 +9,7 @@ A module has
   parameter name; nothing where the adapter finds no place;
 - `merge(network)`, if its work can become a part of the weights;
 - `measure(network) -> dict[str, float]`, if there is something to see after each epoch: numbers by name, `adapter/…`;
-- `remark(measured, options) -> str`, if those of the reported epoch may be worth a warning: its text, or nothing.
+- `remark(reported, last, options) -> str`, if those of the reported epoch may be worth a warning: its text, or nothing.
 
 The rule "what is returned trains, the rest is frozen" is applied by `assembly`. Nothing is registered anywhere else.
 """
@@ -141,10 +141,16 @@ def measure(cfg: DictConfig, network: nn.Module) -> dict[str, float]:
     return measured
 
 
-def remark(cfg: DictConfig, measured: Mapping[str, float]) -> str:
-    """What the adapter that is configured has to say of what it measured in the reported epoch; mostly nothing."""
+def remark(cfg: DictConfig, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
+    """What the adapter that is configured has to say of its run; mostly nothing.
+
+    Args:
+        cfg: The `adapter` node of the configuration.
+        reported: What was measured in the reported epoch.
+        last: What was measured in the last epoch.
+    """
     module = _module(cfg.name)
-    text: str = module.remark(measured, options_of(cfg)) if hasattr(module, "remark") else ""
+    text: str = module.remark(reported, last, options_of(cfg)) if hasattr(module, "remark") else ""
     return text
 
 

@@ -92,14 +92,18 @@ def measure(network: nn.Module) -> dict[str, float]:
     return {MASKED: sum(mask.masked() for mask in masks) / sum(mask.mask.numel() for mask in masks)}
 
 
-def remark(measured: Mapping[str, float], options: Options) -> str:
-    """Masks that have not come as far as their threshold leave the model as it was: no result of this adapter."""
-    if measured[MASKED]:
+def remark(reported: Mapping[str, float], last: Mapping[str, float], options: Options) -> str:
+    """Masks that have not come as far as their threshold are none: no result of this adapter."""
+    if reported.get(MASKED, 1.0):
         return ""
+    if last.get(MASKED):
+        return (
+            "Piggyback masks no weight in the reported epoch, the best by validation; in the last epoch it masked "
+            f"{100 * last[MASKED]:.1f} %"
+        )
     return (
-        "Piggyback has masked no weight, so this is the model without it: a real mask moves by about "
-        f"optimizer.adapter_lr in a step and has {options.start - options.threshold:g} to go; raise the rate, or train "
-        "for more steps"
+        "Piggyback has masked no weight: a real mask moves by about optimizer.adapter_lr (times optimizer.lr_scale) in "
+        f"a step and has {options.start - options.threshold:g} to go; raise the rate, or train for more steps"
     )
 
 

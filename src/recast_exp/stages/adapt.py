@@ -78,11 +78,11 @@ def _adapt(cfg: DictConfig, run_dir: Path, trackers: list[Tracker]) -> dict[str,
     result = fit(cfg, adapted, data, run_dir=run_dir, loggers=trackers, description=cfg.model.name, more=more)
     if pruning:
         pruning.check(cfg.trainer.max_epochs)
-    if remark := adapters.remark(cfg.adapter, result.metrics):
-        log.warning("%s", remark)
     if is_main_process():
         # Before the test: should that fail, the trained numbers are not lost.
         save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
+        if remark := adapters.remark(cfg.adapter, result.metrics, result.history[-1]):
+            log.warning("%s", remark)
     tested = test(cfg, adapted, data, trackers)
     metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry
     if is_main_process():
