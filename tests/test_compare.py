@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from helpers import assert_one_line
-from recast_exp import adapters, composition, recipes, stages
+from recast_exp import adapters, composition, console, recipes, stages
 from recast_exp.errors import UserError
 from recast_exp.stages import compare
 
@@ -51,6 +51,14 @@ def test_methods_beside_each_other(
     monkeypatch.setattr(compare, "adapt", lambda *arguments: ran.append(original(*arguments)))
     stages.run(tiny(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
     assert len(ran) == 1  # another configuration is
+
+
+def test_the_table_fits_a_terminal_of_80_columns(tiny: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "seeds": 3, "seconds": 53.2}
+    row |= {f"{part}/accuracy{spread}": 0.9876 for part in ("val", "test") for spread in ("", "/spread")}
+    console.show_comparison(tiny("stage=compare"), {"RECAST-Att + AdaptFormer": row})
+    out = capsys.readouterr().out
+    assert "53 s" in out and "5,394,816" in out and "…" not in out
 
 
 def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> None:

@@ -83,7 +83,7 @@ def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
     """One row for each method: what a task takes, and accuracy as mean ± standard deviation over the seeds."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
-    for column in ("numbers", "bytes", "val", "test", "seconds"):
+    for column in ("numbers", "bytes", "val", "test", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = [f"{100 * row[metric]:.1f}" for metric in ("val/accuracy", "test/accuracy")]
@@ -91,7 +91,7 @@ def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
             spreads = [f"{100 * row[f'{metric}/spread']:.1f}" for metric in ("val/accuracy", "test/accuracy")]
             cells = [f"{cell} ± {spread}" for cell, spread in zip(cells, spreads, strict=True)]
         size = f"{-(-row['task_bits'] // 8):,}"
-        table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f}")
+        table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
     seeds = sorted({row["seeds"] for row in rows.values()})
     what = f"Numbers and bytes of a task without its head; accuracy in percent, {' or '.join(map(str, seeds))} seed(s)."
     _print(_title(cfg).rpartition(" · ")[0], table, what)
