@@ -441,8 +441,15 @@ def test_no_network_is_offline_and_asked_once(environment: Callable[..., None]) 
 
 def test_a_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_run, "CONNECT_SECONDS", -0.9)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: threading.Event().wait(30))
+    given_up = threading.Event()
+
+    def urlopen(*_: Any, **__: Any) -> None:
+        given_up.wait(30)
+        raise OSError
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
     assert "does not answer" in wandb_run.connection_problem("http://silent.invalid")
+    given_up.set()
 
 
 def test_online_without_a_key_is_refused(environment: Callable[..., None]) -> None:
