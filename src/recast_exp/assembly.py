@@ -15,6 +15,7 @@ from recast_exp.adapters import inject_adapter
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, inject
 
+CHANGE = "coefficients/change"  # the name of the measure, over all groups; one group's is below it
 KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot
 
 
@@ -86,7 +87,7 @@ class AdaptedModel:
             return {}
         parts = {"": list(moved)} | {f"/{group.name}": group.layers for group in self.banks.groups}
         return {
-            f"coefficients/change{part}": torch.cat([moved[layer] for layer in layers]).mean().item()
+            f"{CHANGE}{part}": torch.cat([moved[layer] for layer in layers]).mean().item()
             for part, layers in parts.items()
         }
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recast_exp import adapters
-from recast_exp.assembly import AdaptedModel
+from recast_exp.assembly import CHANGE, AdaptedModel
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
@@ -38,7 +38,7 @@ from recast_exp.tracking import History
 log = logging.getLogger(__name__)
 
 DEFAULT_THREADS = min(torch.get_num_threads(), usable_cores())
-KEPT, CHANGE = ("train/", "val/", "adapter/"), "coefficients/change"  # what the reported epoch's row says of the model
+KEPT = ("train/", "val/", "adapter/")  # with CHANGE, what the reported epoch's row says of the model
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
 
 
