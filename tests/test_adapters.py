@@ -354,12 +354,13 @@ def test_melo_is_loras_updates_of_queries_and_values() -> None:
     q, k, v = (F.linear(x, w, b) for w, b in zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True))
     q = q + 0.5 * (x @ adapter.a[0].T) @ adapter.b[0].T
     v = v + 0.5 * (x @ adapter.a[1].T) @ adapter.b[1].T
-    torch.testing.assert_close(adapter(layer, (x,), layer(x)), torch.cat([q, k, v], -1))
-    merged = F.linear(x, layer.weight + adapter.delta(), layer.bias)
+    torch.testing.assert_close(adapter.on_output(layer, (x,), layer(x)), torch.cat([q, k, v], -1))
+    merged = F.linear(x, adapter(layer.weight), layer.bias)
     torch.testing.assert_close(merged, torch.cat([q, k, v], -1))
 
 
-def test_melo_trains_as_pefts_lora_on_split_projections() -> None:
+@pytest.mark.parametrize("added_to", ["output", "weight"])
+def test_melo_trains_as_pefts_lora_on_split_projections(added_to: str) -> None:
     """The same first numbers, three steps of Adam: the same updates, outputs and merged weights."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -373,7 +374,9 @@ def test_melo_trains_as_pefts_lora_on_split_projections() -> None:
         lora[name].lora_A["default"].weight.data = a.detach().clone()
 
     def ours() -> Tensor:
-        return adapter(fused, (x,), fused(x))
+        if added_to == "weight":
+            return F.linear(x, adapter(fused.weight), fused.bias)
+        return adapter.on_output(fused, (x,), fused(x))
 
     def theirs() -> Tensor:
         return torch.cat([lora[name](x) for name in "qkv"], -1)
@@ -392,7 +395,7 @@ def test_melo_trains_as_pefts_lora_on_split_projections() -> None:
         torch.testing.assert_close(b, lora[name].lora_B["default"].weight)
         lora[name].merge()
     theirs_merged = torch.cat([lora["q"].weight, lora["k"].weight, lora["v"].weight])
-    torch.testing.assert_close(fused.weight + adapter.delta(), theirs_merged)
+    torch.testing.assert_close(adapter(fused.weight), theirs_merged)
 
 
 def test_adaptformer_adds_to_the_residual_before_the_norm(make: Any) -> None:
