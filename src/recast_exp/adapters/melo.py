@@ -91,7 +91,7 @@ def inject(network: nn.Module, options: Options) -> dict[str, str]:
 
 @torch.no_grad()
 def merge(network: nn.Module) -> None:
-    """Add the updates to the weights and take them off; where they are parametrisations, RECAST's `merge` has done it."""
+    """Add the updates to the weights, and take them off; RECAST's own `merge` has done so where it found any."""
     for _, layer in _layers(network):
         if hasattr(layer, NAME):
             adapter: Any = layer.get_submodule(NAME)
