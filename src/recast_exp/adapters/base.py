@@ -1,8 +1,8 @@
 """What adapters have in common: how they find their places in a timm model and hang on to them.
 
 An adapter is a small module beside a layer, registered under the layer's name, with its methods as the layer's forward
-hooks. So the layer keeps its own name and weights, a deep copy takes its own adapter along (methods are copied with
-their objects), and taking the adapter off leaves the stock model.
+hooks; or a parametrisation of the layer's weight. So the layer keeps its own name and weights, a deep copy takes its
+own adapter along (methods are copied with their objects), and taking the adapter off leaves the stock model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
 from recast_exp.recast.inject import BANKS
 
@@ -49,6 +50,18 @@ def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
     """Register an adapter at a layer, on the device and in the mode of its weights."""
     weight = next(layer.parameters())
     layer.add_module(name, adapter.to(weight.device))
+
+
+def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
+    """Let an adapter compute a layer's weight, from what it was: its own, or a combination of templates.
+
+    Returns:
+        The adapter's name below the layer.
+    """
+    own: Any = layer
+    depth = len(own.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
+    parametrize.register_parametrization(layer, "weight", adapter.to(own.weight.device), unsafe=True)
+    return f"parametrizations.weight.{depth}"
 
 
 def detach(layer: nn.Module, name: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters.base import attach, backbone_modules, detach
+from recast_exp.adapters.base import attach, backbone_modules, detach, parametrize_weight
 from recast_exp.config import key
 
 NAME = "melo"
@@ -78,11 +78,10 @@ def inject(network: nn.Module, options: Options) -> dict[str, str]:
     names: dict[str, str] = {}
     for path, layer in _layers(network):
         adapter = LowRank(layer.in_features, options.rank, options.alpha / options.rank)
-        place = NAME
         if parametrize.is_parametrized(layer, "weight"):
-            place = f"parametrizations.weight.{len(layer.parametrizations.weight)}"
-            parametrize.register_parametrization(layer, "weight", adapter.to(layer.weight.device), unsafe=True)
+            place = parametrize_weight(layer, adapter)
         else:
+            place = NAME
             attach(layer, NAME, adapter)
             layer.register_forward_hook(adapter.on_output)
         names |= {f"{path}.{NAME}.{part}": f"{path}.{place}.{part}" for part in ("a", "b")}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters.base import backbone_modules
+from recast_exp.adapters.base import backbone_modules, parametrize_weight
 from recast_exp.config import key
 from recast_exp.errors import UserError
 
@@ -78,10 +78,7 @@ def inject(network: nn.Module, options: Options) -> dict[str, str]:
     """Put a mask on every weight of the backbone's linear layers and convolutions."""
     names: dict[str, str] = {}
     for path, layer in _layers(network):
-        weight: Any = layer.weight
-        depth = len(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
-        parametrize.register_parametrization(layer, "weight", Mask(weight, options), unsafe=True)
-        names[path] = f"{path}.parametrizations.weight.{depth}.mask"
+        names[path] = f"{path}.{parametrize_weight(layer, Mask(layer.weight, options))}.mask"
     return names
 
 
