@@ -19,6 +19,7 @@ from helpers import assert_one_line
 from recast_exp import adapters
 from recast_exp.adapters import check_adapter, inject_adapter, names, options_of
 from recast_exp.adapters.adaptformer import Bottleneck
+from recast_exp.adapters.base import NORMS
 from recast_exp.adapters.melo import LowRank
 from recast_exp.adapters.piggyback import Mask
 from recast_exp.adapters.piggyback import Options as MaskOptions
@@ -298,6 +299,20 @@ def test_what_peft_refuses_is_one_line(make: Any, options: dict[str, Any], expec
 
 
 # Numbers
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_what_trains_is_counted(make: Any, name: str, kind: str, base: str) -> None:
+    adapted = make(name, kind, base)
+    counts = count(adapted, 0)
+    trained = sum(parameter.numel() for parameter in adapted.network.parameters() if parameter.requires_grad)
+    assert counts["task_specific"] + counts["head"] == trained
+    assert sum(sum(kinds.values()) for kinds in counts["layers"].values()) == trained
+    norms = [module for module in adapted.network.modules() if isinstance(module, NORMS)]
+    assert counts["adapter_norm"] == sum(
+        p.numel() for module in norms for p in module.parameters(recurse=False) if p.requires_grad
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,9 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
         counts[kind] = counts.get(kind, 0) + tensor.numel()
         if kind != "head":
             bits += tensor.numel() * (packers[name].bits if name in packers else tensor.element_size() * 8)
-        if kind == "adapter" and isinstance(network.get_submodule(layer), NORMS):
-            norm += tensor.numel()
+        if kind == "adapter":
+            owner, _, _ = adapted.trainable["adapter"][public].rpartition(".")
+            norm += tensor.numel() * isinstance(network.get_submodule(owner), NORMS)
     head = kinds.pop("head")
     templates = sum(tensor.numel() for tensor in adapted.banks.templates.values()) if adapted.banks else 0
     total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]

@@ -62,6 +62,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         for seed in cfg.stage.seeds:
             results[name].append(_run(*_place(each, seed, recipe, folder), name, group or str(run_dir)))
             _write(run_dir, results)
+        plots.comparison(summarize(results), run_dir / "plots" / "comparison.png")
     summary = summarize(results)
     console.show_comparison(cfg, summary)
     log.info("Results: %s", run_dir)
@@ -218,11 +219,10 @@ def _checkpoint(run_dir: Path) -> Path:
 
 
 def _write(run_dir: Path, results: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Write what there is so far: `comparison.json`, `comparison.csv` and `plots/comparison.png`."""
+    """Write what there is so far: `comparison.json` and `comparison.csv`."""
     rows = summarize(results)
     write_json(run_dir / "comparison.json", rows)
     write_text(run_dir / "comparison.csv", _as_csv([{"method": name, **row} for name, row in rows.items()]))
-    plots.comparison(rows, run_dir / "plots" / "comparison.png")
 
 
 def _trials(tried: Mapping[str, recipes.Search]) -> list[dict[str, Any]]:
