@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label", "sea
 
 FORMAT = 1
 """The newest format of the record that this version reads."""
+
+_DESCRIBE = ("model.", "recast.", "mimicry.", "adapter", "dataset.")
+_DESCRIBE_TOO = frozenset({"seed", "trainer.precision", "trainer.limit_batches"})
+_OF_A_MACHINE = frozenset(
+    {
+        *("model.weights", "dataset.path", "dataset.download", "dataset.cache", "dataset.num_workers"),
+        *("dataset.prefetch_factor", "dataset.pin_memory", "dataset.batch_size", "dataset.eval_batch_size"),
+    }
+)
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -49,7 +60,26 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
         )
+    if _has_interpolation(record["config"]):
+        raise UserError(f"task: {path} holds an interpolation (${{…}}); expected plain values, so it is not used")
+    bank = record.get("bank")
+    if bank is not None and not (isinstance(bank, str) and _HASH.fullmatch(bank)):
+        raise UserError(f"task: {path} names the bank {str(bank)[:80]!r}; expected 64 hexadecimal digits")
     return dict(record)
+
+
+def _has_interpolation(value: Any) -> bool:
+    """Whether a text anywhere in a value would be resolved: to an environment variable, say."""
+    if isinstance(value, Mapping):
+        return any(map(_has_interpolation, (*value, *value.values())))
+    if isinstance(value, list | tuple):
+        return any(map(_has_interpolation, value))
+    return isinstance(value, str) and "${" in value
+
+
+def _describes_the_model(key: str) -> bool:
+    """Whether a task file may set a key. It may say what the model is, and nothing about the machine that reads it."""
+    return key in _DESCRIBE_TOO or (key.startswith(_DESCRIBE) and key not in _OF_A_MACHINE)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -96,12 +126,15 @@ def recorded(task: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingInputError: If there is no such task file.
-        UserError: If it is not a task file of this version, or holds a key that this version does not know.
+        UserError: If it is not a task file of this version, or holds a key that this version does not know or that
+            does not describe the model: a file must not choose a tracker, a folder or a download.
     """
     keys = dict(leaves(read_record(task)["config"]))
     for key in keys:
         if key not in FIELDS:
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")
+        if not _describes_the_model(key):
+            raise UserError(f"task: {task} sets {key}; a task file may only describe the model, so it is not used")
     return keys
 
 
@@ -150,11 +183,21 @@ def resumed_overrides(folder: Path) -> list[str]:
 
     Raises:
         MissingInputError: If the folder is not that of a run.
+        UserError: If one of them sets a key of Hydra, which could write files anywhere, or holds an interpolation.
     """
     for name in ("config.yaml", "overrides.yaml"):
         if not (folder / ".hydra" / name).is_file():
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
-    return launchers.without(str(text) for text in _load(folder / ".hydra" / "overrides.yaml") or [])
+    path = folder / ".hydra" / "overrides.yaml"
+    found = launchers.without(str(text) for text in _load(path) or [])
+    for text in found:
+        override = overrides.parse(text)
+        key = override.key_or_group if override else ""
+        if override is None or override.package is not None or re.split("[./]", key)[0] == "hydra":
+            raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
+        if "${" in text:
+            raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
+    return found
 
 
 def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:

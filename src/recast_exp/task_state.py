@@ -21,11 +21,10 @@ from recast_exp import __version__
 from recast_exp.adapters.base import NORMS
 from recast_exp.assembly import AdaptedModel
 from recast_exp.data.transforms import InputSpec
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import UserError
 from recast_exp.files import replacing
+from recast_exp.saved import FORMAT, RECORD_KEY, read_record
 
-RECORD = "recast_exp"
-FORMAT = 1
 # What is a matter of this machine or this run, not of the task, stays out of the record.
 _LOCAL = {
     "model": ("weights",),
@@ -52,7 +51,7 @@ def save_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) ->
     """Write a task file atomically."""
     with replacing(path) as temporary:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {RECORD: json.dumps(record, ensure_ascii=False)})
+        save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False)})
 
 
 def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -62,16 +61,12 @@ def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         MissingInputError: If there is no such file.
         UserError: If it is damaged, or not a task file of this version.
     """
-    if not path.is_file():
-        raise MissingInputError(f"task: no file {path}")
+    record = read_record(path)
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get(RECORD, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"task: {path} is not a whole safetensors file ({error})") from error
-    if not isinstance(record, dict) or record.get("format", FORMAT + 1) > FORMAT:
-        raise UserError(f"task: {path} is not a task file of this version of recast_exp")
     return tensors, record
 
 

@@ -135,7 +135,10 @@ def load_trial(storage: str, number: int) -> Trial | None:
     if not Path(storage).is_file():
         raise UserError(f"search.storage: {storage} is not there; a trial's job needs the storage of its search")
     study = optuna.load_study(study_name=STUDY, storage=_storage(Path(storage)))
-    study.pruner = _make("pruner", study.user_attrs[_REQUEST]["pruner"])
+    pruner = study.user_attrs[_REQUEST]["pruner"]
+    if foreign := [target for target in _targets(pruner) if not str(target).startswith("optuna.")]:
+        raise UserError(f"search.storage: {storage} names the pruner {foreign[0]}; expected a pruner of Optuna")
+    study.pruner = _make("pruner", pruner)
     found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
     if not found:
         raise UserError(f"search.trial: {storage} has no trial {number}")
@@ -174,6 +177,18 @@ def _make(what: str, node: dict[str, Any], **more: Any) -> Any:
     if not isinstance(made, BaseSampler if what == "sampler" else BasePruner):
         raise UserError(f"hydra.sweeper.{what}: got {node.get('_target_')}, takes a {what} of Optuna")
     return made
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """All that a node would import: a file must not choose what is called here."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name == "_target_":
+                yield value
+            yield from _targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _targets(value)
 
 
 def _container(node: Any) -> dict[str, Any]:
