@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from recast_exp.assembly import AdaptedModel
-from recast_exp.composition import Composer
-from recast_exp.experiment import Experiment, with_values
-from recast_exp.overrides import rewrite
-from recast_exp.training import fit
+from recast_exp.config.compose import Composer
+from recast_exp.config.grammar import rewrite
+from recast_exp.experiment.experiment import Experiment, with_values
+from recast_exp.models.adapted import AdaptedModel
+from recast_exp.training.loop import fit
 
 MEASURES = ("train loss", "test loss", "train slope", "test slope", "agreement", "carried over")
 

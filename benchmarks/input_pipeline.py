@@ -26,12 +26,12 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from measuring import Spread, arguments, interleaved, report, verdict
-from recast_exp.data.base import SPLITS, ImageSet, Samples
 from recast_exp.data.datamodule import ImageDataModule, requests
 from recast_exp.data.images import read_image
 from recast_exp.data.loader import EpochSampler
 from recast_exp.data.store import PixelStore, open_stores
 from recast_exp.data.transforms import ORDERS, InputSpec, affine, augmentation, flip, jitter
+from recast_exp.data.types import SPLITS, ImageSet, Samples
 
 SPEC = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.9, "bicubic")
 AUTHORS, TORCHVISION = "authors' code", "torchvision"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from measuring import Spread, arguments, use_threads, verdict
-from recast_exp import cli
+from recast_exp.cli import main as cli
 from recast_exp.stages import adapt
 
 TARGET = 2.0

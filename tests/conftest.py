@@ -15,12 +15,14 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from recast_exp import config, overrides, saved
-from recast_exp.assembly import AdaptedModel
-from recast_exp.composition import Composer
+from recast_exp.config import grammar as overrides
+from recast_exp.config import schema as config
+from recast_exp.config.compose import Composer
 from recast_exp.data.datamodule import ImageDataModule
-from recast_exp.embedded import EMBEDDED
-from recast_exp.experiment import Experiment
+from recast_exp.experiment.experiment import Experiment
+from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.digits import EMBEDDED
+from recast_exp.runs import adopt as saved
 
 TINY = (
     "trainer.accelerator=cpu",

@@ -1,8 +1,8 @@
 """The reference of the configuration, written at every build from what the program itself reads.
 
-Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config` and of each adapter's
-`Options`; options are the files of `conf/`, described by their first comment. The result replaces the marker in
-`configuration.md`.
+Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema` and of each
+adapter's `Options`; options are the files of `conf/`, described by their first comment. The result replaces the marker
+in `configuration.md`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 from sphinx.application import Sphinx
 
-from recast_exp import adapters, config
-from recast_exp.composition import conf_dir
+from recast_exp import adapters
+from recast_exp.config import schema as config
+from recast_exp.config.compose import conf_dir
 
 PAGE = "configuration"
 MARKER = "<!-- generated -->"

@@ -1,6 +1,6 @@
 """``python -m recast_exp``."""
 
-from recast_exp.cli import main
+from recast_exp.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -27,15 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from recast_exp import config
+from recast_exp.config import schema as config
 from recast_exp.errors import UnfitError, UserError
-
-_INFRASTRUCTURE = frozenset({"base"})
 
 
 def names() -> list[str]:
     """The names of all adapters, sorted."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _INFRASTRUCTURE)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def label(cfg: DictConfig) -> str:

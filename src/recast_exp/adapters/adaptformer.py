@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters.base import attach, backbone_modules
-from recast_exp.config import key
+from recast_exp.adapters._base import attach, backbone_modules
+from recast_exp.config.schema import key
 
 NAME = "adaptformer"
 LABEL = "AdaptFormer"

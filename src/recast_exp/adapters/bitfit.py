@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters.base import own_parameters
+from recast_exp.adapters._base import own_parameters
 
 LABEL = "BitFit"
 FITS = "biases, as nearly all of timm's models have"

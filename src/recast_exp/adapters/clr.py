@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters.base import attach, backbone_modules, own_parameters
-from recast_exp.config import key
+from recast_exp.adapters._base import attach, backbone_modules, own_parameters
+from recast_exp.config.schema import key
 from recast_exp.errors import UserError
 
 NAME = "clr"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters.base import NORMS, attach, backbone_modules
+from recast_exp.adapters._base import NORMS, attach, backbone_modules
 
 NAME = "film"
 LABEL = "FiLM"

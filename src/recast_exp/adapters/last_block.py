@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters.base import NORMS, backbone_modules
+from recast_exp.adapters._base import NORMS, backbone_modules
 
 LABEL = "last block"
 FITS = "blocks in a list, as timm's ViTs, ResNets and ConvNeXts have"

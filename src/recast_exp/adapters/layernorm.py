@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters.base import NORMS, own_parameters
+from recast_exp.adapters._base import NORMS, own_parameters
 
 LABEL = "LayerNorm"
 FITS = "normalisation layers with a scale and a shift"

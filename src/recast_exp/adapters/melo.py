@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters.base import attach, backbone_modules, detach, parametrize_weight
-from recast_exp.config import key
+from recast_exp.adapters._base import attach, backbone_modules, detach, parametrize_weight
+from recast_exp.config.schema import key
 
 NAME = "melo"
 LABEL = "MeLo"

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters.base import backbone_modules
-from recast_exp.config import key
+from recast_exp.adapters._base import backbone_modules
+from recast_exp.config.schema import key
 from recast_exp.errors import UserError
 
 LABEL = "peft {method}"

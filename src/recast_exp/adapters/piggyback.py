@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters.base import backbone_modules, parametrize_weight
-from recast_exp.config import key
+from recast_exp.adapters._base import backbone_modules, parametrize_weight
+from recast_exp.config.schema import key
 from recast_exp.errors import UserError
 
 LABEL = "Piggyback"

@@ -20,20 +20,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from recast_exp.data import sets
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
-    from recast_exp.config import DatasetConfig
-    from recast_exp.data.base import ImageSet, Layout, Official
-
-_INFRASTRUCTURE = frozenset(
-    {"base", "card", "datamodule", "download", "images", "loader", "protocol", "store", "transforms"}
-)
+    from recast_exp.config.schema import DatasetConfig
+    from recast_exp.data.types import ImageSet, Layout, Official
 
 
 def names() -> list[str]:
     """The names of all datasets, sorted."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _INFRASTRUCTURE)
+    return sorted(module.name for module in pkgutil.iter_modules(sets.__path__) if not module.name.startswith("_"))
 
 
 def check_dataset(cfg: DatasetConfig, data_dir: str | Path) -> None:
@@ -88,4 +85,4 @@ def _module(cfg: DatasetConfig) -> ModuleType:
     if reader not in names():
         key = "dataset.reader" if cfg.reader else "dataset.name"
         raise UserError(f"{key}: got {reader!r}, takes one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{reader}")
+    return importlib.import_module(f"{sets.__name__}.{reader}")

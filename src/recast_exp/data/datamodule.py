@@ -10,10 +10,10 @@ import lightning
 import torch
 from torch import Tensor
 
-from recast_exp.data.base import SPLITS, ImageSet
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
+from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.files import usable_cores
 
 _DECODING_WORKERS = {"cpu": 4, "cuda": 16}

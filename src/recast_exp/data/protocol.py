@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from recast_exp.data.base import SPLITS, ImageSet, Official, Samples, carve_validation, split_by_class
 from recast_exp.data.images import damaged_files
+from recast_exp.data.types import SPLITS, ImageSet, Official, Samples, carve_validation, split_by_class
 from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
-    from recast_exp.config import DatasetConfig
+    from recast_exp.config.schema import DatasetConfig
 
 log = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recast_exp.data.base import Samples
 from recast_exp.data.images import in_parallel, read_image
 from recast_exp.data.transforms import Geometry
+from recast_exp.data.types import Samples
 from recast_exp.errors import UserError
 from recast_exp.files import json_hash, write_json
 

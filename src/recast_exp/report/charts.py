@@ -21,7 +21,7 @@ from recast_exp.report import text
 from recast_exp.report.reading import FINISHED, DamagedError, Job, read_history
 from recast_exp.report.table import Average, Cell, Results, Row
 from recast_exp.report.trials import Search, Trial, numbers
-from recast_exp.saved import RECORD_KEY
+from recast_exp.runs.adopt import RECORD_KEY
 
 POINTS = 200  # of a curve at most
 COLORS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recast_exp.overrides import short
+from recast_exp.config.grammar import short
 from recast_exp.report.comparing import SignFlip
 from recast_exp.report.table import Average, Cell, Row
 

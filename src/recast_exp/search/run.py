@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from recast_exp import cli, job_record
-from recast_exp.composition import first_line
+from recast_exp.cli import main as cli
+from recast_exp.config.compose import first_line
+from recast_exp.config.grammar import quote
+from recast_exp.config.keys import leaves
 from recast_exp.errors import UserError
-from recast_exp.keys import leaves
-from recast_exp.overrides import quote
+from recast_exp.runs import record as job_record
 from recast_exp.search import results, space
 from recast_exp.search.space import Parameter
 from recast_exp.search.study import METRIC, open_study, resume_trial

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from recast_exp import keys
+from recast_exp.config import keys
+from recast_exp.config.grammar import MAX_JOBS
 from recast_exp.errors import UserError
-from recast_exp.overrides import MAX_JOBS
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -20,8 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
+from recast_exp.config.keys import leaves, shown
 from recast_exp.errors import UserError
-from recast_exp.keys import leaves, shown
 
 STUDY = "recast_exp"
 """Name of the study in its storage. The same in every folder, as Hyperband's draws depend on it."""

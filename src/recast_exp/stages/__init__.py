@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recast_exp.config import WITHOUT_MODEL
+from recast_exp.config.schema import WITHOUT_MODEL
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, f
     stage = importlib.import_module(f"{__name__}.{cfg.stage.name}")
     with contextlib.ExitStack() as around:
         if cfg.stage.name not in WITHOUT_MODEL:
-            from recast_exp.training import progress_bars, quiet  # heavy: torch and Lightning
+            from recast_exp.training.loop import progress_bars, quiet  # heavy: torch and Lightning
 
             around.enter_context(quiet())
             around.enter_context(progress_bars(group is None))  # those of several jobs would write over one another

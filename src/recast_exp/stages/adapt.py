@@ -14,19 +14,20 @@ import torch
 import torchvision
 from omegaconf import DictConfig
 
-from recast_exp import __version__, adapters, console, plots
-from recast_exp.assembly import AdaptedModel
-from recast_exp.card import write_card, write_predictions
-from recast_exp.experiment import Experiment
+from recast_exp import __version__, adapters
+from recast_exp.display import console, plots
+from recast_exp.experiment.card import write_card, write_predictions
+from recast_exp.experiment.experiment import Experiment
+from recast_exp.experiment.probe import probe
 from recast_exp.files import is_main_process, write_json
-from recast_exp.job_record import read_results
-from recast_exp.probe import probe
-from recast_exp.pruning import Pruning
+from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.task_file import count, save_task
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
-from recast_exp.task_state import count, save_task
-from recast_exp.tracking import Tracker, report_results, say_how_to_sync, tracked
-from recast_exp.training import FitResult, device_name, fit, peak_memory_mb, test
+from recast_exp.runs.record import read_results
+from recast_exp.search.pruning import Pruning
+from recast_exp.tracking.start import Tracker, report_results, say_how_to_sync, tracked
+from recast_exp.training.loop import FitResult, device_name, fit, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
 

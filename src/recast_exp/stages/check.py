@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from recast_exp import console
-from recast_exp.backbones import input_spec
-from recast_exp.card import write_card
 from recast_exp.data import read_official
-from recast_exp.data.base import Official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
 from recast_exp.data.protocol import choose, missing_files
+from recast_exp.data.types import Official
+from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.experiment import EVAL_BATCH_SIZE
+from recast_exp.experiment.card import write_card
+from recast_exp.experiment.experiment import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
+from recast_exp.models.backbones import input_spec
 
 log = logging.getLogger(__name__)
 

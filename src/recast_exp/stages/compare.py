@@ -16,17 +16,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recast_exp import adapters, console, job_record, plots, recipes
-from recast_exp.backbones import blueprint
-from recast_exp.composition import conf_dir
+from recast_exp import adapters
+from recast_exp.config.compose import conf_dir
+from recast_exp.display import console, plots
 from recast_exp.errors import UserError
-from recast_exp.experiment import with_values
+from recast_exp.experiment.experiment import with_values
 from recast_exp.files import write_json, write_text
-from recast_exp.job_record import read_results
+from recast_exp.models.backbones import blueprint
+from recast_exp.runs import record as job_record
+from recast_exp.runs.record import read_results
+from recast_exp.runs.sweep import mean_and_spread
+from recast_exp.search import recipes
 from recast_exp.stages.adapt import adapt, validate
-from recast_exp.sweep import mean_and_spread
-from recast_exp.tracking import say_how_to_sync
-from recast_exp.training import LAST
+from recast_exp.tracking.start import say_how_to_sync
+from recast_exp.training.loop import LAST
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recast_exp import console
-from recast_exp.bank_store import bank_by_hash
-from recast_exp.card import write_card, write_predictions
+from recast_exp.display import console
 from recast_exp.errors import UserError
-from recast_exp.experiment import Experiment, with_values
+from recast_exp.experiment.card import write_card, write_predictions
+from recast_exp.experiment.experiment import Experiment, with_values
 from recast_exp.files import write_json
+from recast_exp.models.bank_cache import bank_by_hash
+from recast_exp.models.task_file import apply_task, count, load_task
 from recast_exp.stages.adapt import versions
-from recast_exp.task_state import apply_task, count, load_task
-from recast_exp.tracking import report_results, say_how_to_sync, tracked
-from recast_exp.training import device_name, peak_memory_mb, test
+from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
+from recast_exp.training.loop import device_name, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from recast_exp import console, plots
-from recast_exp.experiment import Experiment
+from recast_exp.display import console, plots
+from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
+from recast_exp.models.task_file import count
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
-from recast_exp.task_state import count
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The command line: what was typed, checked as a whole, then run."""

@@ -1,0 +1,136 @@
+"""What a key takes: the nearest name for a slip of the keyboard, and what is wrong with a value. One line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recast_exp.config import grammar as overrides
+from recast_exp.config import schema as config
+
+FIELDS = dict(config.fields())
+SECTIONS = {name.rpartition(".")[0] for name in FIELDS} - {""}
+
+
+def field_of(key: str) -> dataclasses.Field[Any] | None:
+    """The schema's field of a dotted key; an entry of a mapping has the mapping's."""
+    return FIELDS.get(key) or FIELDS.get(mapping_of(key))
+
+
+def is_open(key: str) -> bool:
+    """Whether `key` is a mapping, or an entry of one such as dataset.backbones.vit: there any name will do."""
+    return (key if key in FIELDS else mapping_of(key)) in overrides.MAPPING_KEYS
+
+
+def mapping_of(key: str) -> str:
+    """The mapping that a dotted key leads into; empty where there is none."""
+    return overrides.mapping_of(key)
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The names that were probably meant: nearly the same, or the same behind another dot. Nearest first."""
+    names = list(names)
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+        return close
+    last = name.rpartition(".")[2]
+    same = [other for other in names if other.rpartition(".")[2] == last and other != name]
+    if same:
+        return difflib.get_close_matches(name, same, n=3, cutoff=0.0)
+    ends = {other.rpartition(".")[2]: other for other in reversed(names)}
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)]
+
+
+def unknown(key: str, groups: Iterable[str]) -> str:
+    """The line for a key that does not exist."""
+    meant = nearest(key, [*groups, *FIELDS, *sorted(SECTIONS)])
+    hint = f"did you mean {' or '.join(meant)}?" if meant else "`--cfg job` prints all keys"
+    return f"{key}: unknown key; {hint}"
+
+
+def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
+    """The line for an option that a group does not have."""
+    options = sorted(options)
+    if group == "seed":
+        return f"seed: got {option!r}, takes {config.accepted(FIELDS['seed'])}"
+    meant = nearest(option, options)
+    listed = ", ".join([*meant, *(name for name in options if name not in meant)])
+    hint = f"; did you mean {meant[0]}?" if meant else ""
+    if group == "experiment":
+        hint += "; --config-dir DIR adds those of DIR/experiment/"
+    return f"{group}: got {option!r}, takes one of {listed}{hint}"
+
+
+def value_problems(key: str, value: Any) -> Iterator[str]:
+    """Check the type and range of one value against the schema, apart from all others.
+
+    Args:
+        key: A dotted key that exists, or a section together with a mapping of its keys.
+        value: The value as Hydra's grammar reads it. One with an interpolation is not checked: it depends on others.
+    """
+    if key in SECTIONS:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                full = f"{key}.{name}"
+                if full in SECTIONS or field_of(full):
+                    yield from value_problems(full, inner)
+                else:
+                    yield unknown(full, ())
+        else:
+            inside = ", ".join(name for name in FIELDS if name.rpartition(".")[0] == key)
+            yield f"{key}: got {value!r}, is a section; set its keys instead: {inside}"
+        return
+    field = field_of(key)
+    assert field is not None, key
+    if "${" in str(value):
+        return
+    try:
+        if _is_lossy(field, value):
+            raise ValueError
+        schema = _schema()
+        OmegaConf.update(schema, key, value, force_add=is_open(key))
+        converted = OmegaConf.select(schema, key)
+        problem = config.range_problem(key, field, value if isinstance(value, int | float) else converted)
+    except (OmegaConfBaseException, ValueError):
+        problem = f"{key}: got {shown(value)}, takes {config.accepted(field)}"
+    if problem:
+        yield problem
+
+
+def shown(value: Any) -> str:
+    """A value as a user would type it, text in quotes."""
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else repr(value)
+    )
+
+
+def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2, or 2 as true."""
+    if "bool" in str(field.type):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
+
+
+def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten sections to dotted keys; a mapping that is a key's value stays whole."""
+    for name, value in nested.items():
+        full = f"{prefix}{name}"
+        if full in SECTIONS and isinstance(value, Mapping):
+            yield from leaves(value, f"{full}.")
+        else:
+            yield full, value
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """One configuration to try values on; each key is judged alone, so that what was set before does not matter."""
+    schema = OmegaConf.structured(config.Config)
+    assert isinstance(schema, DictConfig)
+    return schema

@@ -1,0 +1,331 @@
+"""The classification sets of torchvision, by the names of their classes: `dataset=torchvision dataset.name=DTD`.
+
+The splits are the official ones; a set that has none is divided by class. Readers of single sets share `reading`,
+`samples` and `unverified`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast_exp.data.download import fetch
+from recast_exp.data.types import Official, Samples, refuse
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import write_text
+
+if TYPE_CHECKING:
+    from recast_exp.config.schema import DatasetConfig
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A set of torchvision.
+
+    Attributes:
+        entries: What must be below `data_dir`.
+        splits: For each split, the arguments of the class that choose it.
+        by_hand: How to get it, where torchvision cannot download it.
+    """
+
+    entries: tuple[str, ...]
+    splits: Mapping[str, Mapping[str, Any]]
+    by_hand: str = ""
+
+
+def _split(**names: str) -> dict[str, dict[str, Any]]:
+    return {split: {"split": name} for split, name in names.items()}
+
+
+def _idx(name: str, *parts: str) -> tuple[str, ...]:
+    """The files of MNIST and of what followed it."""
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    return tuple(f"{name}/raw/{part}-{kind}" for part in parts or ("train", "t10k") for kind in kinds)
+
+
+_TRAIN_VAL_TEST, _TRAIN_TEST = _split(train="train", val="val", test="test"), _split(train="train", test="test")
+_TRAIN_OR_NOT: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_ALL: dict[str, dict[str, Any]] = {"all": {}}
+_BALANCED = {split: {**arguments, "split": "balanced"} for split, arguments in _TRAIN_OR_NOT.items()}
+_SETS = {
+    "Caltech101": _Set(("caltech101/101_ObjectCategories",), _ALL),
+    "Caltech256": _Set(("caltech256/256_ObjectCategories",), _ALL),
+    # The labels of its test images are not published
+    "CLEVRClassification": _Set(("clevr/CLEVR_v1.0",), _split(train="train", test="val")),
+    "Country211": _Set(("country211",), _split(train="train", val="valid", test="test")),
+    "DTD": _Set(("dtd/dtd",), _TRAIN_VAL_TEST),
+    "EMNIST": _Set(_idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test"), _BALANCED),
+    "EuroSAT": _Set(("eurosat/2750",), _ALL),
+    "FashionMNIST": _Set(_idx("FashionMNIST"), _TRAIN_OR_NOT),
+    "FER2013": _Set(
+        ("fer2013",),
+        _TRAIN_TEST,
+        "torchvision cannot download it: get fer2013.csv or icml_face_data.csv (test.csv has no labels) from "
+        "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+    ),
+    "Food101": _Set(("food-101/images", "food-101/meta"), _TRAIN_TEST),
+    "GTSRB": _Set(("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"), _TRAIN_TEST),
+    "Imagenette": _Set(("imagenette2{size}",), _split(train="train", test="val")),
+    "KMNIST": _Set(_idx("KMNIST"), _TRAIN_OR_NOT),
+    "MNIST": _Set(_idx("MNIST"), _TRAIN_OR_NOT),
+    "OxfordIIITPet": _Set(
+        ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations"), _split(train="trainval", test="test")
+    ),
+    "RenderedSST2": _Set(("rendered-sst2",), _TRAIN_VAL_TEST),
+    "StanfordCars": _Set(
+        ("stanford_cars/devkit", "stanford_cars/cars_test_annos_withlabels.mat"),
+        _TRAIN_TEST,
+        "its archives are gone from the official server, so torchvision cannot download it; put a copy of your own "
+        "there, with cars_train/ and cars_test/",
+    ),
+    "STL10": _Set(("stl10_binary",), _TRAIN_TEST),
+    "SUN397": _Set(("SUN397",), _ALL),
+    "SVHN": _Set(("train_32x32.mat", "test_32x32.mat"), _TRAIN_TEST),
+    "USPS": _Set(("usps.bz2", "usps.t.bz2"), _TRAIN_OR_NOT),
+}
+_OWN_READERS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "FGVCAircraft": "aircraft", "Flowers102": "flowers"}
+_RESERVED = {"root", "transform", "target_transform", "transforms", "target_type", "target_types", "loader", "download"}
+"""Arguments that the reader sets, or that would make the labels something else."""
+
+
+def check(cfg: DatasetConfig, data_dir: Path) -> None:
+    """Look whether the set is there, unless it may be downloaded.
+
+    Raises:
+        UserError: If torchvision has no such set, or an option is set that it does not take.
+        MissingInputError: If it is not there.
+    """
+    refuse(cfg, "options")
+    if cfg.name in _OWN_READERS:
+        own = _OWN_READERS[cfg.name]
+        raise UserError(f"dataset.name: got {cfg.name!r}, which has a reader of its own: set dataset={own} instead")
+    if cfg.name not in _SETS:
+        lower = {name.lower(): name for name in _SETS}
+        near = [lower[name] for name in difflib.get_close_matches(cfg.name.lower(), lower)] or list(_SETS)
+        got = repr(cfg.name) if cfg.name else "nothing"
+        raise UserError(f"dataset.name: got {got}, dataset=torchvision takes one of {', '.join(near)}")
+    by_hand = _SETS[cfg.name].by_hand
+    if cfg.download and not by_hand:
+        return
+    missing = _missing(cfg, data_dir)
+    if missing or _unfinished(cfg, data_dir).exists():
+        found = f"{data_dir} has no {', '.join(missing)}" if missing else "its download has not finished"
+        advice = by_hand or "set dataset.download=true to download it"
+        raise MissingInputError(f"dataset {cfg.name}: {found}; {advice}, or say where it is with data_dir=…")
+
+
+def read(cfg: DatasetConfig, data_dir: Path) -> Official:
+    """Read the index (or, where they are small, the images); download them first, if asked to.
+
+    Raises:
+        UserError: If an option is unknown, or torchvision cannot read the set.
+        MissingInputError: If it cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    dataset_class = getattr(datasets, cfg.name)
+    parameters = inspect.signature(dataset_class).parameters
+    arguments = _options(cfg, parameters)
+    if "loader" in parameters:
+        arguments["loader"] = Path
+    if cfg.download and (_missing(cfg, data_dir) or _unfinished(cfg, data_dir).exists()):
+        _download(cfg, data_dir, dataset_class, arguments)
+    if not cfg.verify:
+        dataset_class = unverified(dataset_class)
+    with reading(cfg, data_dir):
+        opened = {split: dataset_class(data_dir, **own, **arguments) for split, own in _SETS[cfg.name].splits.items()}
+        pairs = {split: _pairs(cfg.name, dataset) for split, dataset in opened.items()}
+    for split, (_, labels) in pairs.items():
+        if None in labels:
+            raise UserError(f"dataset {cfg.name}: the {split} images have no labels; {_SETS[cfg.name].by_hand}")
+    names = {
+        split: getattr(dataset, "classes", getattr(dataset, "categories", None)) for split, dataset in opened.items()
+    }
+    first, *others = names.values()
+    if any(other != first for other in others):
+        raise UserError(
+            f"dataset {cfg.name}: {' and '.join(names)} below {data_dir} have different classes; get it whole"
+        )
+    return _official(cfg, first, pairs, data_dir)
+
+
+@contextlib.contextmanager
+def reading(cfg: DatasetConfig, place: Path) -> Iterator[None]:
+    """Make one line of what torchvision raises over files that are missing or damaged, which can be anything.
+
+    Args:
+        cfg: The `dataset` node of the configuration.
+        place: Where the files are.
+
+    Raises:
+        UserError: If the block raises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        advice = ", or set dataset.verify=false if it is a cut-down copy" if cfg.verify else ""
+        raise UserError(
+            f"dataset {cfg.name}: torchvision cannot read what is in {place} ({_reason(error)}); get it whole{advice}"
+        ) from error
+
+
+def samples(dataset: Any) -> Samples:
+    """List the paths and labels of a torchvision dataset that was made with `loader=Path`, so that none is decoded."""
+    import numpy as np
+
+    paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    return Samples(paths, np.array(labels, dtype=np.int64))
+
+
+def unverified(dataset_class: Any) -> Any:
+    """Derive a class of torchvision that does not compare checksums, where its public attributes hold them."""
+    own: dict[str, Any] = {
+        name: [[*entry[:-1], None] for entry in getattr(dataset_class, name)]
+        for name in ("train_list", "test_list")
+        if hasattr(dataset_class, name)
+    }
+    if hasattr(dataset_class, "split_list"):
+        own["split_list"] = {split: [*entry[:-1], None] for split, entry in dataset_class.split_list.items()}
+    if hasattr(dataset_class, "meta"):
+        own["meta"] = {**dataset_class.meta, "md5": None}
+    # Some classes derive the name of their folder from their own name
+    return type(dataset_class.__name__, (dataset_class,), own) if own else dataset_class
+
+
+def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The arguments that the user adds, if the class takes them."""
+    chosen = {argument for arguments in _SETS[cfg.name].splits.values() for argument in arguments}
+    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    takes = [name for name in named if name not in _RESERVED | chosen]
+    for name in cfg.options:
+        if name not in takes:
+            raise UserError(f"dataset.options: got {name!r}, {cfg.name} takes {', '.join(takes) or 'none'}")
+    return dict(cfg.options)
+
+
+def _missing(cfg: DatasetConfig, data_dir: Path) -> list[str]:
+    """What is not there yet; as written in the table, but for the size in the name of Imagenette's folder."""
+    size = str(cfg.options.get("size", "full")).removesuffix("px")
+    entries = [entry.format(size="" if size == "full" else f"-{size}") for entry in _SETS[cfg.name].entries]
+    return [entry for entry in entries if not (data_dir / entry).exists()]
+
+
+def _unfinished(cfg: DatasetConfig, data_dir: Path) -> Path:
+    """The file that lists what a download is about to put below `data_dir`; it is gone when all of it is there."""
+    return data_dir / ".downloads" / f"torchvision-{cfg.name}.unfinished"
+
+
+def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments: Mapping[str, Any]) -> None:
+    """Let torchvision download what is missing; only one process does. A download that was cut off is continued.
+
+    torchvision takes what is there for whole. So what a killed run may have unpacked in part is removed first; archives
+    stay.
+    """
+    from filelock import FileLock
+    from torchvision.datasets import utils
+
+    def retrieve(url: str, filename: str | Path, *_: Any, **__: Any) -> None:
+        try:
+            fetch(url, Path(filename), description=f"dataset {cfg.name}")
+        except UserError as error:
+            raise RuntimeError(str(error)) from error  # which makes torchvision try the next mirror, where there is one
+
+    unfinished = _unfinished(cfg, data_dir)
+    original = getattr(utils, "_urlretrieve", None)
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.with_suffix(".lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"data_dir: {data_dir} cannot be written to ({error.strerror}); takes a folder that can"
+        ) from error
+    try:
+        with FileLock(unfinished.with_suffix(".lock")):
+            for entry in unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ():
+                if (data_dir / entry).is_dir():
+                    shutil.rmtree(data_dir / entry)
+                else:
+                    (data_dir / entry).unlink(missing_ok=True)
+            if not _missing(cfg, data_dir):
+                unfinished.unlink(missing_ok=True)
+                return
+            if original:
+                utils._urlretrieve = retrieve
+            for own in _SETS[cfg.name].splits.values():
+                write_text(unfinished, "\n".join(_missing(cfg, data_dir)))
+                dataset_class(data_dir, **own, **arguments, download=True)
+            unfinished.unlink()
+    except Exception as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise MissingInputError(
+            f"dataset {cfg.name}: torchvision cannot download it to {data_dir} ({_reason(error)}); check the network "
+            "and its proxy settings and run again, or get the set by hand and say where it is with data_dir=…"
+        ) from error
+    finally:
+        if original:
+            utils._urlretrieve = original
+
+
+def _pairs(name: str, dataset: Any) -> tuple[Any, Sequence[int | None]]:
+    """The images, paths or an array, and the labels of one split."""
+    import numpy as np
+
+    pairs: list[tuple[Any, Any]]
+    if name == "Caltech101":
+        folders = [Path(dataset.root, "101_ObjectCategories", category) for category in dataset.categories]
+        pairs = [(folders[y] / f"image_{i:04d}.jpg", y) for i, y in zip(dataset.index, dataset.y, strict=True)]
+    elif name == "Caltech256":
+        folders = [Path(dataset.root, "256_ObjectCategories", category) for category in dataset.categories]
+        pairs = [(folders[y] / f"{y + 1:03d}_{i:04d}.jpg", y) for i, y in zip(dataset.index, dataset.y, strict=True)]
+    elif name == "GTSRB":
+        # In a cut-down copy, torchvision would number the training folders anew, but not the test images
+        pairs = [(Path(path), label) for path, label in dataset._samples]
+        pairs = [(path, label if path.parent.name == "Images" else int(path.parent.name)) for path, label in pairs]
+    elif name == "OxfordIIITPet":
+        pairs = list(zip(dataset._images, dataset._labels, strict=True))
+    else:
+        pairs = [dataset[i] for i in range(len(dataset))]
+    if not hasattr(pairs[0][0], "convert"):
+        pairs.sort(key=lambda pair: pair[0])  # some sets come in the order of the file system
+        return tuple(path for path, _ in pairs), [label for _, label in pairs]
+    return np.stack([np.asarray(image.convert("RGB")) for image, _ in pairs]), [label for _, label in pairs]
+
+
+def _official(
+    cfg: DatasetConfig,
+    names: Sequence[Any] | None,
+    pairs: Mapping[str, tuple[Any, Sequence[int | None]]],
+    data_dir: Path,
+) -> Official:
+    """Number the classes from 0; without names, the labels that there are become the names."""
+    import numpy as np
+
+    labels = {split: np.array(found, dtype=np.int64) for split, (_, found) in pairs.items()}
+    numbers = np.unique(np.concatenate(list(labels.values())))
+    official = None
+    if names is None:
+        names, official = [str(number) for number in numbers], tuple(numbers.tolist())
+        labels = {split: np.searchsorted(numbers, found).astype(np.int64) for split, found in labels.items()}
+    elif numbers[0] < 0 or numbers[-1] >= len(names):
+        raise UserError(
+            f"dataset {cfg.name}: below {data_dir} are labels from {numbers[0]} to {numbers[-1]}, but {len(names)} "
+            "classes; get it whole"
+        )
+    classes = tuple(name if isinstance(name, str) else str(name[0]) for name in names)  # Imagenette has synonyms
+    splits = {split: Samples(pairs[split][0], found) for split, found in labels.items()}
+    return Official(classes, splits, official, index=f"torchvision's {cfg.name}")
+
+
+def _reason(error: Exception) -> str:
+    """What torchvision said, without its advice on an argument that users do not see."""
+    text = " ".join(str(error).split()).partition(" You can use download")[0]
+    return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,233 @@
+"""How a sweep gets on: one live table in a terminal, a line for each job that ends elsewhere.
+
+It reads the `job.json` of the jobs, and so does not mind in which process or on which machine they run. Of a search, it
+reads `search.json` too, as its jobs are not known before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from recast_exp.config.grammar import short
+from recast_exp.runs import record as job_record
+
+INTERVAL = 0.5  # seconds between two looks at the files
+ROWS = 12  # of the live table, beside the jobs that run
+ENDED = (job_record.FINISHED, job_record.FAILED, job_record.SKIPPED, "pruned")
+
+Record = dict[str, Any]
+
+
+@contextlib.contextmanager
+def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
+    """Show how the jobs of a sweep get on while the block runs.
+
+    Args:
+        folder: Folder of the sweep.
+        jobs: Its jobs as in `sweep.json`; none where a search decides as it goes, which says its own lines.
+    """
+    console = Console(stderr=True)
+    started = time.time()
+    if not jobs:
+        with _show(console, lambda: search_table(folder, started)) if console.is_terminal else contextlib.nullcontext():
+            yield
+        return
+    watcher = _Watcher(folder, jobs)
+    if console.is_terminal:
+        with _show(console, lambda: table(watcher.look(), started)):
+            yield
+    else:
+        with _every(INTERVAL, lambda: _say(watcher)):
+            yield
+
+
+def _show(console: Console, what: Callable[[], Group]) -> Live:
+    return Live(console=console, get_renderable=what, refresh_per_second=2)
+
+
+class _Watcher:
+    """Reads the jobs' files, those of ended jobs once."""
+
+    def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
+        self.said: set[int] = set()
+        self._folder, self._jobs = folder, jobs
+        self._ended: dict[int, Record] = {}
+        self._before: dict[int, str] = {}
+        # What had ended before is not news; what had failed before waits to be tried again
+        for number, record in enumerate(self.look()):
+            if record["state"] in (job_record.FINISHED, job_record.SKIPPED):
+                self.said.add(number)
+            elif record["state"] != "waiting":
+                self._before[number] = record["updated"]
+                self._ended.pop(number, None)
+
+    def look(self) -> list[Record]:
+        """One record for each job; "waiting" for one that has not begun."""
+        return [self._one(number, job) for number, job in enumerate(self._jobs)]
+
+    def _one(self, number: int, job: Record) -> Record:
+        if number in self._ended:
+            return self._ended[number]
+        record = job_record.read(self._folder / job["folder"])
+        if record and record["updated"] != self._before.get(number):
+            found = {**job, **record}
+        else:
+            found = {**job, "state": job_record.SKIPPED if job["skipped"] else "waiting"}
+        if found["state"] in ENDED and found.get("updated"):
+            self._ended[number] = found
+        return found
+
+
+def _say(watcher: _Watcher) -> None:
+    records = watcher.look()
+    for number, record in enumerate(records):
+        if record["state"] in ENDED and number not in watcher.said:
+            watcher.said.add(number)
+            print(f"{len(watcher.said)} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
+
+
+def describe(record: Record) -> str:
+    """An ended job in one line."""
+    what = f"{record['label']} on {record['dataset']}, seed {record['seed']}"
+    if record["state"] == job_record.FINISHED:
+        accuracy = record["val/accuracy"]
+        result = f": validation {100 * accuracy:.1f} %" if accuracy is not None else ""
+        return f"{what}{result} ({_seconds(record):.0f} s)"
+    return f"{what} {record['state']}: {record.get('reason') or record.get('skipped')}"
+
+
+def table(records: Sequence[Record], started: float) -> Group:
+    """The jobs that run, the last that ended, those that failed; below, how many there are and when all will end."""
+    ended = [record for record in records if record["state"] in ENDED]
+    failed = [record for record in ended if record["state"] == job_record.FAILED]
+    going = [record for record in records if record["state"] == job_record.RUNNING]
+    waiting = [record for record in records if record["state"] not in (*ENDED, job_record.RUNNING)]
+    others = [record for record in ended if record["state"] != job_record.FAILED]
+    others.sort(key=lambda record: _time(record.get("updated")))
+    shown = [*failed[-ROWS:], *others[-max(ROWS - len(failed) - len(going), 1) :], *going, *waiting[:1]]
+    rows = _table("job", "method", "dataset", "seed")
+    for record in shown:
+        rows.add_row(
+            str(record["number"]), record["label"], record["dataset"], str(record["seed"]), *_status(record)
+        )  # fmt: skip
+    counts = [f"{len(ended)} of {len(records)} jobs ended"]
+    counts += [f"{len(failed)} failed"] if failed else []
+    left = remaining(records, started)
+    counts += [f"about {_clock(left)} left"] if left else []
+    return Group(rows, Text("  " + ", ".join(counts), style="dim"))
+
+
+def search_table(folder: Path, started: float) -> Group:
+    """The trials of a search that run, the last that ended and the best, with what they have drawn."""
+    try:
+        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the search has not written it yet
+        return Group()
+    trials = content["trials"]
+    ended = [trial for trial in trials if trial["state"] != job_record.RUNNING]
+    best = content["best"] and content["best"]["number"]
+    shown = [trial for trial in ended[:-ROWS] if trial["number"] == best] + ended[-ROWS:]
+    shown += [trial for trial in trials if trial["state"] == job_record.RUNNING]
+    rows = _table("trial", *content["space"])
+    records = []
+    for trial in trials:
+        record = job_record.read(folder / trial["folder"])
+        records.append((record or {"epoch": 0, "epochs": 1, "updated": trial["ended"]}) | {"state": trial["state"]})
+        if trial in shown:
+            drawn = [short(trial["parameters"].get(key, "")) for key in content["space"]]
+            number = Text(f"{trial['number']}", style="bold" if trial["number"] == best else "")
+            status = _status(records[-1]) if record else (trial["state"], "", "", "")
+            rows.add_row(number, *drawn, *status)
+    counts = [f"{len(ended)} of {content['n_trials']} trials ended"]
+    counts += [f"best {100 * content['best']['value']:.1f} % (trial {best})"] if best is not None else []
+    waiting = {"state": "waiting", "updated": None}
+    left = remaining([*records, *(waiting for _ in range(content["n_trials"] - len(trials)))], started)
+    counts += [f"about {_clock(left)} left"] if left else []
+    return Group(rows, Text("  " + ", ".join(counts), style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (*columns, "status", "epoch", "val", "time"):
+        right = column in ("job", "trial", "seed", "epoch", "val", "time")
+        rows.add_column(column, justify="right" if right else "left", overflow="fold")
+    return rows
+
+
+_COLOURS = {job_record.FINISHED: "green", job_record.FAILED: "red", job_record.RUNNING: "bold", "waiting": "dim"}
+
+
+def _status(record: Record) -> tuple[Text, str, str, str]:
+    """State, epochs, validation accuracy and time of a job, as the tables show them."""
+    accuracy = record.get("val/accuracy")
+    begun = record["state"] in (job_record.RUNNING, job_record.FINISHED)
+    return (
+        Text(record["state"], style=_COLOURS.get(record["state"], "")),
+        f"{record['epoch']}/{record['epochs']}" if begun else "",
+        f"{100 * accuracy:.1f} %" if accuracy is not None else "",
+        _clock(_seconds(record)) if begun else "",
+    )
+
+
+def remaining(records: Sequence[Record], started: float) -> float | None:
+    """Seconds until the last job ends, judged by the speed since the sweep was started; None before anything is known.
+
+    A job counts by the share of its epochs that is done; those that had ended before do not count.
+    """
+    before = [r for r in records if r["state"] in ENDED and _time(r.get("updated")) < started - 1]
+    done = sum(
+        1.0 if record["state"] in ENDED else record["epoch"] / record["epochs"]
+        for record in records
+        if record not in before and record["state"] in (*ENDED, job_record.RUNNING)
+    )
+    if not done:
+        return None
+    return (time.time() - started) * (len(records) - len(before) - done) / done
+
+
+@contextlib.contextmanager
+def _every(seconds: float, action: Any) -> Iterator[None]:
+    """Do something now and then in a thread, and once more at the end."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        action()
+
+
+def _time(text: str | None) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def _seconds(record: Record) -> float:
+    end = time.time() if record["state"] == job_record.RUNNING else _time(record["updated"])
+    return max(end - _time(record["started"]), 0.0)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,70 @@
+"""A dataset's card, for a person to look at: what is in it, what the model sees of it, and what it takes for what."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.display import image_plots
+from recast_exp.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from recast_exp.training.loop import Prediction
+
+
+def write_card(run_dir: Path, data: ImageDataModule) -> None:
+    """Write `dataset.json` (classes, images per split and class) and `plots/batch.png` (the first training images).
+
+    Args:
+        run_dir: Folder of the run.
+        data: The images.
+    """
+    write_json(run_dir / "dataset.json", data.image_set.describe())
+    images, labels = data.example(image_plots.SHEET_IMAGES)
+    size = data.spec.size
+    title = f"{data.image_set.name} · training images as the model sees them · {size} × {size}, {data.transform}"
+    image_plots.contact_sheet(images, labels, data.image_set.classes, run_dir / "plots" / "batch.png", title=title)
+
+
+def write_predictions(run_dir: Path, data: ImageDataModule, predictions: Sequence[Prediction]) -> None:
+    """Write `predictions.csv`, `plots/confusion.png` and `plots/mistakes.png` (the 16 of the greatest loss).
+
+    Args:
+        run_dir: Folder of the run.
+        data: The images.
+        predictions: One for each test image.
+    """
+    classes = data.image_set.classes
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "class", "predicted", "probability", "loss"))
+    names = _names(data)
+    for row in predictions:
+        writer.writerow((names[row.image], classes[row.label], classes[row.predicted], row.probability, row.loss))
+    write_text(run_dir / "predictions.csv", text.getvalue())
+
+    pairs = torch.tensor([row.label * len(classes) + row.predicted for row in predictions])
+    counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
+    image_plots.confusion_matrix(counts, classes, run_dir / "plots" / "confusion.png")
+    wrong = sorted((row for row in predictions if row.predicted != row.label), key=lambda row: -row.loss)
+    worst = wrong[: image_plots.MISTAKES]
+    size = data.spec.size
+    images = torch.stack([data.datasets["test"][0, row.image][0] for row in worst] or [torch.empty(3, size, size)])
+    rows = [image_plots.Mistake(row.label, row.predicted, row.probability) for row in worst]
+    image_plots.mistakes(images[: len(worst)].byte(), rows, classes, run_dir / "plots" / "mistakes.png")
+
+
+def _names(data: ImageDataModule) -> Sequence[str]:
+    """The test images' files, relative to the folder that holds them all; their numbers where there are no files."""
+    images = data.image_set.splits["test"].images
+    if not isinstance(images, tuple):
+        return [str(number) for number in range(len(images))]
+    root = Path(os.path.commonpath([path.parent for path in images]))
+    return [path.relative_to(root).as_posix() for path in images]

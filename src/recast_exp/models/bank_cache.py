@@ -1,0 +1,143 @@
+"""The cache of template banks: files addressed by content hash, with an index by backbone, weights and settings.
+
+One bank serves every run on the same backbone, weights and settings, whatever its seed or dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import alone_at, json_hash, write_json
+from recast_exp.models.backbones import Backbone
+from recast_exp.recast import Banks, Group, find_groups, mimic
+from recast_exp.recast.formulas import DEFAULT_STEPS
+from recast_exp.recast.grouping import layer_module
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = {
+    "closed_form": (),
+    "gradient": ("steps", "lr", "step_size", "noise"),
+    "autoencoder": ("steps", "lr", "hidden"),
+}
+
+
+def groups_of(backbone: Backbone, cfg: DictConfig) -> list[Group]:
+    """The groups of layers that a configuration asks for."""
+    recast = cfg.recast
+    return find_groups(
+        backbone.network,
+        targets=recast.targets,
+        num_groups=recast.num_groups,
+        num_templates=recast.num_templates,
+        granularity=recast.granularity,
+    )
+
+
+def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, Path]:
+    """The template banks of a configuration: from `bank=FILE`, from the cache, or made now and put into the cache.
+
+    Returns:
+        The banks, and the file that holds them.
+
+    Raises:
+        UserError: If a given bank belongs to other weights or other groups.
+    """
+    groups = groups_of(backbone, cfg)
+    if cfg.bank:
+        path = Path(cfg.bank).expanduser()
+        banks = Banks.load(path)
+        _check_given(banks, path, groups, backbone)
+        return banks, path
+    settings = _settings(backbone, cfg)
+    index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
+    with alone_at(index):
+        if index.is_file():
+            try:
+                entry = json.loads(index.read_text(encoding="utf-8"))
+                path = _path(cache, entry["hash"])
+                return Banks.load(path, entry["hash"]), path
+            except (UserError, KeyError, TypeError, ValueError) as error:
+                log.warning("The cached template bank is unusable (%s); it is made anew", error)
+        banks = _mimic(backbone, groups, cfg, settings)
+        path = _path(cache, banks.hash)
+        banks.save(path)
+        write_json(index, {"hash": banks.hash, "settings": settings})
+        return banks, path
+
+
+def bank_by_hash(content_hash: str, cfg: DictConfig, cache: Path) -> Banks:
+    """The very bank that a task file names, from `bank=FILE` or the cache; never made anew.
+
+    Raises:
+        MissingInputError: If it is in neither place.
+        UserError: If the file has another content.
+    """
+    path = Path(cfg.bank).expanduser() if cfg.bank else _path(cache, content_hash)
+    if not path.is_file():
+        raise MissingInputError(
+            f"bank: the task was trained with the template bank {content_hash[:16]}…, which is not in {path.parent}; "
+            f"pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as bank=FILE"
+        )
+    return Banks.load(path, content_hash)
+
+
+def _path(cache: Path, content_hash: str) -> Path:
+    return cache / "banks" / f"{content_hash}.safetensors"
+
+
+def _settings(backbone: Backbone, cfg: DictConfig) -> dict[str, Any]:
+    """What a bank depends on, beside the groups."""
+    names = ("name", "seed", *_OPTIONS[cfg.mimicry.name])
+    return {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "num_coefficient_sets": cfg.recast.num_coefficient_sets,
+        "mimicry": {name: OmegaConf.select(cfg.mimicry, name) for name in names},
+    }
+
+
+def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: dict[str, Any]) -> Banks:
+    solver = cfg.mimicry.name
+    options = {name: cfg.mimicry[name] for name in _OPTIONS[solver] if cfg.mimicry[name] is not None}
+    common = {
+        "solver": solver,
+        "num_sets": cfg.recast.num_coefficient_sets,
+        "seed": cfg.mimicry.seed,
+        "settings": settings,
+    }
+    if solver == "closed_form":
+        return mimic(backbone.network, groups, **common)
+    columns = (
+        TextColumn("Neural Mimicry"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True) as progress:
+        linear = layer_module(backbone.network, groups[0].layers[0]).weight.dim() == 2
+        steps = options.get("steps", DEFAULT_STEPS[solver]["linear" if linear else "convolution"])
+        task = progress.add_task("", total=steps * len(groups))
+        return mimic(backbone.network, groups, **common, **options, progress=lambda: progress.advance(task))
+
+
+def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone) -> None:
+    fingerprint = banks.settings.get("fingerprint")
+    if fingerprint != backbone.fingerprint:
+        raise UserError(
+            f"bank: {path} was made from {banks.settings.get('backbone')} with other weights "
+            f"({str(fingerprint)[:16]}…) than this backbone's ({backbone.fingerprint[:16]}…)"
+        )
+    if banks.groups != tuple(groups):
+        raise UserError(
+            f"bank: {path} has other groups than recast.* asks for ({len(banks.groups)} groups, such as "
+            f"{banks.groups[0]}, not {len(groups)}, such as {groups[0]})"
+        )

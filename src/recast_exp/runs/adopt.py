@@ -1,0 +1,238 @@
+"""What a task file or an interrupted run fixes of the configuration: adopt it, and refuse what contradicts it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recast_exp.cli import launchers
+from recast_exp.config import grammar as overrides
+from recast_exp.config.keys import FIELDS, leaves, mapping_of, shown
+from recast_exp.errors import MissingInputError, UserError
+
+RECORD_KEY = "recast_exp"
+"""Where the metadata of a task file holds our record."""
+
+WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label", "search.storage"})
+"""Keys that no result depends on, and that may differ where a job is continued."""
+
+FORMAT = 1
+"""The newest format of the record that this version reads."""
+
+_DESCRIBE = ("model.", "recast.", "mimicry.", "adapter", "dataset.")
+_DESCRIBE_TOO = frozenset({"seed", "trainer.precision", "trainer.limit_batches"})
+_OF_A_MACHINE = frozenset(
+    {
+        *("model.weights", "dataset.path", "dataset.download", "dataset.cache", "dataset.num_workers"),
+        *("dataset.prefetch_factor", "dataset.pin_memory", "dataset.batch_size", "dataset.eval_batch_size"),
+    }
+)
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the record of a task file from the header of its safetensors, with nothing but the standard library.
+
+    Raises:
+        MissingInputError: If there is no such file.
+        UserError: If the file is not a task file, is cut short, or was written by a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingInputError(f"task: {path} is not there; takes the task.safetensors of a run")
+    header = _header(path)
+    try:
+        record = json.loads(header.get("__metadata__", {})[RECORD_KEY])
+        version = int(record["format"])
+        known = version > FORMAT or isinstance(record["config"], dict)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"task: {path} is a safetensors file, but not a task file; takes the task.safetensors of a run")
+    if version > FORMAT:
+        raise UserError(
+            f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
+        )
+    if _has_interpolation(record["config"]):
+        raise UserError(f"task: {path} holds an interpolation (${{…}}); expected plain values, so it is not used")
+    bank = record.get("bank")
+    if bank is not None and not (isinstance(bank, str) and _HASH.fullmatch(bank)):
+        raise UserError(f"task: {path} names the bank {str(bank)[:80]!r}; expected 64 hexadecimal digits")
+    return dict(record)
+
+
+def _has_interpolation(value: Any) -> bool:
+    """Whether a text anywhere in a value would be resolved: to an environment variable, say."""
+    if isinstance(value, Mapping):
+        return any(map(_has_interpolation, (*value, *value.values())))
+    if isinstance(value, list | tuple):
+        return any(map(_has_interpolation, value))
+    return isinstance(value, str) and "${" in value
+
+
+def _describes_the_model(key: str) -> bool:
+    """Whether a task file may set a key. It may say what the model is, and nothing about the machine that reads it."""
+    return key in _DESCRIBE_TOO or (key.startswith(_DESCRIBE) and key not in _OF_A_MACHINE)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: eight bytes of length, then JSON, then the tensors it announces."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= size else b""
+    try:
+        header = json.loads(text)
+        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise UserError(
+            f"task: {path} is not a safetensors file, or cut short; takes the task.safetensors of a run"
+        ) from None
+    if size < 8 + length + end:
+        raise UserError(f"task: {path} is cut short: {size} bytes, where its header announces {8 + length + end}")
+    return dict(header)
+
+
+def adopt(cfg: DictConfig) -> DictConfig:
+    """Give a composed configuration what its task file was trained with; any other configuration is returned as it is.
+
+    Args:
+        cfg: A composed configuration of schema `Config`.
+
+    Raises:
+        MissingInputError: If there is no such task file.
+        UserError: If it is not a task file of this version.
+    """
+    if cfg.stage.name != "evaluate" or not cfg.task:
+        return cfg
+    adopted = copy.deepcopy(cfg)
+    for key, value in recorded(cfg.task).items():
+        try:
+            OmegaConf.update(adopted, key, value, merge=False)
+        except OmegaConfBaseException:
+            raise UserError(f"task: {cfg.task} holds {key}={value!r}, which this version does not take") from None
+    return adopted
+
+
+def recorded(task: str | Path) -> dict[str, Any]:
+    """The dotted keys, and their values, that a task file was trained with.
+
+    Raises:
+        MissingInputError: If there is no such task file.
+        UserError: If it is not a task file of this version, or holds a key that this version does not know or that
+            does not describe the model: a file must not choose a tracker, a folder or a download.
+    """
+    keys = dict(leaves(read_record(task)["config"]))
+    for key in keys:
+        if key not in FIELDS:
+            raise UserError(f"task: {task} holds the key {key}, which this version does not know")
+        if not _describes_the_model(key):
+            raise UserError(f"task: {task} sets {key}; a task file may only describe the model, so it is not used")
+    return keys
+
+
+def contradictions(
+    cfg: DictConfig, typed: Iterable[str], chosen: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> Iterator[str]:
+    """Compare what the user asked for with what the task file was trained with.
+
+    Args:
+        cfg: The composed configuration, before adoption.
+        typed: Keys that the user set.
+        chosen: The groups that the user chose an option of: the option, and the dotted keys that it sets.
+
+    Yields:
+        One line for each key or group that differs.
+
+    Raises:
+        MissingInputError: If there is no such task file.
+        UserError: If it is not a task file of this version.
+    """
+    record = recorded(cfg.task)
+    differing = {key: value for key in record if (value := _plain(cfg, key)) != record[key]}
+    where = f"the task file {cfg.task} was trained with"
+    for key in dict.fromkeys(mapping_of(key) or key for key in typed):
+        if key in differing:
+            yield f"{key}: got {shown(differing[key])}, but {where} {shown(record[key])}; leave it out"
+    for group, (option, content) in chosen.items():
+        # An option's own value may be overridden by another group's that the user did not choose: either may match.
+        keys = [key for key, value in content.items() if key in differing and value != record[key] and key not in typed]
+        named = next((key for key in (group, f"{group}.name") if key in keys), None)
+        if named:
+            got = shown(content[named])
+            yield f"{named}: got {got}, but {where} {shown(record[named])}; leave {group}={option} out"
+        elif keys:
+            what = ", ".join(f"{key}={shown(record[key])}, not {shown(differing[key])}" for key in keys)
+            yield f"{group}: got {option}, but {where} {what}; leave {group}={option} out"
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def resumed_overrides(folder: Path) -> list[str]:
+    """The overrides that a run was started with.
+
+    Raises:
+        MissingInputError: If the folder is not that of a run.
+        UserError: If one of them sets a key of Hydra, which could write files anywhere, or holds an interpolation.
+    """
+    for name in ("config.yaml", "overrides.yaml"):
+        if not (folder / ".hydra" / name).is_file():
+            raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
+    path = folder / ".hydra" / "overrides.yaml"
+    found = launchers.without(str(text) for text in _load(path) or [])
+    for text in found:
+        override = overrides.parse(text)
+        key = override.key_or_group if override else ""
+        if override is None or override.package is not None or re.split("[./]", key)[0] == "hydra":
+            raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
+        if "${" in text:
+            raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
+    return found
+
+
+def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:
+    """Put what the user typed over what a run was started with; the later of two values of one key counts."""
+    last: dict[str, str] = {}
+    for text in (*started, *typed):
+        override = overrides.parse(text)
+        last[override.get_key_element() if override else text] = text
+    return list(last.values())
+
+
+def differences(cfg: DictConfig, folder: Path) -> Iterator[str]:
+    """Compare a composed configuration with the one that the run in `folder` was started with.
+
+    Yields:
+        One line for each key that differs; `resume` itself does not count.
+
+    Raises:
+        MissingInputError: If the folder is not that of a run.
+        UserError: If its configuration cannot be read.
+    """
+    saved = dict(leaves(_load(folder / ".hydra" / "config.yaml")))
+    now = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(now, dict)
+    composed = dict(leaves({str(name): value for name, value in now.items()}))
+    for key in dict.fromkeys([*composed, *saved]):
+        if key in WITHOUT_EFFECT or (key in saved and key in composed and saved[key] == composed[key]):
+            continue
+        before, after = (shown(each[key]) if key in each else "nothing" for each in (saved, composed))
+        yield f"{key}: the run in {folder} was started with {before}, got {after}; a run is continued as it was"
+
+
+def _load(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"resume: {path} cannot be read: {' '.join(str(error).split())}") from None

@@ -1,0 +1,237 @@
+"""A sweep around its jobs: a folder of its own that knows its jobs, what is there already, and what came of it.
+
+`sweep.json` in the folder lists the jobs; each writes its own `job.json`. The same command with the same folder goes on
+where the sweep was stopped. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recast_exp import __version__
+from recast_exp.cli.check_job import Planned
+from recast_exp.display.live import watching
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import write_json
+from recast_exp.runs import record as job_record
+from recast_exp.tracking.wandb_sync import how_to_sync
+
+log = logging.getLogger(__name__)
+
+NAME = "sweep.json"
+SEARCH = "search.json"
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a sweep is going to do."""
+
+    folder: Path
+    command: str
+    """As it was typed."""
+    jobs: list[dict[str, Any]]
+    """As in `sweep.json`; empty where a sweeper decides as it goes."""
+
+    again: str
+    """The command that goes on with this sweep."""
+
+    searched: int | None = None
+    """When a search was last written down in the folder before this one."""
+
+
+def command_again(argv: Sequence[str], folder: Path) -> str:
+    """The command that goes on with the sweep in a folder, to be pasted into a shell."""
+    words = [word for word in argv if not word.startswith("hydra.sweep.dir=")]
+    return shlex.join(["python", "-m", "recast_exp", *words, f"hydra.sweep.dir={folder}"])
+
+
+@contextlib.contextmanager
+def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> Iterator[Plan]:
+    """Hold a sweep's folder, write what is planned, and show how the jobs get on until the block ends.
+
+    Args:
+        folder: Folder of the sweep; made if it is not there.
+        planned: Its jobs, if they are known.
+        argv: The arguments of the command.
+
+    Raises:
+        UserError: If another sweep is running there, or if the folder has jobs with other configurations: one line for
+            each. Nothing has been changed then.
+    """
+    command, again = shlex.join(["python", "-m", "recast_exp", *argv]), command_again(argv, folder)
+    plan = Plan(folder, command, [], again, _searched(folder))
+    if different := list(_differences(folder, planned)):
+        raise UserError("\n".join(different))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or take another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
+    try:
+        from recast_exp.models.label import method_label  # heavy, as the jobs are
+
+        plan.jobs = [
+            {
+                "number": each.number,
+                "folder": str(each.number),
+                "overrides": each.overrides,
+                "label": method_label(each.cfg),
+                "dataset": each.cfg.dataset.name,
+                "seed": each.cfg.seed,
+                "skipped": each.unfit,
+            }
+            for each in planned
+        ]
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
+        if planned or not (folder / NAME).is_file():  # a search that goes on may yet be refused
+            write_json(folder / NAME, content)
+        with watching(folder, plan.jobs):
+            yield plan
+    finally:
+        lock.release()
+
+
+def conclude(plan: Plan) -> int:
+    """Say what came of a sweep: a table of its settings, and what failed and how to go on.
+
+    Returns:
+        The exit code: 0 if no job failed.
+    """
+    from recast_exp.display.console import show_failures, show_search, show_skipped, show_sweep
+
+    if not plan.jobs and (searched := _searched(plan.folder)) is not None:
+        if searched != plan.searched:  # else it was refused, and nothing has happened
+            show_search(plan.folder, json.loads((plan.folder / SEARCH).read_text(encoding="utf-8")))
+            _end(plan.folder)
+        return 0  # a search has its own exit code
+    settings = collect(plan.folder, plan.jobs)
+    if settings:
+        show_sweep(plan.folder, settings)
+    jobs = _all(plan)
+    skipped = [record for record in jobs if record["state"] == job_record.SKIPPED]
+    if skipped:
+        show_skipped(skipped)
+    left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
+    if left:
+        shared = set.intersection(*(set(record["overrides"]) for record in jobs))
+        for record in left:
+            own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
+            record["label"] = " · ".join([record["label"], *own])
+        show_failures(left, len(plan.jobs), plan.again)
+    _end(plan.folder)
+    return max((record["exit_code"] or 1 for record in left), default=0)
+
+
+def _searched(folder: Path) -> int | None:
+    try:
+        return (folder / SEARCH).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _end(folder: Path) -> None:
+    """Write the report of a sweep, and say how to upload what its trackers keep."""
+    _report(folder)
+    if command := how_to_sync(folder):
+        print(f"W&B is offline; upload with: {command}")
+
+
+def _report(folder: Path) -> None:
+    """Write the report of a sweep; that it cannot be written is no failure of the sweep."""
+    from recast_exp.report.build import write_report
+
+    try:
+        print(f"Report: {write_report(folder)}")
+    except MissingInputError:  # no job of a stage that has results
+        pass
+    except UserError as error:
+        log.warning("no report: %s", error)
+
+
+def _all(plan: Plan) -> list[dict[str, Any]]:
+    """The records of all jobs that were planned, or of all that there are."""
+    found = {record["number"]: record for record in records(plan.folder, plan.jobs)}
+    missing = {"state": "not begun", "reason": None, "exit_code": None}
+    for job in plan.jobs:
+        found.setdefault(job["number"], {**job, **missing})
+    return [found[number] for number in sorted(found)]
+
+
+def records(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The records of the jobs of a sweep, by number; `folder` is added.
+
+    Args:
+        folder: Folder of the sweep.
+        jobs: Its jobs, if they are known; else all that have a folder there.
+    """
+    found = []
+    known = [folder / str(job["folder"]) / job_record.NAME for job in jobs]
+    for path in known or folder.glob(f"*/{job_record.NAME}"):
+        record = job_record.read(path.parent)
+        if record is not None and record["number"] is not None:
+            found.append({**record, "folder": str(path.parent.relative_to(folder))})
+    return sorted(found, key=lambda record: int(record["number"]))
+
+
+def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Results of the finished jobs of a sweep, by their overrides: without the seed, and without what all have.
+
+    Returns:
+        Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
+    """
+    found = [record for record in records(folder, jobs) if job_record.is_finished(folder / record["folder"])]
+    shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
+    settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in found:
+        own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
+        metrics, parameters = job_record.read_results(folder / record["folder"])
+        settings[" ".join(own) or record["label"]].append({**metrics, "parameters": parameters})
+    return dict(settings)
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the deviation of one value is 0."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
+    """How the jobs of a folder differ from those that are planned: one line for each job."""
+    try:
+        there = len(json.loads((folder / NAME).read_text(encoding="utf-8"))["jobs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        there = 0
+    if planned and there > len(planned):
+        yield (
+            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, got one of {len(planned)}; a sweep is continued "
+            "as it was, takes another folder"
+        )
+        return
+    for each in planned:
+        record = job_record.read(folder / str(each.number))
+        if record is not None:
+            changed = list(job_record.differences(record, each.cfg))
+            if changed:
+                more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+                yield (
+                    f"hydra.sweep.dir: job {each.number} in {folder} is another one: {changed[0]}{more}; a sweep is "
+                    "continued as it was, takes another folder"
+                )

@@ -1,0 +1,362 @@
+"""The training loop: Lightning's, with what a run of this project needs of it.
+
+Randomness follows from (seed, epoch) and checkpoints are whole epochs, so that a run that was stopped and continued
+gives on the CPU the same numbers, to the bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import resource
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recast_exp import adapters
+from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.data.loader import derive_seed
+from recast_exp.errors import UserError
+from recast_exp.files import replacing, usable_cores
+from recast_exp.models.adapted import CHANGE, AdaptedModel
+from recast_exp.models.task_file import apply_task
+from recast_exp.tracking.start import History
+from recast_exp.training.module import TaskModule
+
+log = logging.getLogger(__name__)
+
+DEFAULT_THREADS = min(torch.get_num_threads(), usable_cores())
+KEPT = ("train/", "val/", "adapter/")  # with CHANGE, what the reported epoch's row says of the model
+LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
+
+
+_bars = contextvars.ContextVar("bars", default=True)
+
+
+@dataclass
+class FitResult:
+    """What a training run gives.
+
+    Attributes:
+        metrics: `train/…`, `val/…`, `adapter/…` and `coefficients/change` of the reported epoch, and `epochs`,
+            `seconds`, `images_per_second`.
+        history: One row per epoch.
+    """
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, read without unpickling code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write to a temporary file, sync it to disk, and put it in the place of the old one."""
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of plain tensors and containers."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint
+
+
+class EpochSeed(Callback):
+    """Seeds each epoch by (seed, epoch): an epoch draws the same numbers whatever ran before it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Seed torch's generators, on the CPU and the accelerators."""
+        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, "epoch"))
+
+
+def fit(
+    cfg: DictConfig,
+    adapted: AdaptedModel,
+    data: ImageDataModule,
+    *,
+    run_dir: Path | None = None,
+    loggers: Sequence[Logger] = (),
+    description: str = "training",
+    more: Sequence[Callback] = (),
+) -> FitResult:
+    """Train a model's task numbers, in place; they are those of the reported epoch afterwards.
+
+    Args:
+        cfg: The whole configuration.
+        adapted: The model.
+        data: The images.
+        run_dir: Where checkpoints and `metrics.csv` go, and where a checkpoint to continue from is looked for; None
+            keeps everything in memory.
+        loggers: Trackers.
+        description: What the progress bar says.
+        more: Callbacks beside those of every run.
+
+    Raises:
+        UserError: If a checkpoint to continue from is damaged.
+    """
+    module = TaskModule(adapted, cfg, len(data.image_set.classes))
+    if cfg.trainer.compile:
+        adapted.network.compile()
+
+    def measured() -> dict[str, float]:
+        return adapted.coefficient_changes() | adapters.measure(cfg.adapter, adapted.network)
+
+    history = History(run_dir / "metrics.csv" if run_dir else None, measured)
+    callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
+    if cfg.trainer.early_stopping:
+        callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
+    snapshots = Snapshots(adapted) if cfg.select == "best" else None
+    if snapshots:
+        callbacks.append(snapshots)
+    checkpoint = None
+    if run_dir:
+        folder = run_dir / "checkpoints"
+        callbacks.append(
+            ModelCheckpoint(folder, LAST, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+        )
+        checkpoint = folder / f"{LAST}.ckpt" if (folder / f"{LAST}.ckpt").is_file() else None
+    L.seed_everything(cfg.seed, verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer = _trainer(cfg, callbacks, loggers, run_dir, description)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning has shut down in order; the command line has its own exit code for it
+            raise KeyboardInterrupt from None
+        raise
+    except Exception as error:  # a damaged file may fail in any way
+        if checkpoint is None or history.running or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the run "
+            "anew"
+        ) from error
+    row = history.rows[-1]
+    if snapshots:
+        row = history.rows[snapshots.epoch]
+        apply_task(adapted, snapshots.tensors)
+    keep = {name: value for name, value in row.items() if name.startswith(KEPT) or name == CHANGE}
+    seconds = sum(row["seconds"] for row in history.rows)
+    images = sum(row["images"] for row in history.rows)
+    return FitResult(
+        keep
+        | {
+            "epoch": row["epoch"],
+            "epochs": len(history.rows),
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        },
+        history.rows,
+    )
+
+
+@dataclass
+class Prediction:
+    """What a model says of a test image.
+
+    Attributes:
+        image: Number of the image in the test split.
+        label: Its class.
+        predicted: The most probable class.
+        probability: Of that class.
+        loss: Cross-entropy.
+    """
+
+    image: int
+    label: int
+    predicted: int
+    probability: float
+    loss: float
+
+
+@dataclass
+class Tested:
+    """What a test gives.
+
+    Attributes:
+        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME`.
+        predictions: One for each test image, in the order of the split.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+
+
+def test(cfg: DictConfig, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
+    """Measure a model on the test images."""
+    module = TaskModule(adapted, cfg, len(data.image_set.classes))
+    L.seed_everything(cfg.seed, verbose=False)
+    trainer = _trainer(cfg, [], loggers, None, "testing")
+    trainer.test(module, datamodule=data, verbose=False)
+    # What `Trainer.test` returns is what it logs to trackers by itself: nothing
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    per_class = module.per_class.compute().tolist()
+    names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
+    rows = sorted(module.predictions.compute().tolist())
+    predictions = [Prediction(*map(int, row[:3]), *row[3:]) for row in rows]
+    return Tested({**metrics, **dict(zip(names, per_class, strict=True))}, predictions)
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a continued run remembers: one that had stopped does not train on."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop again."""
+        trainer.should_stop = self.wait_count >= self.patience or self.stopped_epoch > 0
+
+
+class Snapshots(Callback):
+    """Keeps the task's numbers of the epoch with the best validation accuracy, the first of equals."""
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        self._adapted = adapted
+        self.best = -1.0
+        self.epoch = 0
+        self.tensors: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare and keep."""
+        accuracy = trainer.callback_metrics["val/accuracy"].item()
+        if accuracy > self.best:
+            self.best, self.epoch = accuracy, trainer.current_epoch
+            self.tensors = {name: tensor.cpu().clone() for name, tensor in self._adapted.task_tensors().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best, "epoch": self.epoch, "tensors": self.tensors}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.best, self.epoch, self.tensors = state_dict["best"], state_dict["epoch"], state_dict["tensors"]
+
+
+def device_name(cfg: DictConfig) -> str:
+    """The device that a run uses, in words."""
+    if cfg.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    if cfg.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB (10⁶ bytes): of this run on the device where one is used, else of the process so far."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+@contextlib.contextmanager
+def progress_bars(wanted: bool) -> Iterator[None]:
+    """Whether training shows a progress bar in a terminal, within the block."""
+    token = _bars.set(wanted)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' hints and the warnings that our use of it answers."""
+    names = ["lightning.pytorch", "lightning.fabric", "lightning", "timm"]
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message="Encountered `nan` values.*")
+            warnings.filterwarnings("ignore", message=".*decompression bomb.*")
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _trainer(
+    cfg: DictConfig, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
+) -> L.Trainer:
+    options = cfg.trainer
+    torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
+    _check_device(options)
+    show = _bars.get() and sys.stderr.isatty()
+    if show:
+        callbacks = [*callbacks, _ProgressBar(description)]
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=options.max_epochs,
+        gradient_clip_val=options.gradient_clip or None,
+        limit_train_batches=options.limit_batches or 1.0,
+        limit_val_batches=options.limit_batches or 1.0,
+        limit_test_batches=options.limit_batches or 1.0,
+        logger=list(loggers) or False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=run_dir is not None,
+        enable_progress_bar=show,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        default_root_dir=run_dir,
+    )
+
+
+def _check_device(options: DictConfig) -> None:
+    if options.accelerator == "gpu" and options.devices > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.accelerator: got gpu with trainer.devices={options.devices}, but torch finds "
+            f"{torch.cuda.device_count()} here; takes auto or cpu, or fewer devices"
+        )
+    if options.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator: got mps, but torch finds none here; takes auto or cpu")
+
+
+class _ProgressBar(TQDMProgressBar):
+    """One line that is gone at the end."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(leave=False)
+        self._description = description
+
+    def init_train_tqdm(self) -> Any:
+        """Lightning's bar under our name."""
+        bar = super().init_train_tqdm()
+        bar.set_description(self._description)
+        return bar
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Leave out the version number that a logger adds."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

@@ -1,0 +1,462 @@
+"""The command line: what is refused, with which line and exit code, and what reaches the stages."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recast_exp.cli import main as cli
+from recast_exp.cli.check import CommandLine, check
+from support.program import Result, runner
+
+HEAVY = ("torch", "lightning", "timm", "torchvision", "sklearn", "torchmetrics", "wandb", "matplotlib")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Result]:
+    return runner(tmp_path / "cwd")
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RECAST_EXP_DATA", raising=False)
+    return folder
+
+
+def options(folder: Path, **experiments: str) -> str:
+    """Write a folder of a user's own experiments."""
+    (folder / "mine" / "experiment").mkdir(parents=True)
+    for name, text in experiments.items():
+        (folder / "mine" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    return str(folder / "mine")
+
+
+def task_file(path: Path, config: Any, version: Any = 1, key: str = "recast_exp") -> str:
+    """Write a task file with one tensor."""
+    record = json.dumps({"format": version, "config": config})
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"__metadata__": {key: record}, "coefficients": tensor}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    return str(path)
+
+
+TRAINED = {
+    "seed": 7,
+    "model": {"name": "vit_mlp", "method": "recast", "family": "vit", "backbone": "digits_vit"},
+    "recast": {"targets": ["*.mlp.fc1", "*.mlp.fc2"], "num_groups": 6, "num_templates": 2},
+    "dataset": {"name": "digits", "part": "target"},
+}
+
+
+def lines(*argv: str) -> tuple[list[str], list[str]]:
+    """The lines of a check: what is wrong, what is missing."""
+    multirun = "-m" in argv
+    found = check(CommandLine(tuple(arg for arg in argv if arg != "-m"), multirun=multirun))
+    return found.wrong, found.missing
+
+
+# One line for each kind of mistake
+
+MISTAKES = [
+    ("model=vit_at", "model: got 'vit_at', takes one of vit_att, .*; did you mean vit_att?"),
+    ("model=", "model: got nothing, takes one of recast, resnet, .*"),
+    ("model=null", "model: got 'null', takes one of .*"),
+    ("model=[vit_att,vit_mlp]", "model: got the list [vit_att,vit_mlp], takes one option; for a sweep write -m .*"),
+    ("model=vit_att,vit_mlp", "model: got vit_att,vit_mlp, which is a sweep; add -m to run a job for each value"),
+    ("vit_att", "vit_att: has no value, takes key=value or group=option; did you mean model=vit_att?"),
+    ("nonsense", "nonsense: has no value, takes key=value or group=option"),
+    ("mod el=vit_att", "mod el=vit_att: cannot be read, takes key=value or group=option"),
+    ("optimzer.lr=0.1", "optimzer.lr: unknown key; did you mean optimizer.lr?"),
+    ("modle=vit_att", "modle: unknown key; did you mean model?"),
+    ("epochs=3", "epochs: unknown key; did you mean trainer.max_epochs?"),
+    ("lr=0.1", "lr: unknown key; did you mean mimicry.lr or optimizer.lr?"),
+    ("zzz.qqq=1", "zzz.qqq: unknown key; `--cfg job` prints all keys"),
+    ("trainer.max_epochs=abc", "trainer.max_epochs: got 'abc', takes a whole number ≥ 1"),
+    ("trainer.max_epochs=2.5", "trainer.max_epochs: got 2.5, takes a whole number ≥ 1"),
+    ("trainer.max_epochs=0", "trainer.max_epochs: got 0, takes a whole number ≥ 1"),
+    ("trainer.max_epochs=null", "trainer.max_epochs: got null, takes a whole number ≥ 1"),
+    ("trainer.max_epochs=true", "trainer.max_epochs: got true, takes a whole number ≥ 1"),
+    ("trainer.max_epochs=[1]", "trainer.max_epochs: got [1], takes a whole number ≥ 1"),
+    ("trainer.max_epochs=${nope}", "trainer.max_epochs: got ${nope}, but Interpolation key 'nope' not found; takes .*"),
+    ("trainer.max_epochs=${data_dir}", "trainer.max_epochs: got ${data_dir}, but .*; takes a whole number ≥ 1"),
+    ("optimizer.lr=-1", "optimizer.lr: got -1, takes a number > 0"),
+    ("optimizer.lr=nan", "optimizer.lr: got nan, takes a number > 0"),
+    ("optimizer.lr=inf", "optimizer.lr: got inf, takes a number > 0"),
+    ("optimizer.nesterov=maybe", "optimizer.nesterov: got 'maybe', takes true or false"),
+    ("optimizer=5", "optimizer: got '5', takes one of adam, adamw, sgd"),
+    ("optimizer={lr:-1}", "optimizer.lr: got -1, takes a number > 0"),
+    ("optimizer={rl:1}", "optimizer.rl: unknown key; .*"),
+    ("optimizer.name=lion", "optimizer.name: got 'lion', takes one of adamw, adam, sgd"),
+    ("recast=5", "recast: got 5, is a section; set its keys instead: recast.targets, .*"),
+    ("recast.targets=*.qkv", "recast.targets: got '*.qkv', takes a list of texts or null"),
+    (
+        "recast.targets=a,b",
+        "recast.targets: got a,b, which is a sweep; add -m .*, or write recast.targets=[a,b] for a list",
+    ),
+    ("recast.targets=[]", "recast.targets: got an empty list, takes at least one pattern, or null for every layer"),
+    ("model.backbone={a:1}", "model.backbone: got {'a': 1}, takes text or null"),
+    ("model.img_size=4", "model.img_size: got 4, takes a whole number ≥ 8 and ≤ 4096 or null"),
+    ("model.mean=[0.5]", "model.mean and model.std: got one of them, takes both or neither"),
+    ("seed=abc", "seed: got 'abc', takes a whole number ≥ 0 and < 4294967296"),
+    ("seed=-1", "seed: got '-1', takes a whole number ≥ 0 and < 4294967296"),
+    ("seed=1.5", "seed: got '1.5', takes a whole number ≥ 0 and < 4294967296"),
+    ("seed=4294967296", "seed: got '4294967296', takes a whole number ≥ 0 and < 4294967296"),
+    ("seed=1,2", "seed: got 1,2, which is a sweep; add -m to run a job for each value"),
+    ("seed=[1,2]", "seed: got 1,2, which is a sweep; add -m to run a job for each value"),
+    ("seed=range(1,3)", "seed: got 1,2, which is a sweep; add -m to run a job for each value"),
+    ("data_dir=", "data_dir: got nothing, takes a path"),
+    ("+optimizer.lr=1", "+optimizer.lr: the key is there already; write optimizer.lr=... without the +"),
+    ("++optimizer.lr=1", "++optimizer.lr: the key is there already; write optimizer.lr=... without the +"),
+    ("+model=vit_mlp", "+model: the group is there already; write model=... without the +"),
+    ("+foo=1", "foo: unknown key; .*"),
+    ("~optimizer.lr", "~optimizer.lr: got a deletion, but every key is needed; set another value: optimizer.lr=..."),
+    ("~model", "~model: got a deletion, but every key is needed; set another value: model=..."),
+    ("hydra.foo=1", "Could not override 'hydra.foo'."),
+    ("hydra/launcher=slurm", "hydra/launcher: got 'slurm', takes one of .*"),
+    ("experiment=foo", "experiment: got 'foo', takes one of .*"),
+    ("trainer.devices=2", "trainer.devices: got 2 with strategy=auto; takes trainer=ddp"),
+    ("task=x", "task: got a file with stage=adapt, which takes none; did you mean stage=evaluate?"),
+    ("stage=evaluate", "task: got nothing, stage=evaluate takes a task file .*"),
+    ("dataset.name=nope", "dataset.name: got 'nope', takes one of .*"),
+]
+
+
+def matches(pattern: str, line: str) -> bool:
+    """Whether `line` is `pattern`, in which only `.*` is not literal."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split(".*"))), line) is not None
+
+
+@pytest.mark.parametrize(("typed", "pattern"), MISTAKES)
+def test_each_mistake_has_one_line(
+    typed: str, pattern: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert cli.run([typed]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert matches(f"error: {pattern}", line), line
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "pattern"),
+    [
+        (["--epochs=3"], "--epochs=3: unknown flag; keys have no dashes: trainer.max_epochs=3"),
+        (["--frobnicate"], "--frobnicate: unknown flag; see --help"),
+        (["--help", "--frobnicate"], "--frobnicate: unknown flag; see --help"),
+        (["--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo' .*; see --help"),
+        (["--config-dir"], "argument --config-dir/-cd: expected one argument; see --help"),
+        (["--config-dir", "nope"], "--config-dir: nope is not there; takes a folder with your own options"),
+        (["--config-name", "nope"], "Cannot find primary config 'nope'. Check that it's in your config search path."),
+        (["--cfg", "job", "-m"], "--multirun and --cfg: exclude each other, takes one of them"),
+        (["--resolve"], "--resolve: got it without --cfg; takes --cfg job --resolve"),
+        (["stage=compare", "stage.seeds=[]"], "stage.seeds: got an empty list, takes at least one seed"),
+        (["stage.tune_seeds=2"], "stage.tune_seeds: got 2 without stage.tune, so nothing is tried; takes 1"),
+        (["stage=compare", "stage.tune_seeds=4"], "stage.tune_seeds: got 4, takes at most the 3 of stage.seeds"),
+        (["-m", "seed=1,-2"], "seed: got '-2', takes a whole number ≥ 0 and < 4294967296"),
+        (["-m", "seed=[]"], "seed: got the list [], takes one option; .*"),
+        (["-m", "seed=range(3,1)"], "seed: got range(3,1), which is empty; takes at least one value"),
+        (["-m", "seed=range(0,1000000)"], "-m: got a sweep of 10001 jobs or more, takes at most 10000; split it"),
+        (["-m", "optimizer.lr=interval(0,1)"], "optimizer.lr: got interval(0,1), takes comma-separated values or .*"),
+        (["-m", "trainer=ddp"], "trainer.strategy: got ddp in a sweep, .*"),
+        (["-m", "hydra.run.dir=a,b", "seed=x"], "seed: got 'x', .*"),
+    ],
+)
+def test_mistakes_of_flags_and_sweeps(
+    argv: list[str], pattern: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert cli.run(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert matches(f"error: {pattern}", line), line
+    assert not list(empty_folder.iterdir())
+
+
+def test_five_mistakes_at_once(program: Callable[..., Result]) -> None:
+    typed = ["model=vit_at", "optimzer.lr=1", "trainer.max_epochs=abc", "optimizer.lr=-1", "trainer.devices=2"]
+    result = program(*typed)
+    keys = [line.removeprefix("error: ").partition(":")[0] for line in result.err]
+    assert keys == ["model", "optimzer.lr", "trainer.max_epochs", "optimizer.lr", "trainer.devices"]
+    assert (result.code, result.out, result.files) == (2, "", [])
+
+
+def test_consequences_of_a_mistake_are_not_reported() -> None:
+    wrong, _ = lines("stage=evaluat", "task=x")
+    assert len(wrong) == 1
+    wrong, _ = lines("model=recst", "model.mean=[1,2]", "model.std=[1]")
+    assert [line.partition(":")[0] for line in wrong] == ["model", "model.mean"]
+
+
+def test_missing_inputs_come_together_and_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert cli.run(["dataset=cub", "model.weights=no weights=é.pth", "bank=nope", "resume=gone"]) == 3
+    keys = [line.removeprefix("error: ").split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert keys[:3] == ["resume", "model.weights", "bank"]
+    assert "cub" in keys[3]
+    assert cli.run(["dataset=cub", "optimizer.lr=0"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert not list(empty_folder.iterdir())
+
+
+# Sweeps
+
+
+def test_a_line_of_a_sweep_names_its_cause() -> None:
+    wrong, _ = lines(
+        "-m", "model=vit_att,vit_frozen", "trainer.max_epochs=3,5", "scheduler.warmup_epochs=4", "seed=1,2"
+    )
+    [line] = wrong
+    assert line == "scheduler.warmup_epochs: got 4, takes less than trainer.max_epochs=3"
+    wrong, _ = lines("-m", "model=vit_att,vit_frozen", "seed=1,2", "bank=nope")
+    assert wrong == [
+        "bank: got a file with model=vit_frozen, which has no templates; leave it out",
+    ]
+    wrong, _ = lines("-m", "model.weights=x,null", "seed=1,2", "model.pretrained=false")
+    assert wrong == [
+        "model.pretrained: got false together with model.weights; leave one of them out (where model.weights=x)"
+    ]
+
+
+def test_every_job_of_a_sweep_is_composed() -> None:
+    found = check(CommandLine(("model=vit_att,resnet", "seed=42,7", "trainer.max_epochs=choice(1,2)"), multirun=True))
+    assert (found.wrong, found.missing) == ([], [])
+    jobs = [
+        (each.cfg.model.name, each.cfg.model.backbone, each.cfg.seed, each.cfg.trainer.max_epochs)
+        for each in found.jobs
+    ]
+    assert jobs == [
+        (model, backbone, seed, epochs)
+        for model, backbone in (("vit_att", "digits_vit"), ("resnet", "digits_resnet"))
+        for seed in (42, 7)
+        for epochs in (1, 2)
+    ]
+
+
+def test_globs_of_options() -> None:
+    found = check(CommandLine(("model=glob(vit_*,exclude=*_full)",), multirun=True))
+    assert [each.cfg.model.name for each in found.jobs] == ["vit_att", "vit_att_mlp", "vit_frozen", "vit_mlp"]
+
+
+# A user's own options
+
+
+def test_own_experiments(empty_folder: Path) -> None:
+    own = options(
+        empty_folder,
+        good='defaults:\n  - override /seed: "5"\n  - override /model: vit_mlp\ntrainer: {max_epochs: 4}',
+        sweep="hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n      trainer.max_epochs: 3,4",
+    )
+    found = check(CommandLine(("experiment=good",), config_dir=own))
+    assert (found.wrong, found.missing) == ([], [])
+    cfg = found.jobs[0].cfg
+    assert (cfg.seed, cfg.model.name, cfg.trainer.max_epochs) == (5, "vit_mlp", 4)
+
+    found = check(CommandLine(("experiment=sweep",), config_dir=own))
+    assert [(each.cfg.seed, each.cfg.trainer.max_epochs) for each in found.jobs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert any(text.startswith("hydra.sweeper.params.seed=") for text in found.overrides)
+
+    found = check(CommandLine(("experiment=good,null",), config_dir=own, multirun=True))
+    assert [each.cfg.model.name for each in found.jobs] == ["vit_mlp", "vit_att"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        (
+            "trainer: {max_epochs: abc}",
+            "trainer.max_epochs: got 'abc', takes a whole number ≥ 1 (in experiment/mine.yaml)",
+        ),
+        ("trainer: {max_epoch: 4}", "trainer.max_epoch: unknown key; did you mean .*? (in experiment/mine.yaml)"),
+        ("trainer: {max_epochs: -4}", "trainer.max_epochs: got -4, takes a whole number ≥ 1"),
+        ("defaults: [{override /model: vit_at}]", "model: got 'vit_at', takes one of .*; did you mean vit_att?"),
+        ("trainer: [", ".*mine.yaml: line .*"),
+    ],
+)
+def test_mistakes_in_own_experiments(text: str, pattern: str, empty_folder: Path) -> None:
+    found = check(CommandLine(("experiment=mine",), config_dir=options(empty_folder, mine=text)))
+    [line] = found.wrong
+    assert matches(pattern, line), line
+
+
+# Task files
+
+
+def test_a_task_file_brings_its_configuration(tmp_path: Path) -> None:
+    task = task_file(tmp_path / "été = 1.safetensors", TRAINED)
+    for more in (
+        (),
+        ("seed=7",),
+        ("model=vit_mlp", "dataset=digits"),
+        ("recast.num_groups=6", "trainer.precision=32-true"),
+    ):
+        found = check(CommandLine(("stage=evaluate", f"task={task}", *more)))
+        assert (found.wrong, found.missing) == ([], []), more
+        cfg = found.jobs[0].cfg
+        assert (cfg.seed, cfg.model.name, list(cfg.recast.targets)) == (7, "vit_mlp", ["*.mlp.fc1", "*.mlp.fc2"])
+
+
+def test_contradictions_of_a_task_file_are_refused(tmp_path: Path, empty_folder: Path) -> None:
+    task = task_file(tmp_path / "task.safetensors", TRAINED)
+    typed = ("stage=evaluate", f"task={task}", "model=resnet", "seed=3", "dataset.part=source", "recast.num_groups=3")
+    wrong, _ = lines(*typed)
+    where = f"but the task file {task} was trained with"
+    assert wrong == [
+        f"seed: got 3, {where} 7; leave it out",
+        f"dataset.part: got 'source', {where} 'target'; leave it out",
+        f"recast.num_groups: got 3, {where} 6; leave it out",
+        f"model.name: got 'resnet', {where} 'vit_mlp'; leave model=resnet out",
+    ]
+    own = options(empty_folder, mine="defaults:\n  - override /model: resnet")
+    found = check(CommandLine(("stage=evaluate", f"task={task}", "experiment=mine"), config_dir=own))
+    assert found.wrong == [f"model.name: got 'resnet', {where} 'vit_mlp'; leave model=resnet out"]
+
+
+def test_damaged_task_files(tmp_path: Path) -> None:
+    whole = Path(task_file(tmp_path / "whole", TRAINED)).read_bytes()
+    (tmp_path / "cut header").write_bytes(whole[:60])
+    (tmp_path / "cut tensors").write_bytes(whole[:-1])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_text("hello")
+    task_file(tmp_path / "other", TRAINED, key="other")
+    task_file(tmp_path / "newer", None, version=99)
+    task_file(tmp_path / "unknown key", {"model": {"colour": 1}})
+    task_file(tmp_path / "wrong type", {"model": {"pretrained": [1]}})
+    task_file(tmp_path / "not a record", [1])
+    expected = {
+        "cut header": "not a safetensors file, or cut short",
+        "cut tensors": "is cut short",
+        "empty": "not a safetensors file, or cut short",
+        "text": "not a safetensors file, or cut short",
+        "other": "not a task file",
+        "newer": "has format 99, this version reads up to 1",
+        "unknown key": "holds the key model.colour, which this version does not know",
+        "wrong type": "holds model.pretrained=[1], which this version does not take",
+        "not a record": "not a task file",
+    }
+    for name, what in expected.items():
+        wrong, missing = lines("stage=evaluate", f"task={tmp_path / name}")
+        assert len(wrong) == 1 and not missing, name
+        assert what in wrong[0] and str(tmp_path / name) in wrong[0]
+    assert lines("stage=evaluate", f"task={tmp_path}/gone")[1] == [
+        f"task: {tmp_path}/gone is not there; takes the task.safetensors of a run"
+    ]
+
+
+# The whole program
+
+
+def test_help_and_configuration_import_nothing_heavy(program: Callable[..., Result]) -> None:
+    result = program("--help", "model=nonsense")
+    assert (result.code, result.err, result.files) == (0, [], [])
+    assert "vit_att_mlp" in result.out and "adamw" in result.out and "$" not in result.out
+
+    result = program("--cfg", "job", "seed=7", "dataset=cub", "data_dir=a b=é")
+    assert (result.code, result.err, result.files) == (0, [], [])
+    assert "seed: 7" in result.out and "data_dir: a b=é" in result.out
+
+    code = (
+        "import sys; from recast_exp.cli import main as cli; "
+        "cli.run(['model=nope', 'stage=evaluate', 'task=x', 'dataset=cub']);"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run(program: Callable[..., Result]) -> None:
+    path = "a b=c,[d] l'été"
+    result = program("model=vit_mlp", "seed=7", f"data_dir={path}", "trainer.max_epochs=3", stage=True)
+    assert (result.code, result.err) == (0, ["at work"])
+    [job] = result.jobs
+    assert (job["model"], job["seed"], job["data_dir"], job["epochs"]) == ("vit_mlp", 7, path, 3)
+    assert Path(job["run_dir"]).parts[-3] == "outputs"
+    made = [name.split("/", 3)[-1] for name in result.files if name.count("/") > 2]
+    assert made == [".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "recast_exp.log"] or set(
+        made
+    ) >= {
+        ".hydra/config.yaml",
+        "recast_exp.log",
+    }
+    log = (Path(job["run_dir"]) / "recast_exp.log").read_text()
+    assert re.match(r"\d{4}-.* INFO recast_exp.stages: at work\n", log)
+
+
+def test_a_sweep(program: Callable[..., Result]) -> None:
+    result = program("-m", "model=vit_att,resnet", "seed=range(41,43)", "data_dir=a b,c=d", stage=True)
+    assert result.code == 0
+    assert [(job["model"], job["seed"], job["data_dir"]) for job in result.jobs] == [
+        (model, seed, path) for model in ("vit_att", "resnet") for seed in (41, 42) for path in ("a b", "c=d")
+    ]
+    folders = [Path(job["run_dir"]) for job in result.jobs]
+    assert [folder.name for folder in folders] == [str(number) for number in range(8)]
+    assert len({folder.parent for folder in folders}) == 1
+    assert folders[0].parts[-4] == "multirun"
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "line"),
+    [
+        (102, 2, "error: some.key: got 1, takes 2"),
+        (103, 3, "error: some.file: is not there"),
+        (130, 130, "interrupted"),
+    ],
+)
+def test_failures_of_a_run(seed: int, code: int, line: str, program: Callable[..., Result]) -> None:
+    result = program(f"seed={seed}", stage=True)
+    assert (result.code, result.err) == (code, ["at work", line])
+
+
+def test_a_bug_keeps_its_traceback(program: Callable[..., Result]) -> None:
+    result = program("seed=101", stage=True)
+    assert result.code == 1
+    assert result.err.count("Traceback (most recent call last):") == 1
+    assert "ValueError: a bug" in result.err
+    assert not any("HYDRA_FULL_ERROR" in line for line in result.err)
+    [job] = result.jobs
+    assert "ValueError: a bug" in (Path(job["run_dir"]) / "recast_exp.log").read_text()
+
+
+def test_a_sweep_goes_on_after_a_failure(program: Callable[..., Result]) -> None:
+    result = program("-m", "seed=102,1,103,101,2", stage=True)
+    assert [job["seed"] for job in result.jobs] == [102, 1, 103, 101, 2]
+    assert result.code == 3
+    assert result.err.count("error: some.key: got 1, takes 2") == 1
+    assert result.err.count("error: some.file: is not there") == 1
+    assert result.err.count("ValueError: a bug") == 1
+
+
+def test_resuming_a_run(program: Callable[..., Result]) -> None:
+    folder = "my run=1"
+    assert program("seed=7", "trainer.max_epochs=3", f"hydra.run.dir={folder}", stage=True).code == 0
+    before = program("--help").files
+    result = program(f"resume={folder}", "trainer.max_epochs=3", stage=True)
+    assert (result.code, result.err, result.files) == (0, ["at work"], before)
+    [job] = result.jobs
+    assert (job["seed"], job["epochs"], Path(job["run_dir"]).name) == (7, 3, folder)
+
+    result = program(f"resume={folder}", "trainer.max_epochs=4", "model=vit_mlp", stage=True)
+    assert result.code == 2
+    end = "; a run is continued as it was"
+    assert all(text.endswith(end) for text in result.err)
+    assert [text.removesuffix(end) for text in result.err] == [
+        f"error: model.name: the run in {folder} was started with 'vit_att', got 'vit_mlp'",
+        f"error: recast.targets: the run in {folder} was started with ['*.attn.qkv'], got ['*.mlp.fc1', '*.mlp.fc2']",
+        f"error: trainer.max_epochs: the run in {folder} was started with 3, got 4",
+    ]
+    assert program("-m", f"resume={folder}", "seed=1,2", stage=True).err == [
+        "error: resume: got a folder in a sweep; a single run is continued without -m"
+    ]
+
+
+def test_two_runs_of_one_second_have_two_folders(program: Callable[..., Result]) -> None:
+    result = program("--cfg", "hydra", "--package", "hydra.run", "--resolve")
+    other = program("--cfg", "hydra", "--package", "hydra.run", "--resolve")
+    assert re.search(r"dir: outputs/[\d-]+/[\d-]+-[0-9a-f]{6}$", result.out.strip())
+    assert result.out[-7:] != other.out[-7:]

@@ -1,0 +1,74 @@
+"""The documentation site: builds without a warning, needs no network to be read, and names every key and option."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recast_exp import adapters
+from recast_exp.config import schema as config
+from recast_exp.config.compose import conf_dir
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+pytest.importorskip("sphinx", reason="needs the extra docs")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, with its notebook as it is written; `make docs` runs it, too."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "-D", "nb_execution_mode=off"]
+    command = [sys.executable, "-m", "sphinx", *options, "-b", "html", str(DOCS), str(folder / "html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        assert re.findall(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//[^>]*>""", html) == []
+    for style in site.rglob("*.css"):
+        assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", style.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.slow
+def test_what_is_generated_is_on_its_pages(site: Path) -> None:
+    """Formulas are MathML, keys have anchors, functions their docstrings."""
+    method = (site / "method.html").read_text(encoding="utf-8")
+    assert method.count("<math") > 20
+    assert "\\sum" not in method
+    configuration = (site / "configuration.html").read_text(encoding="utf-8")
+    assert 'id="confval-optimizer.coefficients_lr"' in configuration
+    library = (site / "api.html").read_text(encoding="utf-8")
+    for name in ("find_groups", "mimic", "inject", "merge", "Banks"):
+        assert f'id="recast_exp.recast.{name}"' in library
+
+
+def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    configuration = importlib.import_module("configuration")
+    page = configuration.page()
+    for name, field in config.fields():
+        described = page.split(f"{{confval}} {name}\n", 1)[1].split("```", 1)[0]
+        assert config.accepted(field) in described
+        assert field.metadata["help"][1:] in described
+    for name in adapters.names():
+        options = importlib.import_module(f"recast_exp.adapters.{name}").Options
+        for option in dataclasses.fields(options):
+            assert f"{{confval}} adapter.{option.name}\n" in page.split(f"### adapter={name}\n", 1)[1]
+    for preset in conf_dir().glob("*/*.yaml"):
+        option = f"{preset.parent.name}={preset.stem}"
+        if not option.startswith("hydra="):
+            said = page.split(f"\n`{option}`\n:", 1)[1].split("\n", 1)[0]
+            assert said.strip(), f"{preset} has no comment that says what it is"

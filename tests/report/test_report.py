@@ -1,0 +1,542 @@
+"""The report of a sweep: what counts, what is marked, and what the tests of significance say."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from pyarrow import parquet
+from scipy import stats
+
+from recast_exp.cli.check import CommandLine, check
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.report import charts, exports, reading, text
+from recast_exp.report.build import write_report
+from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, sign_flip
+from recast_exp.report.reading import read_jobs
+from recast_exp.report.table import Results, tabulate
+from recast_exp.report.trials import read_searches
+from support.fake_sweep import DATASETS, METHODS, SEEDS, merged, write_job, write_plan, write_sweep
+from support.helpers import assert_one_line
+
+
+def results_of(folder: Path) -> Results:
+    return tabulate(read_jobs(folder).jobs)
+
+
+def row_of(results: Results, method: str) -> dict[str, str]:
+    head, *body = exports.table(results)
+    return dict(zip(head, next(row for row in body if row[0] == method), strict=True))
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("partial") / "sweep")
+
+
+# What counts
+
+
+def test_the_table_against_the_files(partial: Path) -> None:
+    results = results_of(partial)
+    assert [row.method for row in results.rows] == list(METHODS)
+    assert results.datasets == tuple(DATASETS)
+    by_dataset: dict[str, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
+    for path in partial.glob("*/job.json"):
+        job = json.loads(path.read_text())
+        if job["label"] == "RECAST-Att":
+            accuracy = json.loads((path.parent / "metrics.json").read_text())["test/accuracy"]
+            by_dataset.setdefault(job["dataset"], []).append(accuracy)
+            by_seed.setdefault(job["seed"], []).append(accuracy)
+    row = results.rows[1]
+    for dataset, values in by_dataset.items():
+        assert row.cells[dataset].mean == pytest.approx(statistics.fmean(values))
+        assert row.cells[dataset].std == pytest.approx(statistics.stdev(values))
+    means = [statistics.fmean(values) for values in by_seed.values()]
+    assert row.average.mean == pytest.approx(statistics.fmean(means))
+    assert row.average.std == pytest.approx(statistics.stdev(means))
+    assert (row.numbers, row.size, row.head) == ((48, 48), (192, 192), (3850, 77000))
+    assert row_of(results, "RECAST-Att + Piggyback")["bytes"] == f"{-(-(32 * 48 + 21_233_664) // 8):,}"
+
+
+def test_what_is_missing_is_said_and_never_averaged_away(partial: Path) -> None:
+    results = results_of(partial)
+    assert (len(results.counted), results.expected) == (206, 213)
+    melo = row_of(results, "MeLo")
+    assert melo["cub"].endswith("(2 of 3 seeds)")
+    assert " ± " in melo["cub"]
+    assert melo["average"].endswith("(17 of 18 runs)")
+    assert " ± " not in melo["average"]
+    stacked = row_of(results, "RECAST-Att + MeLo")
+    assert stacked["cifar100"].endswith("(1 of 3 seeds)")
+    assert " ± " not in stacked["cifar100"]
+    full = row_of(results, "full fine-tuning")
+    assert full["cifar10"] == "– (0 of 3 seeds)"
+    assert full["average"] == full["to the probe"] == "– (5 of 6 datasets)"
+    piggyback = row_of(results, "Piggyback")
+    assert piggyback["scenes"] == "– (does not fit)"
+    assert piggyback["average"] == "– (5 of 6 datasets)"
+    assert not any("(" in cell for cell in row_of(results, "RECAST-Att").values())
+
+
+def test_a_report_of_a_partial_sweep(partial: Path) -> None:
+    page = write_report(partial)
+    assert page == partial / "report" / "report.html"
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"report.html", "report.md", "results.csv", "results.parquet", "comparisons.csv", "table.tex"}
+    summary = (page.parent / "report.md").read_text()
+    assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 not started · 1 running · 3 left out" in summary
+    assert "**Partial" in summary
+    assert "failed, epoch 2 of 5: RuntimeError: \\[enforce fail\\] out of memory" in summary
+    assert "python -m recast_exp -m experiment=paper" in summary
+    html = page.read_text()
+    assert "<script>alert(1)" not in html  # a reason that a job gave
+    assert "PARTIAL" in (page.parent / "table.tex").read_text()
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    write_report(partial)
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+
+
+def test_a_seed_that_only_another_method_has_is_missing(tmp_path: Path) -> None:
+    for at, (label, seed) in enumerate([("MeLo", 1), ("MeLo", 2), ("RECAST-Att", 1)]):
+        write_job(tmp_path / str(at), label, seed=seed)
+    assert row_of(results_of(tmp_path), "RECAST-Att")["cub"].endswith("(1 of 2 seeds)")  # without a sweep.json too
+
+
+def test_several_sweeps_and_a_comparison_in_one_folder(tmp_path: Path) -> None:
+    write_job(tmp_path / "one" / "0", "MeLo", seed=1)
+    write_job(tmp_path / "two" / "runs" / "RECAST-Att" / "1", seed=1)
+    write_job(tmp_path / "two", "RECAST-Att", stage="compare")
+    write_job(tmp_path / "two" / "report" / "0", "BitFit")  # what a report left is no job
+    found = read_jobs(tmp_path)
+    assert [job.folder for job in found.jobs] == ["one/0", "two/runs/RECAST-Att/1"]
+    assert found.remarks == ("1 job(s) of other stages than adapt are not shown",)
+
+
+def test_what_was_never_planned_is_not_missing_but_said(tmp_path: Path) -> None:
+    for at, (label, dataset) in enumerate([("MeLo", "cub"), ("MeLo", "flowers"), ("RECAST-Att", "cub")]):
+        write_job(tmp_path / str(at), label, dataset)
+    results = results_of(tmp_path)
+    row = row_of(results, "RECAST-Att")
+    assert (row["flowers"], row["average"]) == ("– (not planned)", "– (1 of 2 datasets)")
+    assert "Partial" not in write_report(tmp_path).with_suffix(".md").read_text()
+
+
+def test_the_probe_of_the_same_backbone_dataset_and_seed(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", "linear probe", accuracy=0.5)
+    write_job(tmp_path / "1", "RECAST-Att", accuracy=0.6)
+    write_job(tmp_path / "2", "MeLo", accuracy=0.7, config={"model": {"backbone": "resnet34"}})
+    results = results_of(tmp_path)
+    assert [row_of(results, name)["to the probe"] for name in ("linear probe", "RECAST-Att")] == ["–", "+10.0"]
+    assert row_of(results, "MeLo")["to the probe"] == "–"
+    metrics = tmp_path / "2" / "metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"probe/test/accuracy": 0.73}))
+    assert row_of(results_of(tmp_path), "MeLo")["to the probe"] == "−3.0"  # its own
+    write_job(tmp_path / "3", "linear probe", accuracy=0.4, config={"optimizer": {"lr": 1.0}})
+    assert row_of(results_of(tmp_path), "RECAST-Att")["to the probe"] == "–"  # to which of the two?
+
+
+def test_a_run_that_was_repeated_counts_once(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", accuracy=0.5, updated="2026-11-21T12:00:00")
+    write_job(tmp_path / "1", accuracy=0.7, updated="2026-11-21T11:00:00", state="finished")
+    results = results_of(tmp_path)
+    assert results.rows[0].cells["cub"].values == {42: 0.5}
+    assert results.remarks == ("1 has the settings of 0 (RECAST-Att, cub, seed 42); the newer one counts",)
+
+
+DAMAGE = {
+    "metrics.json": ('{"test/accu', "metrics.json cannot be read"),
+    "parameters.json": ('{"task_bits": 1, "head": 2}', "parameters.json has no number task_specific"),
+    "job.json": ("", "job.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_a_failure_not_an_error(tmp_path: Path, name: str) -> None:
+    content, reason = DAMAGE[name]
+    jobs = [{"folder": str(at), "label": "RECAST-Att", "dataset": "cub", "seed": at} for at in range(3)]
+    write_plan(tmp_path, jobs)
+    for at in range(3):
+        write_job(tmp_path / str(at), seed=at)
+    (tmp_path / "1" / name).write_text(content)
+    results = results_of(tmp_path)
+    [(_, job)] = results.unfinished
+    assert (job.folder, job.label, job.seed, job.state) == ("1", "RECAST-Att", 1, "damaged")
+    assert reason in str(job.reason)
+    assert set(results.rows[0].cells["cub"].values) == {0, 2}
+    write_report(tmp_path)
+
+
+def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> None:
+    write_job(tmp_path / "0")
+    (tmp_path / "0" / "metrics.csv").write_text("epoch,val/accuracy\n1,zero\n")
+    (tmp_path / "0" / "task.safetensors").write_bytes(b"cut")
+    (tmp_path / "sweep.json").write_text("[")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "job.json").write_text("{}")
+    summary = write_report(tmp_path).with_suffix(".md").read_text()
+    assert "0: metrics.csv cannot be read" not in summary  # the summary has no curves
+    assert "sweep.json cannot be read" in summary
+    assert "job.json is not that of a job" in summary
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "0: metrics.csv cannot be read" in html
+    assert "0: task.safetensors cannot be read" in html
+
+
+def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", format=2)
+    [(_, job)] = results_of(tmp_path).unfinished
+    assert job.reason == "job.json has format 2, this version reads up to 1"
+
+
+# Methods of one label
+
+
+def test_settings_that_differ_make_methods_of_their_own(tmp_path: Path) -> None:
+    for at, (lr, seed) in enumerate(itertools.product(("0.1", "0.01"), (1, 2))):
+        overrides = ["model=vit_att", f"optimizer.lr={lr}", f"seed={seed}"]
+        write_job(tmp_path / str(at), seed=seed, overrides=overrides, config={"optimizer": {"lr": float(lr)}})
+    results = results_of(tmp_path)
+    assert [row.method for row in results.rows] == ["RECAST-Att · optimizer.lr=0.1", "RECAST-Att · optimizer.lr=0.01"]
+    assert all(row.cells["cub"].complete for row in results.rows)
+
+
+def test_settings_that_only_the_configurations_tell(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", config={"optimizer": {"lr": 0.1}})
+    write_job(tmp_path / "1", config={"optimizer": {"lr": 0.2}})  # a preset was changed between two sweeps
+    assert set(results_of(tmp_path).methods) == {"RECAST-Att · optimizer.lr=0.1", "RECAST-Att · optimizer.lr=0.2"}
+
+
+def test_what_a_dataset_brings_and_where_it_lies_makes_no_other_method(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", dataset="cub", config={"optimizer": {"lr": 0.1}})
+    write_job(tmp_path / "1", dataset="flowers", config={"optimizer": {"lr": 0.2}})
+    write_job(tmp_path / "2", dataset="cub", seed=7, config={"optimizer": {"lr": 0.1}, "data_dir": "/elsewhere"})
+    assert set(results_of(tmp_path).methods) == {"RECAST-Att"}
+
+
+def test_a_job_that_never_started_belongs_to_its_overrides(tmp_path: Path) -> None:
+    jobs = []
+    for at, (lr, seed) in enumerate(itertools.product(("0.1", "0.01"), (1, 2))):
+        overrides = [f"optimizer.lr={lr}", f'seed="{seed}"']
+        jobs.append({"folder": str(at), "label": "MeLo", "dataset": "cub", "seed": seed, "overrides": overrides})
+    write_plan(tmp_path, jobs)
+    write_job(tmp_path / "0", "MeLo", seed=1, overrides=jobs[0]["overrides"], config={"optimizer": {"lr": 0.1}})
+    results = results_of(tmp_path)
+    assert list(results.methods) == ["MeLo · optimizer.lr=0.1"] * 2 + ["MeLo · optimizer.lr=0.01"] * 2
+    assert [row.cells["cub"].note for row in results.rows] == ["1 of 2 seeds", "0 of 2 seeds"]
+
+
+# Tests of significance
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.1, 0.4], [0.3, -0.1, 0.2, 0.05, -0.02, 0.4, 0.1], [1.0, -1.0, 0.0], [0.0]])
+def test_sign_flips_against_all_of_them_and_scipy(values: list[float]) -> None:
+    observed = abs(sum(values))
+    sums = [
+        abs(sum(sign * value for sign, value in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    test = sign_flip(values)
+    assert test.p == pytest.approx(np.mean([each >= observed - 1e-12 for each in sums]))
+    assert test.smallest == 2 / 2 ** len(values)
+    if len(values) > 3:
+        same = stats.permutation_test(
+            (np.array(values),), np.sum, permutation_type="samples", n_resamples=np.inf, vectorized=False
+        )
+        assert test.p == pytest.approx(same.pvalue)
+
+
+def test_the_smallest_p_value_is_reached() -> None:
+    assert sign_flip([0.1, 0.2, 0.3]).p == 0.25
+    assert sign_flip([0.01 * at for at in range(1, 19)]).p == 2 / 2**18
+
+
+def test_many_differences_are_drawn() -> None:
+    values = np.random.default_rng(1).normal(0.3, 1, EXACT + 1).tolist()
+    drawn, exact = sign_flip(values), sign_flip(values[:EXACT])
+    assert drawn.p == sign_flip(values).p
+    assert drawn.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
+    assert exact.p == pytest.approx(stats.ttest_1samp(values[:EXACT], 0).pvalue, abs=0.02)
+
+
+def test_pairs_are_of_one_dataset_and_seed() -> None:
+    first = {("a", 1): 0.9, ("a", 2): 0.8, ("b", 1): 0.5, ("b", 3): 0.1}
+    second = {("a", 1): 0.8, ("a", 2): 0.6, ("b", 1): 0.4, ("b", 2): 0.9}
+    found = compare(("one", "two"), first, second, 4)
+    assert found.difference == pytest.approx((0.15 + 0.1) / 2)  # every dataset has one weight
+    assert (found.pairs, found.note) == (3, "3 of 4 pairs")
+    assert found.runs is not None
+    assert found.datasets is not None
+    assert (found.runs.p, found.runs.units) == (0.25, 3)
+    assert (found.datasets.p, found.datasets.units) == (0.5, 2)
+    back = compare(("two", "one"), second, first, 4)
+    assert back.difference == pytest.approx(-found.difference)
+    assert back.runs == found.runs
+    one = compare(("one", "two"), {("a", 1): 0.9}, {("a", 1): 0.8}, 1)
+    assert one.datasets is None
+    assert compare(("one", "two"), {("a", 1): 0.9}, {("a", 2): 0.8}, 1).difference is None
+
+
+def test_the_pairs_of_a_sweep(partial: Path) -> None:
+    found = {each.first: each for each in compare_with_reference(results_of(partial))}
+    assert {each.second for each in found.values()} == {"linear probe"}
+    assert found["RECAST-Att"].pairs == found["RECAST-Att"].possible == 18
+    assert found["MeLo"].note == "17 of 18 pairs"
+    assert found["Piggyback"].note == ""  # a dataset that a method does not fit is not missing
+    assert found["Piggyback"].pairs == 15
+
+
+def test_holm_against_its_definition() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+# For other programs
+
+
+def test_parquet_and_csv_hold_what_the_jobs_measured(partial: Path) -> None:
+    target = write_report(partial).parent
+    rows = parquet.read_table(target / "results.parquet").to_pylist()
+    assert len(rows) == len(METHODS) * len(DATASETS) * len(SEEDS)
+    assert sum(row["counts"] for row in rows) == 206
+    for row in rows:
+        if row["state"] == "finished":
+            metrics = json.loads((partial / row["folder"] / "metrics.json").read_text())
+            parameters = json.loads((partial / row["folder"] / "parameters.json").read_text())
+            assert row["test/accuracy"] == metrics["test/accuracy"]
+            assert row["parameters/task_bits"] == parameters["task_bits"]
+            assert not any(name.startswith("test/accuracy_per_class") for name in row)
+        else:
+            assert row["test/accuracy"] is None
+    with (target / "results.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["method"] for row in read] == [row["method"] for row in rows]
+    assert [float(row["test/accuracy"] or "nan") for row in read] == pytest.approx(
+        [math.nan if row["test/accuracy"] is None else row["test/accuracy"] for row in rows], abs=0, nan_ok=True
+    )
+
+
+def test_columns_of_several_kinds(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": "x", "c": True, "d": None}, {"a": 2.5, "b": 3, "c": None, "d": None}]
+    exports.write_parquet(tmp_path / "t.parquet", rows)
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == [
+        {"a": 1.0, "b": "x", "c": True, "d": None},
+        {"a": 2.5, "b": "3", "c": None, "d": None},
+    ]
+
+
+def test_latex_takes_any_name() -> None:
+    assert exports.latex_escaped(r"a_b & 50% #1 {x} ~ ^ \ $") == (
+        r"a\_b \& 50\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
+    )
+
+
+def test_the_table_in_latex(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", "a_b & c", accuracy=0.801)
+    write_job(tmp_path / "1", "a_b & c", seed=7, accuracy=0.807)
+    source = exports.latex(results_of(tmp_path))
+    assert "\na\\_b \\& c & 48 & 192 & 80.4 $\\pm$ 0.4 & 77,000 \\\\\n" in source
+    rows = [line for line in source.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") + 1 for line in rows} == {len("lrrrr")}
+    assert r"\begin{tabular}{lrrrr}" in source
+
+
+def test_markdown_takes_any_name() -> None:
+    assert exports.markdown([["a", "b"], ["x|y", "*z*\n<b>"]]).splitlines()[2] == r"| x\|y | \*z\* \<b\> |"
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"), [(None, "–"), (1.0, "1.00"), (0.25, "0.25"), (0.03125, "0.031"), (7.6e-6, "< 0.0001")]
+)
+def test_p_values_as_text(p: float | None, shown: str) -> None:
+    assert text.p_value(p) == shown
+
+
+# Charts
+
+
+def test_every_chart_is_one_that_plotly_takes(partial: Path) -> None:
+    results = results_of(partial)
+    styles = charts.style(list(METHODS))
+    accuracy = charts.accuracy_figures(results, styles)
+    curves, unread = charts.curve_figures(results, styles)
+    coefficients, damaged = charts.coefficient_figures(results)
+    assert not unread + damaged
+    assert set(accuracy) == {f"{name}|{unit}" for name in ("average", *DATASETS) for unit in ("numbers", "bytes")}
+    assert len(curves) == 3 * len(DATASETS)
+    assert len(coefficients) == 2 * 6  # RECAST's methods, each with its values and what tells the datasets apart
+    for figure in (*accuracy.values(), *curves.values(), *coefficients.values()):
+        go.Figure(figure)  # refuses what plotly does not know
+        json.dumps(figure, allow_nan=False)
+    shown = {trace["meta"]: trace for trace in accuracy["average|numbers"]["data"]}
+    assert shown["RECAST-Att"]["x"] == [48]
+    assert shown["RECAST-Att"]["y"][0] == pytest.approx(100 * results.rows[1].average.mean)
+    assert shown["MeLo"]["marker"]["symbol"].endswith("-open")  # partial
+    assert "full fine-tuning" not in shown  # there is no average
+    assert len(shown["linear probe"]["x"]) == 2  # a level
+
+
+def test_curves_end_where_a_seed_ends(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", seed=1, epochs=4, accuracy=0.5)
+    write_job(tmp_path / "1", seed=2, epochs=6, accuracy=0.5)
+    results = results_of(tmp_path)
+    figures, _ = charts.curve_figures(results, charts.style(results.methods))
+    [trace] = figures["cub|validation accuracy"]["data"]
+    rows = [charts.read_history(job) for job in results.jobs]
+    assert trace["x"] == [1, 2, 3, 4]
+    assert trace["y"] == pytest.approx(
+        [50 * (a["val/accuracy"] + b["val/accuracy"]) for a, b in zip(*rows, strict=False)], rel=1e-5
+    )
+
+
+# Searches
+
+
+def write_search(folder: Path, **changed: Any) -> None:
+    """A search of four trials with a job each: two finished, one pruned, one failed."""
+    config = {"search": {"storage": "optuna.log"}}
+    kinds = [(0.7, "finished", ""), (0.9, "finished", ""), (None, "pruned", ""), (None, "failed", "out of memory")]
+    trials = []
+    for number, (value, state, reason) in enumerate(kinds):
+        lr = repr(0.001234567 * 10**number)
+        write_job(
+            *(folder / str(number), "RECAST-Att"),
+            state={"pruned": "skipped"}.get(state, state),
+            config=merged(config, {"optimizer": {"lr": float(lr)}, "search": {"trial": number}}),
+            accuracy=0.95 - 0.1 * number,  # on the test images, the other way round
+        )
+        epochs = {"1": 0.3, "2": 0.4} if number < 3 else {}
+        trials.append(
+            {"number": number, "folder": str(number), "state": state, "reason": reason or None, "value": value}
+            | {
+                "parameters": {"optimizer.lr": lr, "model": "vit_att"},
+                "epochs": epochs,
+            }
+        )
+    content = {
+        "format": 1,
+        "n_trials": 5,
+        "space": {"optimizer.lr": "tag(log,interval(0.001,10.0))", "model": "choice(vit_att,vit_mlp)"},
+        "best": {**trials[1], "command": "python -m recast_exp optimizer.lr=0.0123"},
+        "trials": trials,
+    }
+    (folder / "search.json").write_text(json.dumps({**content, **changed}))
+
+
+def test_a_search_is_shown_by_validation_and_its_best_trial_alone_by_test(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    page = write_report(tmp_path).read_text()
+    summary = (tmp_path / "report/report.md").read_text()
+    table, search = summary.split("## Search\n")
+    assert "85.0" in table  # the test accuracy of trial 1
+    assert not any(other in summary for other in ("95.0", "75.0", "65.0"))
+    rows = [
+        [cell.strip() for cell in line.replace("\\_", "_").strip("|").split("|")]
+        for line in search.splitlines()
+        if line[:1] == "|"
+    ]
+    assert rows[2:] == [
+        ["1", "90.0", "2", "0.01235", "vit_att", "best"],
+        ["0", "70.0", "2", "0.001235", "vit_att", ""],
+        ["2", "40.0", "2", "0.1235", "vit_att", "pruned"],
+        ["3", "–", "–", "1.235", "vit_att", "failed: out of memory"],
+    ]
+    assert "4 of 5 trials: 2 finished, 1 pruned, 1 failed" in summary
+    assert "$ python -m recast_exp optimizer.lr=0.0123\n" in search
+    assert "Without results" not in summary
+    with (tmp_path / "report/results.csv").open() as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == ["1"]
+    assert page.count('<a href="../2/">2</a>') == 1
+
+    _, searches = read_searches(read_jobs(tmp_path))
+    figures = charts.search_figures(searches)
+    assert list(figures) == ["Search|trial", "Search|optimizer.lr", "Search|model"]
+    for figure in figures.values():
+        go.Figure(figure)
+        json.dumps(figure, allow_nan=False)
+    assert figures["Search|trial"]["data"][0]["y"] == [70, 90, 40]
+    assert figures["Search|trial"]["data"][0]["marker"]["symbol"] == ["circle", "star", "circle-open"]
+    assert figures["Search|trial"]["data"][1]["y"] == [70, 90]
+    axes = [(figure["layout"]["xaxis"].get("type")) for figure in figures.values()]
+    assert axes == [None, "log", "category"]
+
+
+def test_a_search_without_a_finished_trial_has_a_report(tmp_path: Path) -> None:
+    write_search(tmp_path / "one", best=None, trials=[])
+    write_search(tmp_path / "other", best={"number": 1}, n_trials="many")
+    write_report(tmp_path)
+    summary = (tmp_path / "report/report.md").read_text()
+    assert "## Search one\n\n0 of 5 trials." in summary
+    assert "- other: search.json is not that of a search; its trials are shown as jobs" in summary
+
+
+# The command line
+
+
+def test_the_command(tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    write_job(sweep / "0")
+    code = (
+        "import sys\nfrom recast_exp.cli import main as cli\n"
+        "try:\n    cli.main()\nfinally:\n"
+        "    print([name for name in ('torch', 'timm', 'lightning', 'matplotlib') if name in sys.modules])"
+    )
+    argv = [sys.executable, "-c", code, "stage=report", f"path={sweep}", "dataset=cub"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert done.stderr.strip().endswith(f"Report: {sweep / 'report' / 'report.html'}")
+    assert "RECAST-Att" in (sweep / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "wrong", "missing"),
+    [
+        (["stage=report"], "path: got nothing, stage=report takes a folder of runs", ""),
+        (["path=somewhere"], "path: got a folder with stage=adapt, which takes none; did you mean stage=report?", ""),
+        (["stage=report", "path=nowhere"], "", "path: nowhere holds no job.json or sweep.json, takes the folder"),
+    ],
+)
+def test_wrong_requests(typed: list[str], wrong: str, missing: str) -> None:
+    found = check(CommandLine(tuple(typed)))
+    for lines, expected in ((found.wrong, wrong), (found.missing, missing)):
+        assert len(lines) == bool(expected)
+        assert all(line.startswith(expected) for line in lines)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    write_job(tmp_path / "0")
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(UserError) as error:
+        write_report(tmp_path)
+    assert_one_line(error, "path: ", "report cannot be written to (")
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    write_job(tmp_path, stage="evaluate")
+    with pytest.raises(MissingInputError) as error:
+        write_report(tmp_path)
+    assert_one_line(error, "path: no run of stage=adapt is below", "1 job(s) of other stages")
+
+
+def test_a_job_whose_process_is_gone_was_interrupted() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = {"state": "running", "host": socket.gethostname()}
+    assert reading._has_died({**here, "pid": gone.pid})
+    assert not reading._has_died({**here, "pid": os.getpid()})
+    assert not reading._has_died({**here, "pid": gone.pid, "host": "another"})
+    assert not reading._has_died({**here, "pid": gone.pid, "state": "finished"})

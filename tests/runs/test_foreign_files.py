@@ -1,0 +1,131 @@
+"""Files that others made: a task file or a run's folder chooses nothing but what describes its model or its run."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recast_exp.errors import UserError
+from recast_exp.models.task_file import load_task
+from recast_exp.runs.adopt import read_record, recorded, resumed_overrides
+from support.program import runner
+
+CONFIG = {"seed": 42, "model": {"name": "vit_att", "method": "recast"}, "dataset": {"name": "digits"}}
+
+
+def task_file(path: Path, config: dict[str, Any], **record: Any) -> Path:
+    """A safetensors file without tensors, whose record holds a configuration."""
+    text = json.dumps({"format": 1, "config": config, "bank": None, **record})
+    header = json.dumps({"__metadata__": {"recast_exp": text}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    return path
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "logger": {"logger": {"name": "wandb", "mode": "online", "entity": "somebody"}},
+    "cache_dir": {"cache_dir": "elsewhere"},
+    "data_dir": {"data_dir": "elsewhere"},
+    "label": {"label": "a name"},
+    "model.weights": {"model": {"weights": "elsewhere.pth"}},
+    "dataset.path": {"dataset": {"path": "elsewhere"}},
+    "dataset.download": {"dataset": {"download": True}},
+    "trainer.max_epochs": {"trainer": {"max_epochs": 3}},
+    "search.storage": {"search": {"storage": "elsewhere"}},
+    "hydra": {"hydra": {"run": {"dir": "elsewhere"}}},
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_task_file_sets_only_what_describes_the_model(tmp_path: Path, key: str) -> None:
+    path = task_file(tmp_path / "task.safetensors", CONFIG | FOREIGN[key])
+    with pytest.raises(UserError, match=f"^task: .*{key}"):
+        recorded(path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model": {"label": "${oc.env:HOME}"}},
+        {"dataset": {"classes": ["a", "${oc.env:HOME}"]}},
+        {"adapter": {"name": "peft", "arguments": {"${oc.env:HOME}": 1}}},
+        {"recast": {"targets": ["x${recast.num_groups}"]}},
+    ],
+)
+def test_a_task_file_holds_no_interpolation(tmp_path: Path, config: dict[str, Any]) -> None:
+    path = task_file(tmp_path / "task.safetensors", CONFIG | config)
+    for read in (read_record, load_task):
+        with pytest.raises(UserError, match="interpolation"):
+            read(path)
+
+
+@pytest.mark.parametrize("bank", ["../../somewhere", "a" * 63, "A" * 64, 7, "a" * 64 + "/../b"])
+def test_a_bank_is_named_by_its_hash(tmp_path: Path, bank: object) -> None:
+    path = task_file(tmp_path / "task.safetensors", CONFIG, bank=bank)
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        read_record(path)
+
+
+def run_folder(folder: Path, *overrides: str) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text("seed: 42\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.job_logging.handlers.file.filename=stolen",
+        "+hydra.job_logging.handlers.more={class: logging.FileHandler, filename: stolen}",
+        "hydra/job_logging=default",
+        "hydra.job.env_set.HOME=elsewhere",
+        "+dataset@hydra.job_logging=digits",
+        "label=${oc.env:HOME}",
+        "logger={name: csv, project: '${oc.env:HOME}'}",
+        "no override at all",
+    ],
+)
+def test_a_runs_folder_sets_only_keys_of_the_program(tmp_path: Path, override: str) -> None:
+    folder = run_folder(tmp_path / "run", "seed=7", override)
+    with pytest.raises(UserError, match=r"^resume: "):
+        resumed_overrides(folder)
+
+
+def test_a_runs_own_overrides_are_taken(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "model=vit_att", "+adapter.rank=2", "launcher=joblib", "seed='7'")
+    assert resumed_overrides(folder) == ["model=vit_att", "+adapter.rank=2", "seed='7'"]
+
+
+def test_nothing_of_a_foreign_file_happens(tmp_path: Path) -> None:
+    """The two holes that were seen: a task file that chose a tracker and a cache, a run's folder that wrote a file."""
+    config = CONFIG | {"label": "${oc.env:HOME}", "logger": {"name": "wandb"}, "cache_dir": str(tmp_path / "made")}
+    path = task_file(tmp_path / "task.safetensors", config)
+    run = runner(tmp_path / "here")
+    done = run("stage=evaluate", f"task={path}")
+    assert done.code == 2
+    assert not (tmp_path / "made").exists()
+    stolen = tmp_path / "stolen.log"
+    folder = run_folder(tmp_path / "run", f"hydra.job_logging.handlers.file.filename={stolen}")
+    done = run(f"resume={folder}")
+    assert done.code == 2
+    assert not stolen.exists()
+    assert done.files == []
+
+
+def test_the_storage_of_a_search_calls_nothing_but_optuna(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from recast_exp.search.study import STUDY, _storage, load_trial
+
+    path = tmp_path / "optuna.log"
+    study = optuna.create_study(study_name=STUDY, storage=_storage(path))
+    inner = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
+    pruner = {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": inner, "patience": 1}
+    study.set_user_attr("request", {"pruner": pruner})
+    study.ask()
+    with pytest.raises(UserError, match=r"os\.mkdir"):
+        load_trial(str(path), 0)
+    assert not (tmp_path / "made").exists()

@@ -1,0 +1,392 @@
+"""The stages in one process: what they write, that it fits together, and that a task file repeats its test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from recast_exp import stages
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.experiment import probe as probing
+from recast_exp.files import cache_folder
+from recast_exp.models.backbones import create_backbone
+from recast_exp.models.bank_cache import bank_for
+from recast_exp.recast import Banks
+
+Compose = Callable[..., DictConfig]
+Stage = Callable[..., tuple[dict[str, Any], Path]]
+
+
+@pytest.fixture(scope="module")
+def stage(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """Run a stage in a folder of its own: its metrics, and the folder."""
+
+    def stage(*overrides: str) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path_factory.mktemp("run")
+        return stages.run(tiny(*overrides), folder), folder
+
+    return stage
+
+
+KINDS = {
+    "att": ("model=vit_att", "probe=true", "seed=1998"),
+    "resnet": ("model=resnet", "model.batchnorm_statistics=update", "select=best"),
+    "frozen": ("model=vit_frozen", "probe=true", "seed=1998"),
+    "full": ("model=resnet_full", "trainer.max_epochs=1"),
+}
+TEMPLATES = {"att", "resnet"}
+
+
+@pytest.fixture(scope="module")
+def adapted(stage: Stage) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """The run of a kind, made once."""
+    runs: dict[str, tuple[dict[str, Any], Path]] = {}
+
+    def adapted(kind: str) -> tuple[dict[str, Any], Path]:
+        if kind not in runs:
+            runs[kind] = stage(*KINDS[kind])
+        return runs[kind]
+
+    return adapted
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def assert_picture(path: Path) -> None:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert min(pixels.shape) > 100
+    assert len(np.unique(pixels)) > 10
+
+
+def assert_one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for text in expected:
+        assert str(text) in message, message
+
+
+# adapt
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapt_writes_every_file(kind: str, adapted: Any) -> None:
+    _, folder = adapted(kind)
+    names = ["learning_curves", "batch", "confusion", "mistakes", *(["coefficients"] if kind in TEMPLATES else [])]
+    plots = {f"plots/{name}.png" for name in names}
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    expected = {"metrics.json", "parameters.json", "task.safetensors", "metrics.csv", "dataset.json", *plots}
+    expected |= {"predictions.csv"}
+    assert files == expected | {"checkpoints/last.ckpt"}
+    for plot in plots:
+        assert_picture(folder / plot)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_are_flat_finite_and_agree_with_each_other(kind: str, adapted: Any) -> None:
+    returned, folder = adapted(kind)
+    metrics = read(folder / "metrics.json")
+    assert metrics == returned
+    assert all(isinstance(value, int | float | str) for value in metrics.values())
+    assert all(math.isfinite(value) for value in metrics.values() if not isinstance(value, str))
+    names = {f"{part}/{name}" for part in ("train", "val", "test") for name in ("accuracy", "loss")}
+    names |= {f"test/accuracy_per_class/{label}" for label in range(5, 10)}
+    names |= {"epoch", "epochs", "seconds", "images_per_second", "peak_memory_mb", "device", "version/torch"}
+    names |= {"probe/test/accuracy", "probe/val/accuracy"} if kind == "att" else set()
+    assert names <= metrics.keys()
+    assert ("probe/test/accuracy" in metrics) == (kind == "att")
+    assert metrics["version/torch"] == torch.__version__
+    assert ("mimicry/relative_error" in metrics) == (kind in TEMPLATES)
+    assert metrics.get("mimicry/relative_error", 0.0) < 5e-7
+    assert read(folder / "dataset.json")["images"]["test"] > 32
+    assert metrics["test/accuracy"] * 32 == pytest.approx(round(metrics["test/accuracy"] * 32))
+    per_class = [metrics[f"test/accuracy_per_class/{label}"] for label in range(5, 10)]
+    assert min(per_class) <= metrics["test/accuracy"] <= max(per_class)
+    with (folder / "metrics.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["epoch"] for row in rows] == list(range(1, int(metrics["epochs"]) + 1))
+    reported = rows[int(metrics["epoch"]) - 1]
+    for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
+        assert metrics[name] == reported[name]
+    if kind == "resnet":  # select=best
+        assert metrics["val/accuracy"] == max(row["val/accuracy"] for row in rows)
+    assert metrics["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert {row["images"] for row in rows} == {2 * 8}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_add_up_and_are_those_of_the_task_file(kind: str, adapted: Any) -> None:
+    _, folder = adapted(kind)
+    counts = read(folder / "parameters.json")
+    tensors = load_file(folder / "task.safetensors")
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        sizes[name.partition("/")[0]] = sizes.get(name.partition("/")[0], 0) + tensor.numel()
+    own = {"coefficients": "coefficients", "adapter": "adapter", "buffers": "buffers", "backbone_trained": "backbone"}
+    assert {key: counts[key] for key in own} == {key: sizes.get(kind, 0) for key, kind in own.items()}
+    assert counts["task_specific"] == sum(counts[key] for key in own)
+    assert counts["head"] == sizes["head"]
+    assert counts["total"] == counts["task_specific"] + counts["head"] + counts["templates"] + counts["frozen"]
+    assert counts["task_bits"] == 32 * counts["task_specific"]
+    assert counts["task_file_bytes"] == (folder / "task.safetensors").stat().st_size
+    by_layer = [sum(layer.values()) for layer in counts["layers"].values()]
+    assert sum(by_layer) == counts["task_specific"] + counts["head"]
+    assert counts["coefficients"] == {"att": 48, "resnet": 168}.get(kind, 0)
+    assert (counts["templates"] > 0) == (kind in TEMPLATES)
+    assert (counts["frozen"] == 0) == (kind == "full")
+
+
+def test_reported_numbers_are_those_of_the_task_file(adapted: Any) -> None:
+    """Coefficients moved from where mimicry put them, and all of them are finite."""
+    _, folder = adapted("att")
+    with safe_open(folder / "task.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["recast_exp"])
+    bank = Banks.load(cache_folder(None) / "banks" / f"{record['bank']}.safetensors", record["bank"])
+    tensors = load_file(folder / "task.safetensors")
+    for layer, start in bank.coefficients.items():
+        moved = (tensors[f"coefficients/{layer}"] - start).abs()
+        assert 0 < moved.max() < 10
+
+
+def test_a_finished_run_that_is_resumed_is_only_shown(
+    adapted: Any, tiny: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, folder = adapted("att")
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    monkeypatch.setattr("recast_exp.stages.adapt.fit", None)
+    assert stages.run(tiny(*KINDS["att"], f"resume={folder}"), folder) == metrics
+    assert files == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    table = capsys.readouterr().out
+    assert "linear probe" in table
+    assert f"{100 * metrics['test/accuracy']:.1f} %" in table
+
+
+def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
+    stage: Stage, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("model=vit_att", "seed=3")
+    whole, folder = stage(*options)
+
+    def failing(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recast_exp.stages.adapt.test", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            stages.run(tiny(*options), tmp_path)
+    task = (tmp_path / "task.safetensors").read_bytes()
+    assert task == (folder / "task.safetensors").read_bytes()
+    assert not (tmp_path / "metrics.json").exists()
+    continued = stages.run(tiny(*options, f"resume={tmp_path}"), tmp_path)
+    assert continued["test/loss"] == whole["test/loss"]
+    assert (tmp_path / "task.safetensors").read_bytes() == task
+
+
+@pytest.mark.parametrize(("rate", "idle"), [("1e-4", True), ("1e-2", False)])
+def test_masks_that_never_flip_are_said(stage: Stage, caplog: pytest.LogCaptureFixture, rate: str, idle: bool) -> None:
+    """Four steps of 1e-4 do not reach the threshold, 5e-3 away."""
+    metrics, folder = stage("model=vit_frozen", "adapter=piggyback", f"optimizer.adapter_lr={rate}")
+    assert ("masked no weight" in caplog.text) == idle == (metrics["adapter/masked"] == 0)
+    task = load_file(folder / "task.safetensors")
+    packed = [tensor for name, tensor in task.items() if name.startswith("adapter/")]
+    kept = sum(int(np.unpackbits(tensor.numpy()).sum()) for tensor in packed)
+    numbers = json.loads((folder / "parameters.json").read_text())["adapter"]
+    assert metrics["adapter/masked"] == pytest.approx(1 - kept / numbers)
+
+
+# The linear probe
+
+
+def test_the_probe_is_the_frozen_model_and_is_trained_once(
+    adapted: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, _ = adapted("att")
+    frozen, _ = adapted("frozen")
+    for name in ("test/accuracy", "test/loss", "val/accuracy", "val/loss"):
+        assert metrics[f"probe/{name}"] == frozen[name]
+    trained: list[str] = []
+    fit = probing.fit
+
+    def counted(*args: Any, **options: Any) -> Any:
+        trained.append(options["description"])
+        return fit(*args, **options)
+
+    monkeypatch.setattr(probing, "fit", counted)
+    again, _ = stage(*KINDS["att"], "optimizer.coefficients_lr=0.5", "recast.num_templates=1")
+    assert again["probe/test/loss"] == metrics["probe/test/loss"]
+    assert trained == []
+    assert again["mimicry/relative_error"] > 0.1
+    assert "lossy" in caplog.text
+    for number, change in enumerate(("optimizer.lr=0.1", "seed=7"), start=1):
+        other, _ = stage(*KINDS["att"], change)
+        assert trained == ["linear probe"] * number
+        assert other["probe/test/loss"] != metrics["probe/test/loss"]
+
+
+def test_the_probe_leaves_the_run_as_it_is(adapted: Any, stage: Stage) -> None:
+    metrics, folder = adapted("att")
+    without, other = stage(*KINDS["att"], "probe=false")
+    assert {name for name in metrics if name.startswith("probe/")} == metrics.keys() - without.keys()
+    assert metrics["test/loss"] == without["test/loss"]
+    assert (folder / "task.safetensors").read_bytes() == (other / "task.safetensors").read_bytes()
+
+
+# evaluate
+
+
+def task_of(folder: Path) -> tuple[str, str]:
+    return "stage=evaluate", f"task={folder / 'task.safetensors'}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_repeats_the_test_to_the_bit(kind: str, adapted: Any, stage: Stage) -> None:
+    metrics, folder = adapted(kind)
+    model = KINDS[kind][0]
+    again, other = stage(model, *task_of(folder), "seed=5")
+    tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    assert len(tested) == 7
+    assert {name: value for name, value in again.items() if name.startswith("test/")} == tested
+    assert read(other / "metrics.json") == again
+    assert read(other / "parameters.json") == read(folder / "parameters.json")
+
+
+def test_evaluate_repeats_the_test_of_an_unusual_batch_size(stage: Stage) -> None:
+    metrics, folder = stage("model=vit_att", "dataset.eval_batch_size=7")
+    again, _ = stage("model=vit_att", *task_of(folder), "dataset.eval_batch_size=null")
+    assert again["test/loss"] == metrics["test/loss"]
+
+
+def test_evaluate_uses_what_was_trained(adapted: Any, stage: Stage, tmp_path: Path) -> None:
+    """Not what mimicry gave: with another task's numbers, other results."""
+    _, folder = adapted("att")
+    _, other = stage("model=vit_att", "seed=5")
+    first, second = (stage("model=vit_att", *task_of(each))[0] for each in (folder, other))
+    assert first["test/loss"] != second["test/loss"]
+
+
+def test_evaluate_refuses_other_weights(adapted: Any, stage: Stage, weights: dict[str, Path], tmp_path: Path) -> None:
+    _, folder = adapted("att")
+    state = load_file(weights["digits_vit"])
+    state["blocks.3.norm1.bias"][5] += 1e-3
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(UserError) as error:
+        stage("model=vit_att", f"model.weights={tmp_path / 'other.safetensors'}", *task_of(folder))
+    assert_one_line(error, "task", folder, "digits_vit", "weights")
+
+
+def test_evaluate_refuses_other_classes(adapted: Any, tiny: Compose, tmp_path: Path) -> None:
+    _, folder = adapted("att")
+    cfg = tiny("model=vit_att", *task_of(folder))
+    cfg.dataset.part = "source"
+    with pytest.raises(UserError) as error:
+        stages.run(cfg, tmp_path)
+    assert_one_line(error, "task", "classes", "digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_refuses_another_bank_and_makes_none(
+    adapted: Any, stage: Stage, tiny: Compose, tmp_path: Path
+) -> None:
+    _, folder = adapted("att")
+    cfg = tiny("model=vit_att", "mimicry.seed=1", f"cache_dir={tmp_path / 'other'}")
+    banks, path = bank_for(create_backbone(cfg, tmp_path), cfg, tmp_path / "other")
+    with pytest.raises(UserError) as error:
+        stage("model=vit_att", *task_of(folder), f"bank={path}")
+    assert_one_line(error, "bank", path, banks.hash[:16])
+    with pytest.raises(MissingInputError) as error:
+        stage("model=vit_att", *task_of(folder), f"cache_dir={tmp_path / 'other'}")
+    assert_one_line(error, "bank", tmp_path, "bank=")
+    assert [file.name for file in (tmp_path / "other" / "banks").glob("*.safetensors")] == [path.name]
+
+
+def test_evaluate_takes_the_bank_from_a_file(adapted: Any, stage: Stage, tmp_path: Path) -> None:
+    metrics, folder = adapted("att")
+    with safe_open(folder / "task.safetensors", "pt") as file:
+        bank = json.loads(file.metadata()["recast_exp"])["bank"]
+    given = tmp_path / "given.safetensors"
+    given.write_bytes((cache_folder(None) / "banks" / f"{bank}.safetensors").read_bytes())
+    again, _ = stage("model=vit_att", *task_of(folder), f"bank={given}", f"cache_dir={tmp_path / 'empty'}")
+    assert again["test/loss"] == metrics["test/loss"]
+
+
+# reconstruct
+
+
+@pytest.mark.parametrize("model", ["vit_att_mlp", "resnet"])
+def test_reconstruct_reports_an_exact_bank(model: str, stage: Stage) -> None:
+    metrics, folder = stage(f"model={model}", "stage=reconstruct")
+    report = read(folder / "reconstruction.json")
+    assert {name for name in report if isinstance(report[name], float)} == metrics.keys()
+    bank = Banks.load(Path(report["bank"]), report["hash"])
+    assert report["layers"].keys() == bank.coefficients.keys()
+    assert report["relative_error"] < 5e-7
+    assert report["max_error"] < 1e-5
+    assert report["cosine_similarity"] > 1 - 1e-9
+    assert report["feature_similarity"] > 1 - 1e-6
+    assert_picture(folder / "plots" / "reconstruction.png")
+    counts = read(folder / "parameters.json")
+    assert counts["coefficients"] == {"vit_att_mlp": 144, "resnet": 168}[model]
+    assert counts["templates"] == sum(tensor.numel() for tensor in bank.templates.values())
+    assert counts["task_file_bytes"] == 0
+
+
+def test_reconstruct_measures_what_a_small_bank_loses(stage: Stage, weights: dict[str, Path]) -> None:
+    _, folder = stage("model=vit_att", "stage=reconstruct", "recast.num_templates=1")
+    report = read(folder / "reconstruction.json")
+    bank = Banks.load(Path(report["bank"]))
+    state = load_file(weights["digits_vit"])
+    for layer, row in report["layers"].items():
+        weight, rebuilt = state[f"{layer}.weight"].double(), bank.rebuilt(layer).double()
+        assert row["relative_error"] == pytest.approx(((rebuilt - weight).norm() / weight.norm()).item())
+        assert row["max_error"] == pytest.approx((rebuilt - weight).abs().max().item())
+        cosine = (rebuilt * weight).sum() / rebuilt.norm() / weight.norm()
+        assert row["cosine_similarity"] == pytest.approx(cosine.item())
+        assert 0.1 < row["relative_error"] < 1
+        assert row["feature_similarity"] < 0.999
+    assert report["relative_error"] == max(row["relative_error"] for row in report["layers"].values())
+    assert report["cosine_similarity"] == min(row["cosine_similarity"] for row in report["layers"].values())
+
+
+@pytest.mark.parametrize("solver", ["gradient", "autoencoder"])
+def test_reconstruct_with_the_authors_solvers_is_worse_than_the_closed_form(solver: str, stage: Stage) -> None:
+    options = ("model=vit_att", "stage=reconstruct", "recast.num_groups=1", "recast.num_templates=2")
+    exact, _ = stage(*options)
+    metrics, folder = stage(*options, f"mimicry={solver}", "mimicry.steps=3")
+    assert metrics["relative_error"] > exact["relative_error"]
+    assert read(folder / "reconstruction.json")["settings"]["mimicry"]["name"] == solver
+
+
+def test_reconstruct_gives_adapt_its_bank(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = f"cache_dir={tmp_path}"
+    _, folder = stage("model=vit_mlp", "stage=reconstruct", cache)
+    monkeypatch.setattr("recast_exp.models.bank_cache.mimic", None)
+    _, other = stage("model=vit_mlp", cache)
+    with safe_open(other / "task.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["recast_exp"])
+    assert record["bank"] == read(folder / "reconstruction.json")["hash"]
+
+
+def test_a_corrupted_cached_bank_is_made_anew_for_adapt(stage: Stage, adapted: Any, tmp_path: Path) -> None:
+    metrics, folder = adapted("att")
+    cache = f"cache_dir={tmp_path}"
+    stage("model=vit_att", "stage=reconstruct", cache)
+    (bank,) = (tmp_path / "banks").glob("*.safetensors")
+    whole = bank.read_bytes()
+    bank.write_bytes(whole[:-8] + bytes(8))
+    again, other = stage(*KINDS["att"], "probe=false", cache)
+    assert bank.read_bytes() == whole
+    assert again["test/loss"] == metrics["test/loss"]
+    assert (other / "task.safetensors").read_bytes() == (folder / "task.safetensors").read_bytes()
