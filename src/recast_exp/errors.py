@@ -1,20 +1,71 @@
-"""The ways a user's request can fail: it is wrong, or something it needs is not there.
+"""The ways a request can fail: it is wrong, or something that it needs is not there.
 
-All are shown as one line without a traceback. Anything else that is raised is a bug and keeps its traceback.
+All derive from `RecastError` and from the built-in exception that fits. The command line shows them as one line
+without a traceback. Anything else that is raised is a bug and keeps its traceback.
+
+A library function names the argument (`num_groups: expected …, got …`); the command line adds the section of its key
+with `section`.
 """
 
+from __future__ import annotations
 
-class UserError(Exception):
-    """A request that cannot be carried out as written. One line: the key, what it got, what it takes, what to do."""
+import contextlib
+from collections.abc import Iterator
+
+
+class RecastError(Exception):
+    """A request that cannot be carried out. Its text is one line: what was expected, what was found, what to do.
+
+    Attributes:
+        exit_code: Exit code of the command line.
+    """
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        # KeyError would show the text in quotes
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class UserError(RecastError, ValueError):
+    """An argument, a key or a file that is wrong."""
+
 
 class UnfitError(UserError):
-    """A model and an adapter that do not go together; a sweep may leave them out (`skip_unfit=true`)."""
+    """A model and an adapter that do not fit together; a sweep may leave them out (`skip_unfit=true`)."""
 
 
-class MissingInputError(UserError):
-    """Data, weights, a bank or a task file that is not where the configuration says."""
+class UnknownNameError(UserError, KeyError):
+    """A name that stands for nothing: of a layer, an adapter, a solver."""
+
+
+class MissingInputError(RecastError, FileNotFoundError):
+    """Data, weights, a bank or a task file that is not where it was expected."""
 
     exit_code = 3
+
+
+class Pruned(Exception):  # noqa: N818 - nothing went wrong
+    """Training was stopped by the search that the job is a trial of. One line."""
+
+    def __init__(self, epoch: int, epochs: int, accuracy: float) -> None:
+        super().__init__(epoch, epochs, accuracy)  # so that it can be pickled
+        self.epoch = epoch
+        self.epochs = epochs
+        self.accuracy = accuracy
+
+    def __str__(self) -> str:
+        return f"pruned after epoch {self.epoch} of {self.epochs} at {100 * self.accuracy:.1f} % validation accuracy"
+
+
+@contextlib.contextmanager
+def section(prefix: str) -> Iterator[None]:
+    """Put `prefix` before the text of any `RecastError` of the block: `recast.` before `num_groups: …`.
+
+    Args:
+        prefix: A section of the configuration with its dot, or a key with its colon (`bank: `).
+    """
+    try:
+        yield
+    except RecastError as error:
+        raise type(error)(f"{prefix}{error}") from error

@@ -23,7 +23,7 @@ import pytest
 
 from recast_exp.data import download as module
 from recast_exp.data.download import Archive, download, extract, fetch
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError
 
 CONTENT = random.Random(0).randbytes(300_000)
 DOWNLOAD = """
@@ -117,10 +117,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def fails(call: Callable[[], object], *expected: object, kind: type[UserError] = UserError) -> None:
-    with pytest.raises(UserError) as error:
+def fails(call: Callable[[], object], *expected: object, kind: type[RecastError] = RecastError) -> None:
+    with pytest.raises(RecastError) as error:
         call()
-    assert type(error.value) is kind or (kind is UserError and not isinstance(error.value, MissingInputError))
+    assert type(error.value) is kind or (kind is RecastError and not isinstance(error.value, MissingInputError))
     message = str(error.value)
     assert "\n" not in message
     for text in expected:

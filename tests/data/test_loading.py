@@ -25,7 +25,7 @@ from recast_exp.data.loader import EpochBatchSampler, EpochSampler
 from recast_exp.data.store import ArrayStore, FileStore, PixelStore, Request, content_hash, open_stores
 from recast_exp.data.transforms import Augmentation, Geometry, InputSpec
 from recast_exp.data.types import ImageSet, Samples
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError
 from support.fixtures_data import make_cub, make_folder
 from support.helpers import assert_one_line, load
 
@@ -75,7 +75,7 @@ def test_unreadable_image_is_one_line_from_any_process(tmp_path: Path, workers: 
     bad = make_folder(tmp_path) / "class2" / "0.png"
     bad.write_bytes(bad.read_bytes()[:-200] if content is None else content)
     data = module(load("folder", path=str(tmp_path)), workers=workers)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
     assert_one_line(error, bad, "cannot be read as an image")
 
@@ -384,7 +384,7 @@ def test_a_damaged_store_is_built_again(tmp_path: Path, files: list[Path], damag
 @pytest.mark.parametrize("mode", ["ram", "memmap"])
 def test_a_damaged_image_leaves_nothing_behind(tmp_path: Path, files: list[Path], mode: str) -> None:
     files[9].write_bytes(files[9].read_bytes()[:-300])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         open_stores(wanted(files), mode, tmp_path / "cache", "cub")
     assert_one_line(error, files[9], "cannot be read as an image", "dataset.bad_images=skip")
     if mode == "memmap":
@@ -396,7 +396,7 @@ def test_what_does_not_fit_is_refused_first(tmp_path: Path, files: list[Path], m
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(store_module, "_free_memory", lambda: 2**28 + 1000)
     for mode, other in (("memmap", "set cache_dir elsewhere"), ("ram", "set dataset.cache=memmap")):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(RecastError) as error:
             open_stores(wanted(files), mode, tmp_path / "cache", "cub")
         assert_one_line(error, f"dataset.cache: {mode} takes 0 MB", "18 images of cub", other, "dataset.cache=off")
     assert not list((tmp_path / "cache").glob("images/*/*.bin"))
@@ -445,14 +445,14 @@ def test_a_killed_build_leaves_no_store_and_is_cleaned_up(tmp_path: Path, files:
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, files: list[Path]) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "images").write_text("a file where a folder should be")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         open_stores(wanted(files), "memmap", tmp_path / "cache", "cub")
     assert_one_line(error, f"dataset.cache: {tmp_path / 'cache' / 'images'} cannot be written to", "dataset.cache=off")
 
 
 def test_thirty_two_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         read_image(tmp_path / "float.tiff")
     assert_one_line(error, "float.tiff", "32 bits for each pixel, mode F")
 

@@ -15,7 +15,7 @@ from recast_exp.config.schema import DatasetConfig
 from recast_exp.data import check_dataset, names
 from recast_exp.data.sets import cub
 from recast_exp.data.types import ImageSet, Official, Samples, carve_validation, split_by_class
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from support.fixtures_data import make_cub, make_folder, write_image
 from support.helpers import assert_one_line, load
 
@@ -46,10 +46,10 @@ def test_checks_import_nothing_heavy() -> None:
 
 
 def test_unknown_dataset() -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("birds")
     assert_one_line(error, "dataset.name", "'birds'", "cub, digits, flowers, folder")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("mine", reader="birds")
     assert_one_line(error, "dataset.reader", "'birds'")
 
@@ -85,16 +85,16 @@ def test_a_class_of_one_image_stays_in_training() -> None:
 
 def test_two_classes_of_one_name() -> None:
     none = Samples((), np.array([], dtype=np.int64))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         Official(("wren", "crow", "wren"), {"all": none}, index="classes.txt")
     assert_one_line(error, "classes.txt: two classes have the name 'wren'")
 
 
 def test_image_set_names_what_is_empty() -> None:
     some, none = Samples((Path("a"),), np.array([0])), Samples((), np.array([], dtype=np.int64))
-    with pytest.raises(UserError, match="the val split has no image"):
+    with pytest.raises(RecastError, match="the val split has no image"):
         ImageSet("x", ("wren",), {"train": some, "val": none, "test": some})
-    with pytest.raises(UserError, match="no training image of class crow"):
+    with pytest.raises(RecastError, match="no training image of class crow"):
         ImageSet("x", ("wren", "crow"), {"train": some, "val": some, "test": some})
 
 
@@ -150,7 +150,7 @@ def test_digits_splits_are_fixed_and_labels_belong_to_their_images() -> None:
     ],
 )
 def test_digits_refuses(options: dict[str, Any], expected: tuple[str, ...]) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         check_dataset(DatasetConfig(name="digits", **options), "data")
     assert_one_line(error, *expected)
 
@@ -206,7 +206,7 @@ def test_cub_damaged_lists(tmp_path: Path, file: str, line: bytes, expected: tup
     path = make_cub(tmp_path) / file
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("cub", tmp_path)
     assert_one_line(error, *expected)
 
@@ -214,7 +214,7 @@ def test_cub_damaged_lists(tmp_path: Path, file: str, line: bytes, expected: tup
 def test_cub_lists_of_different_length(tmp_path: Path) -> None:
     path = make_cub(tmp_path) / "train_test_split.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("cub", tmp_path)
     assert_one_line(error, "train_test_split.txt: nothing about image 18")
 
@@ -309,7 +309,7 @@ def test_folder_follows_links_once_and_takes_images_only(tmp_path: Path) -> None
 def test_an_empty_split_is_named(birds: Path) -> None:
     path = birds / "CUB_200_2011" / "train_test_split.txt"
     path.write_text("".join(f"{line.split()[0]} 1\n" for line in path.read_text().splitlines()))
-    with pytest.raises(UserError, match="the test split has no image"):
+    with pytest.raises(RecastError, match="the test split has no image"):
         load("cub", birds, max_per_class=3)
 
 
@@ -353,7 +353,7 @@ def test_classes_by_name_and_by_pattern(birds: Path) -> None:
     ],
 )
 def test_classes_that_make_no_task(birds: Path, classes: list[str], expected: tuple[str, ...]) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("cub", birds, classes=classes)
     assert_one_line(error, *expected)
 
@@ -414,7 +414,7 @@ def test_missing_and_damaged_images(birds: Path) -> None:
         if message is None:
             assert load("cub", birds, bad_images="skip").classes == ("001.Bird_1", "012.Bird_12", "020.Bird_20")
         else:
-            with pytest.raises(UserError):
+            with pytest.raises(RecastError):
                 load("cub", birds, bad_images="skip", verify=verify)
 
 
@@ -429,12 +429,12 @@ def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path: Path) -> None
 
 
 def test_a_cut_down_copy_is_refused_unless_asked_for(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("cub", birds, verify=True)
     assert_one_line(error, "classes.txt has 4 lines, the official file 200", "dataset.verify=false")
     layout = dataclasses.replace(cub.LAYOUT, lines={})
     monkeypatch.setattr(cub, "LAYOUT", layout)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(RecastError) as error:
         load("cub", birds, verify=True)
     assert_one_line(
         error, "4 classes and 40 train, 20 test images", "200 classes and 5,994 train", "dataset.verify=false"

@@ -25,7 +25,7 @@ from recast_exp.data import check_dataset, load_dataset, read_official
 from recast_exp.data.sets import aircraft, scenes
 from recast_exp.data.sets import torchvision as reader
 from recast_exp.data.types import ImageSet
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError
 from support.fixtures_data import (
     AIRCRAFT,
     make_aircraft,
@@ -51,7 +51,9 @@ def load(name: str, data_dir: Path, *, verify: bool = False, **options: Any) -> 
     return load_dataset(DatasetConfig(name=name, verify=verify, **options), data_dir)
 
 
-def failure(name: str, data_dir: Path, *expected: object, kind: type[UserError] = UserError, **options: Any) -> None:
+def failure(
+    name: str, data_dir: Path, *expected: object, kind: type[RecastError] = RecastError, **options: Any
+) -> None:
     """Check that a set is refused with one line that has all the expected texts in it."""
     with pytest.raises(kind) as error:
         load(name, data_dir, **options)

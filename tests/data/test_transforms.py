@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import (
+from recast_exp.errors import RecastError
     ORDERS,
     Augmentation,
     Authors,
@@ -26,7 +27,6 @@ from recast_exp.data.transforms import (
     flip,
     jitter,
 )
-from recast_exp.errors import UserError
 from recast_exp.models.backbones import _input_spec
 
 F = v2.functional
@@ -218,7 +218,7 @@ def test_shift_moves_and_scales_within_its_bounds_and_continues_the_border() -> 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"dataset\.transform: got 'heavy', takes one of standard"):
+    with pytest.raises(RecastError, match=r"dataset\.transform: got 'heavy', takes one of standard"):
         augmentation("heavy", SPEC)
-    with pytest.raises(UserError, match="'lanczos', takes one of bilinear, bicubic"):
+    with pytest.raises(RecastError, match="'lanczos', takes one of bilinear, bicubic"):
         InputSpec(16, (0.0,) * 3, (1.0,) * 3, 1.0, "lanczos")

@@ -27,8 +27,7 @@ from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config import grammar as overrides
 from recast_exp.config.compose import Composer
-from recast_exp.errors import UserError
-from recast_exp.pruned import Pruned
+from recast_exp.errors import Pruned, UserError
 from recast_exp.search import run
 from recast_exp.search.pruning import Pruning
 from recast_exp.search.space import Parameter

@@ -52,10 +52,10 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         assert self.launcher is not None
-        from recast_exp.errors import UserError
+        from recast_exp.errors import RecastError
         from recast_exp.search.run import search
 
         try:
             return search(self.config, self.settings, arguments, self.launcher, self.hydra_context.config_loader)
-        except UserError as error:
+        except RecastError as error:
             raise HydraException(str(error)) from error  # the command line shows it as it shows Hydra's own

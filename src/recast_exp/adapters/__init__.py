@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from recast_exp.config import schema as config
-from recast_exp.errors import UnfitError, UserError
+from recast_exp.errors import RecastError, UnfitError, UserError
 
 
 def names() -> list[str]:
@@ -104,7 +104,7 @@ def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
         return
     try:
         inject_adapter(create(), cfg)
-    except UserError as error:
+    except RecastError as error:
         raise UnfitError(f"{error}; takes one of {', '.join(fitting(create))}") from None
 
 
@@ -118,7 +118,7 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
     def fits(name: str) -> bool:
         try:
             return bool(_module(name).inject(create(), _module(name).Options()))
-        except UserError:  # a library that it needs is not installed
+        except RecastError:  # a library that it needs is not installed
             return False
 
     return [name for name in names() if name == "none" or fits(name)]

@@ -24,7 +24,7 @@ from recast_exp.config import grammar as overrides
 from recast_exp.config import keys
 from recast_exp.config import schema as config
 from recast_exp.config.compose import Composed, Composer, first_line
-from recast_exp.errors import MissingInputError, UnfitError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
 from recast_exp.runs import adopt as saved
 from recast_exp.search import check as search
 from recast_exp.search.space import Parameter
@@ -68,7 +68,7 @@ class Findings:
         """0 if all is well, else that of the graver kind."""
         return UserError.exit_code if self.wrong else MissingInputError.exit_code if self.missing else 0
 
-    def add(self, error: UserError) -> None:
+    def add(self, error: RecastError) -> None:
         """Note a problem, each line once."""
         lines = self.missing if isinstance(error, MissingInputError) else self.wrong
         if str(error) not in lines:
@@ -149,7 +149,7 @@ class _Checker:
         try:
             self.findings.overrides = saved.merged(saved.resumed_overrides(Path(folders[-1])), typed)
             self.resumed = Path(folders[-1])
-        except UserError as error:
+        except RecastError as error:
             self.findings.add(error)
 
     def _parse(self) -> list[Override]:
@@ -168,7 +168,7 @@ class _Checker:
     def _groups(self) -> dict[str, list[str]]:
         try:
             groups = self.composer.groups()
-        except UserError as error:
+        except RecastError as error:
             self.findings.add(error)
             groups = Composer().groups()
         for text in self.unparsable:
@@ -255,7 +255,7 @@ class _Checker:
         try:
             searched = self.sweeper == search.SWEEPER
             values = Parameter.parse(override).ends if searched else overrides.sweep_values(override)
-        except UserError as error:
+        except RecastError as error:
             self.findings.add(error)
             return []
         except HydraException as error:
@@ -334,7 +334,7 @@ class _Checker:
     # The jobs
 
     def _check_jobs(self, all_jobs: list[Job]) -> None:
-        failing: dict[tuple[type[UserError], str], list[Job]] = {}
+        failing: dict[tuple[type[RecastError], str], list[Job]] = {}
         for number, job in enumerate(all_jobs):
             cfg, errors = jobs.check_job(
                 job, self.composer, multirun=self.is_sweep, resumed=self.resumed, inputs=self.line.inputs
@@ -391,7 +391,7 @@ class _Checker:
         """Compose, or note why it cannot be."""
         try:
             return self.composer.compose(choices)
-        except UserError as error:
+        except RecastError as error:
             self.findings.add(error)
             return None
 

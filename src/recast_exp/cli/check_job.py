@@ -15,7 +15,7 @@ from recast_exp.config import keys
 from recast_exp.config import schema as config
 from recast_exp.config.compose import Composed, Composer, first_line
 from recast_exp.data import check_dataset
-from recast_exp.errors import MissingInputError, UnfitError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
 from recast_exp.report.reading import has_jobs
 from recast_exp.runs import adopt as saved
 from recast_exp.search import recipes
@@ -52,7 +52,7 @@ class Planned:
 
 def check_job(
     job: Job, composer: Composer, *, multirun: bool, resumed: Path | None, inputs: bool
-) -> tuple[DictConfig | None, list[UserError]]:
+) -> tuple[DictConfig | None, list[RecastError]]:
     """Compose a job and gather what is wrong with it.
 
     Args:
@@ -65,7 +65,7 @@ def check_job(
     Returns:
         Its configuration (None if it cannot be composed), with what its task file brings, and the problems.
     """
-    errors: list[UserError] = []
+    errors: list[RecastError] = []
     try:
         composed = composer.compose(job.options)
         cfg = copy.deepcopy(composed.cfg)
@@ -76,13 +76,13 @@ def check_job(
             errors += map(UserError, saved.differences(cfg, resumed))
         if unresolvable := list(_unresolvable(cfg)):
             return None, [*errors, *unresolvable]
-    except UserError as error:
+    except RecastError as error:
         return None, [*errors, error]
     try:
         if cfg.stage.name == "evaluate" and cfg.task:
             errors += map(UserError, _contradictions(cfg, job, composer, composed))
             cfg = saved.adopt(cfg)
-    except UserError as error:
+    except RecastError as error:
         errors.append(error)
     errors += map(UserError, config.problems(cfg, multirun=multirun))
     if unfit := config.unfit(cfg):
@@ -93,7 +93,7 @@ def check_job(
     return cfg, errors
 
 
-def _apply(cfg: DictConfig, job: Job) -> Iterator[UserError]:
+def _apply(cfg: DictConfig, job: Job) -> Iterator[RecastError]:
     for text in job.values:
         override = overrides.parse(text)
         assert override is not None, text
@@ -104,7 +104,7 @@ def _apply(cfg: DictConfig, job: Job) -> Iterator[UserError]:
             yield UserError(f"{key}: {first_line(error)}")
 
 
-def _method_problems(job: Job) -> Iterator[UserError]:
+def _method_problems(job: Job) -> Iterator[RecastError]:
     """A method chooses its model and its adapter; others, under its name, would be another row of the table."""
     chosen = dict(text.split("=", 1) for text in job.options)
     if chosen.get("method", "null").strip('"') != "null":
@@ -114,7 +114,7 @@ def _method_problems(job: Job) -> Iterator[UserError]:
                 yield UserError(f"method: got {both}, but a method chooses its {group}; leave one of them out")
 
 
-def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[UserError]:
+def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[RecastError]:
     """Options that the adapter's preset does not have; their types and ranges are checked with the model."""
     takes = [str(name) for name in preset.adapter if name != "name"]
     for name in cfg.adapter:
@@ -125,7 +125,7 @@ def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[Us
             yield UserError(f"adapter.{name}: unknown option, adapter={preset.adapter.name} takes {listed}{hint}")
 
 
-def _unresolvable(cfg: DictConfig) -> Iterator[UserError]:
+def _unresolvable(cfg: DictConfig) -> Iterator[RecastError]:
     """Report the interpolations that lead nowhere, and replace those that only the running Hydra can answer."""
     content = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(content, dict)
@@ -155,11 +155,11 @@ def _contradictions(cfg: DictConfig, job: Job, composer: Composer, composed: Com
     return saved.contradictions(cfg, typed, content)
 
 
-def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[UserError]:
+def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[RecastError]:
     """What is wrong with the recipes that `stage.tune` lists, each value by itself on the configuration."""
     try:
         choices = recipes.parse(cfg.stage.tune)
-    except UserError as error:
+    except RecastError as error:
         yield error
         return
     own = set(config.problems(cfg, multirun=multirun))
@@ -174,7 +174,7 @@ def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[UserError]:
             )
 
 
-def _missing_inputs(cfg: DictConfig) -> Iterator[UserError]:
+def _missing_inputs(cfg: DictConfig) -> Iterator[RecastError]:
     if cfg.stage.name in config.WITHOUT_MODEL:
         if cfg.path and not has_jobs(Path(cfg.path).expanduser()):
             yield MissingInputError(f"path: {cfg.path} holds no job.json or sweep.json, takes the folder of a sweep")
@@ -184,7 +184,7 @@ def _missing_inputs(cfg: DictConfig) -> Iterator[UserError]:
             yield MissingInputError(f"{key}: {path} is not there, takes a file")
     try:
         check_dataset(cfg.dataset, cfg.data_dir)
-    except UserError as error:
+    except RecastError as error:
         yield error
 
 

@@ -31,8 +31,7 @@ from recast_exp.config import compose as composition
 from recast_exp.config import keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import WITHOUT_MODEL
-from recast_exp.errors import UnfitError, UserError
-from recast_exp.pruned import Pruned
+from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
 from recast_exp.runs import adopt as saved
 
 log = logging.getLogger("recast_exp")
@@ -67,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         args, unknown = parser.parse_known_intermixed_args(argv)
         _check_flags(args)
-    except UserError as error:
+    except RecastError as error:
         return _report([str(error)], error.exit_code)
     if not (args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         line = CommandLine(
@@ -109,7 +108,7 @@ def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequ
         with sweep.running(findings.sweep_dir, findings.jobs if findings.is_grid else [], argv) as plan:
             sys.argv[1:] = _arguments(parser, args)
             code = _start()
-    except UserError as error:
+    except RecastError as error:
         return _report(str(error).splitlines(), error.exit_code)
     except KeyboardInterrupt:
         print(f"interrupted; continue with: {again}", file=sys.stderr)
@@ -135,16 +134,16 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
     from recast_exp.models.backbones import check_model
 
     failing: dict[str, list[Planned]] = {}
-    verdicts: list[tuple[Any, UserError | None]] = []
+    verdicts: list[tuple[Any, RecastError | None]] = []
     for each in planned:
         cfg = each.cfg
         asked = (cfg.model.backbone, cfg.model.img_size, cfg.model.method, cfg.recast, cfg.adapter)
-        error = next((verdict for known, verdict in verdicts if known == asked), check_model)
+        error: Any = next((verdict for known, verdict in verdicts if known == asked), check_model)
         if error is check_model:
             try:
                 check_model(cfg)
                 error = None
-            except UserError as found:
+            except RecastError as found:
                 error = found
             verdicts.append((asked, error))
         if isinstance(error, UnfitError) and cfg.skip_unfit and len(planned) > 1:
@@ -232,7 +231,7 @@ def _start() -> int:
     )
     try:
         decorate(task)()
-    except UserError as error:  # the job has said it already, maybe in another process
+    except RecastError as error:  # the job has said it already, maybe in another process
         return max([error.exit_code, *_failures])
     except (HydraException, OmegaConfBaseException) as error:
         if not _failures:  # Hydra refused: no job has started
@@ -281,7 +280,7 @@ def task(cfg: DictConfig) -> float | None:
             number=hydra_cfg.job.num if in_sweep else None,
             sweep=hydra_cfg.sweep.dir if in_sweep else None,
         )
-    except UserError as error:
+    except RecastError as error:
         log.error("error: %s", error)
         _failures.append(error.exit_code)
         if not in_sweep:

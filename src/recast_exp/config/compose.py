@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 import recast_exp
 from recast_exp.config import keys
 from recast_exp.config import schema as config
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError, UserError
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -149,7 +149,7 @@ class Composer:
             except _ERRORS as error:
                 self._composed[known] = UserError(describe(error))
         result = self._composed[known]
-        if isinstance(result, UserError):
+        if isinstance(result, RecastError):
             raise result
         return result
 

@@ -368,3 +368,14 @@ def _combinations(cfg: DictConfig, multirun: bool) -> Iterator[str]:
         )
     if cfg.optimizer.nesterov and (cfg.optimizer.name != "sgd" or cfg.optimizer.momentum == 0):
         yield "optimizer.nesterov: got true, takes optimizer=sgd with a momentum above 0"
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The settings of a composed configuration as plain dataclasses, resolved: what all code below `cli` takes.
+
+    Args:
+        cfg: A composed configuration of schema `Config`.
+    """
+    settings = OmegaConf.to_object(cfg)
+    assert isinstance(settings, Config)
+    return settings

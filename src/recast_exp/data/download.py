@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from recast_exp import __version__
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_json
 
 log = logging.getLogger(__name__)
@@ -187,6 +187,8 @@ def extract(archive: Path, folder: Path) -> None:
                 _extract_tar(archive, folder)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, RecastError):
+                raise
             # An OSError with a number is the disk's; without one, the decompressor's
             if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno is None):
                 reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
@@ -420,6 +422,8 @@ def _unsafe(archive: Path, member: str, reason: str) -> _ArchiveError:
 def _writing(what: object) -> Iterator[None]:
     try:
         yield
+    except RecastError:  # one of them is an OSError too
+        raise
     except OSError as error:
         raise UserError(f"{what} cannot be written to ({error}); make room or choose another folder") from error
 

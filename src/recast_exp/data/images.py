@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError, UserError
 from recast_exp.files import usable_cores
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def look_at(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | str]:
     def look(path: Path) -> tuple[int, int] | str:
         try:
             height, width = read_image(path).shape[1:]
-        except UserError as error:
+        except RecastError as error:
             return " ".join(str(error.__cause__).split()) or "unreadable"
         return height, width
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recast_exp.data.store import Store
 from recast_exp.data.transforms import Augmentation
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError
 
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -57,11 +57,11 @@ class ImageDataset(Dataset[Any]):
         images, labels = self.batch([key], alter=True)[:2]
         return images[0], int(labels[0])
 
-    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
+    def __getitems__(self, keys: list[Key]) -> Batch | RecastError:
         """Return a batch, or the error that an image of it met: see `ImageLoader`."""
         try:
             return self.batch(keys, alter=self.alter)
-        except UserError as error:
+        except RecastError as error:
             return error
 
     def batch(self, keys: list[Key], *, alter: bool) -> Batch:
@@ -237,7 +237,7 @@ class ImageLoader(DataLoader[Any]):
             UserError: If an image cannot be read.
         """
         for batch in super().__iter__():
-            if isinstance(batch, UserError):
+            if isinstance(batch, RecastError):
                 break
             yield batch
         else:

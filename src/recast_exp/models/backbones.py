@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from recast_exp.adapters import check_adapter, options_of
 from recast_exp.data.transforms import InputSpec
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.models.digits import EMBEDDED, pretrained_weights
 from recast_exp.recast import find_groups
 
@@ -103,7 +103,7 @@ def check_model(cfg: DictConfig) -> None:
     if model.method == "recast" or cfg.adapter.name != "none":
         try:
             network = blueprint(cfg)
-        except UserError:
+        except RecastError:
             raise
         except Exception as error:  # a few models compute with their weights when they are made
             log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
@@ -128,7 +128,7 @@ def input_spec(cfg: DictConfig) -> InputSpec:
     check_name(cfg.model.backbone)
     try:
         network = blueprint(cfg)
-    except UserError:
+    except RecastError:
         raise
     except Exception:  # a few models compute with their weights when they are made
         network = _create(cfg.model.backbone, cfg.model.img_size)

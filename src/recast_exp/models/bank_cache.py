@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.models.backbones import Backbone
 from recast_exp.recast import Banks, Group, find_groups, mimic
@@ -65,7 +65,7 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
                 entry = json.loads(index.read_text(encoding="utf-8"))
                 path = _path(cache, entry["hash"])
                 return Banks.load(path, entry["hash"]), path
-            except (UserError, KeyError, TypeError, ValueError) as error:
+            except (RecastError, KeyError, TypeError, ValueError) as error:
                 log.warning("The cached template bank is unusable (%s); it is made anew", error)
         banks = _mimic(backbone, groups, cfg, settings)
         path = _path(cache, banks.hash)

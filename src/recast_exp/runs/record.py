@@ -18,9 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recast_exp.config.keys import leaves, shown
-from recast_exp.errors import UserError
+from recast_exp.errors import Pruned, RecastError
 from recast_exp.files import is_main_process, write_json
-from recast_exp.pruned import Pruned
 from recast_exp.runs import adopt as saved
 
 NAME = "job.json"
@@ -106,7 +105,7 @@ def ending(folder: Path) -> Iterator[None]:
     except Pruned as pruned:
         update(folder, state=SKIPPED, reason=str(pruned))
         raise
-    except UserError as error:
+    except RecastError as error:
         update(folder, state=FAILED, reason=str(error), exit_code=error.exit_code)
         raise
     except BaseException as error:
@@ -152,7 +151,7 @@ def is_finished(folder: Path) -> bool:
         metrics, parameters = read_results(folder)
         task = saved.read_record(folder / "task.safetensors")
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False
     return 0 <= accuracy <= 1 and count >= 0 and task["config"]["seed"] == record["seed"]
 

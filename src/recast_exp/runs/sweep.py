@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from recast_exp import __version__
 from recast_exp.cli.check_job import Planned
 from recast_exp.display.live import watching
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_json
 from recast_exp.runs import record as job_record
 from recast_exp.tracking.wandb_sync import how_to_sync
@@ -163,7 +163,7 @@ def _report(folder: Path) -> None:
         print(f"Report: {write_report(folder)}")
     except MissingInputError:  # no job of a stage that has results
         pass
-    except UserError as error:
+    except RecastError as error:
         log.warning("no report: %s", error)
 
 

@@ -8,7 +8,7 @@ import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from recast_exp.pruned import Pruned
+from recast_exp.errors import Pruned
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

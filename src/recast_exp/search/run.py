@@ -25,7 +25,7 @@ from recast_exp.cli import main as cli
 from recast_exp.config.compose import first_line
 from recast_exp.config.grammar import quote
 from recast_exp.config.keys import leaves
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError
 from recast_exp.runs import record as job_record
 from recast_exp.search import results, space
 from recast_exp.search.space import Parameter
@@ -145,7 +145,7 @@ class _Search:
     def _settle(self, trial: FrozenTrial, returned: JobReturn) -> None:
         if returned.status == JobStatus.FAILED:
             error = returned._return_value
-            code = error.exit_code if isinstance(error, UserError) else 1
+            code = error.exit_code if isinstance(error, RecastError) else 1
             self._fail(trial, f"{type(error).__name__}: {first_line(error)}" if code == 1 else first_line(error), code)
         elif self._is_value(returned._return_value):
             self._finish(trial, float(returned._return_value))

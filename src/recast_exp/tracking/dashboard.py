@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         workspace = build(args.entity, args.project, args.name)
         print(spec(workspace) if args.dry_run else save(workspace))
-    except UserError as error:
+    except RecastError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
@@ -146,7 +146,7 @@ def save(workspace: Any) -> str:
         if not wandb.login(prompt=False):
             raise UserError("dashboard: W&B has no API key; set WANDB_API_KEY or run `wandb login`, or use --dry-run")
         return str(workspace.save().url)
-    except UserError:
+    except RecastError:
         raise
     except Exception as error:  # of W&B, of its GraphQL client, or of the connection
         raise UserError(f"dashboard: W&B does not take it: {' '.join(str(error).split())[:300]}") from error

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from recast_exp.data.loader import ImageLoader
+from recast_exp.errors import Pruned
 from recast_exp.files import write_text
 from recast_exp.models.label import method_label
-from recast_exp.pruned import Pruned
 from recast_exp.runs import record as job_record
 from recast_exp.tracking.wandb_sync import how_to_sync
 

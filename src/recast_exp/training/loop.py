@@ -28,7 +28,7 @@ from torch import Tensor
 from recast_exp import adapters
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError, UserError
 from recast_exp.files import replacing, usable_cores
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
@@ -141,7 +141,7 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     except Exception as error:  # a damaged file may fail in any way
-        if checkpoint is None or history.running or isinstance(error, UserError):
+        if checkpoint is None or history.running or isinstance(error, RecastError):
             raise
         raise UserError(
             f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the run "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recast_exp.data.download import Archive
 from recast_exp.data.sets.torchvision import reading, unverified
 from recast_exp.data.types import Layout, Official, Samples
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError, UserError
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
@@ -124,7 +124,7 @@ def _refuse_code(path: Path) -> None:
     try:
         with path.open("rb") as file:
             _ArraysOnly(file, encoding="latin1").load()
-    except UserError as error:
+    except RecastError as error:
         raise UserError(
             f"{path}: {error}, so that opening it could run a program; takes a pickle of arrays, lists and "
             "dictionaries, as in the official set"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast_exp.data.download import fetch
 from recast_exp.data.types import Official, Samples, refuse
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_text
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def reading(cfg: DatasetConfig, place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except RecastError:
         raise
     except Exception as error:
         advice = ", or set dataset.verify=false if it is a cut-down copy" if cfg.verify else ""
@@ -235,7 +235,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
     def retrieve(url: str, filename: str | Path, *_: Any, **__: Any) -> None:
         try:
             fetch(url, Path(filename), description=f"dataset {cfg.name}")
-        except UserError as error:
+        except RecastError as error:
             raise RuntimeError(str(error)) from error  # which makes torchvision try the next mirror, where there is one
 
     unfinished = _unfinished(cfg, data_dir)

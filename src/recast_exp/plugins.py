@@ -1,0 +1,71 @@
+"""Plug-ins: modules that are found by their names, in a package of this project or through an entry point.
+
+A module of the package whose name does not begin with an underscore is a plug-in of that name. Another distribution
+adds one by an entry point, whose value is the module:
+
+    [project.entry-points."recast_exp.adapters"]
+    my_adapter = "my_package.my_adapter"
+
+Nothing heavy is imported here; loading a plug-in imports what its module imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+
+from recast_exp.errors import UnknownNameError, UserError
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The plug-ins of one kind.
+
+    Attributes:
+        kind: What they are, for messages: "adapter".
+        package: The package whose modules they are.
+        group: The group of entry points.
+    """
+
+    kind: str
+    package: str
+    group: str
+
+    def names(self) -> list[str]:
+        """The names of all plug-ins, sorted."""
+        return sorted({*self._own(), *_entry_points(self.group)})
+
+    def load(self, name: str) -> ModuleType:
+        """Import the module of a plug-in.
+
+        Raises:
+            UnknownNameError: If there is no plug-in of that name.
+            UserError: If the module of an entry point cannot be imported.
+        """
+        if name in self._own():
+            return importlib.import_module(f"{self.package}.{name}")
+        if name not in (found := _entry_points(self.group)):
+            raise UnknownNameError(f"name: expected one of {', '.join(self.names())}, got {name!r}")
+        try:
+            module = found[name].load()
+        except Exception as error:  # of somebody else's code
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"name: the {self.kind} {name} of {found[name].value} cannot be imported ({reason})"
+            ) from error
+        if not isinstance(module, ModuleType):
+            raise UserError(f"name: expected the entry point of the {self.kind} {name} to be a module, got {module!r}")
+        return module
+
+    def _own(self) -> list[str]:
+        path = importlib.import_module(self.package).__path__
+        return [found.name for found in pkgutil.iter_modules(path) if not found.name.startswith("_")]
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}
