@@ -15,7 +15,9 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from recast_exp.errors import UnknownNameError, UserError
@@ -62,8 +64,21 @@ class Registry:
         return module
 
     def _own(self) -> list[str]:
-        path = importlib.import_module(self.package).__path__
-        return [found.name for found in pkgutil.iter_modules(path) if not found.name.startswith("_")]
+        return [found.name for found in pkgutil.iter_modules(self._path()) if not found.name.startswith("_")]
+
+    def _path(self) -> list[str]:
+        """The folders of the package, which is not imported for it: some packages import torch."""
+        if self.package in sys.modules:
+            return list(sys.modules[self.package].__path__)
+        root, _, below = self.package.partition(".")
+        return [str(Path(folder, *below.split("."))) for folder in sys.modules[root].__path__]
+
+
+ADAPTERS = Registry("adapter", "recast_exp.adapters", "recast_exp.adapters")
+DATASETS = Registry("dataset", "recast_exp.data.sets", "recast_exp.datasets")
+SOLVERS = Registry("solver", "recast_exp.recast.solvers", "recast_exp.solvers")
+STAGES = Registry("stage", "recast_exp.stages", "recast_exp.stages")
+TRACKERS = Registry("tracker", "recast_exp.tracking.trackers", "recast_exp.trackers")
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import (
-from recast_exp.errors import RecastError
     ORDERS,
     Augmentation,
     Authors,
@@ -27,6 +26,7 @@ from recast_exp.errors import RecastError
     flip,
     jitter,
 )
+from recast_exp.errors import RecastError
 from recast_exp.models.backbones import _input_spec
 
 F = v2.functional

@@ -78,13 +78,14 @@ class RecastConfig:
 class MimicryConfig:
     """How templates and coefficients are found for pretrained weights."""
 
-    name: str = key("closed_form", "solver", choices=("closed_form", "gradient", "autoencoder"))
+    name: str = key("closed_form", "solver")
     seed: int = key(42, "seed of the solver, apart from the run's seed: one bank serves all seeds", ge=0, lt=2**32)
     steps: int | None = key(None, "optimisation steps (gradient, autoencoder); null is the authors' number", ge=1)
     lr: float | None = key(None, "learning rate of RMSprop (gradient, autoencoder); null is the authors'", gt=0)
     step_size: int | None = key(None, "steps between learning-rate drops by ten (gradient); null is the authors'", ge=1)
     noise: float | None = key(None, "deviation of the noise on the first coefficients (gradient); null is the authors'", ge=0)  # fmt: skip # noqa: E501
     hidden: int = key(8, "width of the encoder (autoencoder)", ge=1)
+    options: dict[str, Any] = key({}, "further options, for solvers of other packages")
 
 
 @dataclass
@@ -169,11 +170,12 @@ class TrainerConfig:
 class LoggerConfig:
     """Tracker beside the files of the run folder."""
 
-    name: str = key("csv", "tracker beside metrics.csv", choices=("csv", "wandb", "tensorboard", "none"))
+    name: str = key("csv", "tracker alongside metrics.csv")
     project: str = key("recast_exp", "W&B project")
     entity: str | None = key(None, "W&B entity")
     group: str | None = key(None, "W&B group; null is the sweep's folder")
     mode: str = key("auto", "W&B mode; auto is online with a key, else offline", choices=("auto", "online", "offline"))
+    options: dict[str, Any] = key({}, "further options, for trackers of other packages")
 
 
 @dataclass
