@@ -16,16 +16,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from recast_exp.config import schema as config
+from recast_exp.config.schema import fields
 
 MAX_JOBS = 10_000
 """Jobs of one sweep, beyond which a range is taken for a slip of the keyboard."""
 
 PATH_KEYS = frozenset(
-    {name for name, field in config.fields() if "path" in field.metadata} | {"hydra.run.dir", "hydra.sweep.dir"}
+    {name for name, field in fields() if "path" in field.metadata} | {"hydra.run.dir", "hydra.sweep.dir"}
 )
 
-MAPPING_KEYS = frozenset(name for name, field in config.fields() if "dict[" in str(field.type))
+MAPPING_KEYS = frozenset(name for name, field in fields() if "dict[" in str(field.type))
 """Keys whose entries may have any name, so that Hydra has to be told to take new ones."""
 
 _TYPED = re.compile(r"(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)

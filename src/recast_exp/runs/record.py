@@ -7,6 +7,7 @@ sweep, continues it or reports on it reads these files, on whatever machine the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -15,9 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from recast_exp.config.keys import leaves, shown
+from recast_exp.config import keys
+from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
 from recast_exp.files import is_main_process, write_json
 from recast_exp.runs import adopt as saved
@@ -33,13 +33,6 @@ _KEYS = {
 }
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as JSON keeps it, resolved."""
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
-    return {str(name): value for name, value in content.items()}
-
-
 def read(folder: Path) -> dict[str, Any] | None:
     """The record of a job's folder; None where there is none, or none that can be read."""
     try:
@@ -51,15 +44,24 @@ def read(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record["format"], int) and record["format"] <= FORMAT else None
 
 
-def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = None, overrides: list[str]) -> None:
+def begin(
+    folder: Path,
+    settings: Config,
+    *,
+    label: str,
+    overrides: list[str],
+    number: int | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> None:
     """Write that a job has begun, in place of what an earlier attempt has written.
 
     Args:
         folder: Folder of the job.
-        cfg: Its whole configuration.
+        settings: Its settings.
         label: What tables call its method.
-        number: Its number in a sweep.
         overrides: The overrides that it was started with.
+        number: Its number in a sweep.
+        sources: Key of the recipe → the file that set it.
     """
     if not is_main_process():
         return
@@ -71,17 +73,18 @@ def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = Non
         "exit_code": None,
         "number": number,
         "label": label,
-        "stage": cfg.stage.name,
-        "dataset": cfg.dataset.name,
-        "seed": cfg.seed,
+        "stage": settings.stage["name"],
+        "dataset": settings.dataset.name,
+        "seed": settings.seed,
         "overrides": overrides,
-        "config": plain(cfg),
+        "config": dataclasses.asdict(settings),
+        "recipe": dict(sources or {}),
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "started": now,
         "updated": now,
         "epoch": 0,
-        "epochs": cfg.trainer.max_epochs,
+        "epochs": settings.trainer.max_epochs,
         "val/accuracy": None,
     }
     write_json(folder / NAME, record)
@@ -121,13 +124,13 @@ def clear(folder: Path) -> None:
         (folder / left).unlink(missing_ok=True)
 
 
-def differences(record: Mapping[str, Any], cfg: DictConfig) -> Iterator[str]:
-    """What a job was started with and is asked for now: one line for each key that differs."""
-    before, now = dict(leaves(record["config"])), dict(leaves(plain(cfg)))
-    for key in dict.fromkeys([*now, *before]):
-        if key not in saved.WITHOUT_EFFECT and not (key in before and key in now and before[key] == now[key]):
-            old, new = (shown(each[key]) if key in each else "nothing" for each in (before, now))
-            yield f"{key} was {old}, is {new} now"
+def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
+    """What a job was started with and is asked for now: one line for each key on which results depend and that differs."""
+    if record["stage"] != settings.stage["name"]:
+        yield f"started with stage={record['stage']}, not {settings.stage['name']}"
+    different = keys.differences(dict(keys.leaves(record["config"])), dict(keys.leaves(dataclasses.asdict(settings))))
+    for key, (before, now) in different.items():
+        yield f"started with {key}={keys.shown(before)}, not {keys.shown(now)}"
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
