@@ -137,6 +137,7 @@ def build(kind: type[Options], values: Mapping[str, Any], prefix: str, owner: st
     """
     known = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     node = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(node, False)  # that of a frozen dataclass is
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -49,6 +49,19 @@ def parse(text: str) -> Override | None:
         return None
 
 
+def key(text: str) -> str:
+    """The key of an override, without its +."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def value(text: str) -> object:
+    """The value of an override with a single one."""
+    override = parse(text)
+    assert override is not None, text
+    found = override.value()
+    return found.text if isinstance(found, QuotedString) else found
+
+
 def quote(text: str) -> str:
     """Quote `text` for Hydra's grammar."""
     return QuotedString(text, Quote.double).with_quotes()

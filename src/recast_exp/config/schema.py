@@ -7,7 +7,7 @@ from which the documentation of the keys is generated too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,3 +237,22 @@ def typed(cfg: DictConfig) -> Config:
     settings = OmegaConf.to_object(cfg)
     assert isinstance(settings, Config)
     return settings
+
+
+def with_values(settings: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of settings with other values, by dotted key; an entry of a mapping (`adapter.rank`) may be a new one.
+
+    Sections that do not change are shared with the original.
+    """
+    changed: Any = settings
+    for key, value in values.items():
+        changed = _replaced(changed, key.split("."), value)
+    assert isinstance(changed, Config)
+    return changed
+
+
+def _replaced(node: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    if isinstance(node, dict):
+        return node | {name: _replaced(node.get(name, {}), rest, value) if rest else value}
+    return dataclasses.replace(node, **{name: _replaced(getattr(node, name), rest, value) if rest else value})

@@ -123,7 +123,10 @@ def recorded(task: str | Path) -> dict[str, Any]:
 
 
 def contradictions(
-    asked: Mapping[str, Any], task: str | Path, typed: Iterable[str], chosen: Mapping[str, tuple[str, Mapping[str, Any]]]
+    asked: Mapping[str, Any],
+    task: str | Path,
+    typed: Iterable[str],
+    chosen: Mapping[str, tuple[str, Mapping[str, Any]]],
 ) -> Iterator[str]:
     """Compare what the user asked for with what the task file was trained with.
 
@@ -145,7 +148,9 @@ def contradictions(
 
     def line(key: str, got: Any, leave_out: str) -> str:
         expected = keys.shown(record[key])
-        return f"{key}: expected {expected}, with which the task file {task} was trained, got {got}; leave {leave_out} out"
+        return (
+            f"{key}: expected {expected}, with which the task file {task} was trained, got {got}; leave {leave_out} out"
+        )
 
     for key in dict.fromkeys(keys.mapping_of(key) or key for key in typed):
         if key in differing:

@@ -20,12 +20,10 @@ from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
 from recast_exp.files import is_main_process, write_json
-from recast_exp.runs import adopt as saved
+from recast_exp.runs import adopt, layout
+from recast_exp.runs.state import State
 
-NAME = "job.json"
 FORMAT = 1
-RUNNING, FINISHED, FAILED, SKIPPED, INTERRUPTED = "running", "finished", "failed", "skipped", "interrupted"
-
 
 _KEYS = {
     *("format", "state", "reason", "exit_code", "number", "label", "stage", "dataset", "seed", "overrides", "config"),
@@ -36,10 +34,14 @@ _KEYS = {
 def read(folder: Path) -> dict[str, Any] | None:
     """The record of a job's folder; None where there is none, or none that can be read."""
     try:
-        record = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        record = json.loads((folder / layout.JOB).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not set(record) >= _KEYS or not isinstance(record["config"], dict):
+        return None
+    try:
+        record["state"] = State.of(record["state"], record["reason"])
+    except (ValueError, AttributeError):
         return None
     return record if isinstance(record["format"], int) and record["format"] <= FORMAT else None
 
@@ -68,7 +70,7 @@ def begin(
     now = _now()
     record = {
         "format": FORMAT,
-        "state": RUNNING,
+        "state": State.RUNNING,
         "reason": None,
         "exit_code": None,
         "number": number,
@@ -87,14 +89,14 @@ def begin(
         "epochs": settings.trainer.max_epochs,
         "val/accuracy": None,
     }
-    write_json(folder / NAME, record)
+    write_json(folder / layout.JOB, record)
 
 
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
     if record is not None and is_main_process():
-        write_json(folder / NAME, record | {"updated": _now()} | changes)
+        write_json(folder / layout.JOB, record | {"updated": _now()} | changes)
 
 
 @contextlib.contextmanager
@@ -103,25 +105,25 @@ def ending(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        update(folder, state=INTERRUPTED, reason="interrupted", exit_code=130)
+        update(folder, state=State.INTERRUPTED, reason="interrupted", exit_code=130)
         raise
     except Pruned as pruned:
-        update(folder, state=SKIPPED, reason=str(pruned))
+        update(folder, state=State.PRUNED, reason=str(pruned))
         raise
     except RecastError as error:
-        update(folder, state=FAILED, reason=str(error), exit_code=error.exit_code)
+        update(folder, state=State.FAILED, reason=str(error), exit_code=error.exit_code)
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        update(folder, state=FAILED, reason=reason, exit_code=1)
+        update(folder, state=State.FAILED, reason=reason, exit_code=1)
         raise
-    update(folder, state=FINISHED)
+    update(folder, state=State.FINISHED)
 
 
 def clear(folder: Path) -> None:
     """Remove what another job has left in a folder and this one would take for its own."""
-    for left in ("metrics.json", "validation.json", "checkpoints/last.ckpt"):
-        (folder / left).unlink(missing_ok=True)
+    for left in (folder / layout.METRICS, folder / layout.VALIDATION, layout.checkpoint(folder)):
+        left.unlink(missing_ok=True)
 
 
 def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
@@ -135,24 +137,24 @@ def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of a finished run."""
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((folder / layout.METRICS).read_text(encoding="utf-8"))
     return metrics
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics and the counts of a finished run."""
-    parameters: dict[str, Any] = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+    parameters: dict[str, Any] = json.loads((folder / layout.PARAMETERS).read_text(encoding="utf-8"))
     return read_metrics(folder), parameters
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a job has all its results, readable and whole; a record that says so is not enough."""
     record = read(folder)
-    if record is None or record["state"] != FINISHED or record["stage"] != "adapt":
+    if record is None or record["state"] != State.FINISHED or record["stage"] != "adapt":
         return False
     try:
         metrics, parameters = read_results(folder)
-        task = saved.read_record(folder / "task.safetensors")
+        task = adopt.read_record(folder / layout.TASK)
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
     except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False
