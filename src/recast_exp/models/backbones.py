@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from recast_exp.adapters import check_adapter, options_of
 from recast_exp.data.transforms import InputSpec
-from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.models.digits import EMBEDDED, pretrained_weights
 from recast_exp.recast import find_groups
+from recast_exp.recast.solvers import check_options
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,9 @@ def check_model(cfg: DictConfig) -> None:
     model, recast = cfg.model, cfg.recast
     check_name(model.backbone)
     options_of(cfg.adapter)
+    if model.method == "recast":
+        with section("mimicry."):
+            check_options(cfg.mimicry.name, map(str, cfg.mimicry.options))
     if model.method == "recast" or cfg.adapter.name != "none":
         try:
             network = blueprint(cfg)
@@ -110,13 +114,14 @@ def check_model(cfg: DictConfig) -> None:
             return
         check_adapter(functools.partial(blueprint, cfg), cfg.adapter)
     if model.method == "recast":
-        find_groups(
-            network,
-            targets=recast.targets,
-            num_groups=recast.num_groups,
-            num_templates=recast.num_templates,
-            granularity=recast.granularity,
-        )
+        with section("recast."):
+            find_groups(
+                network,
+                targets=recast.targets,
+                num_groups=recast.num_groups,
+                num_templates=recast.num_templates,
+                granularity=recast.granularity,
+            )
 
 
 def input_spec(cfg: DictConfig) -> InputSpec:

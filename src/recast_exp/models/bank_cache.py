@@ -8,26 +8,22 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.models.backbones import Backbone
+from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
-from recast_exp.recast.formulas import DEFAULT_STEPS
 from recast_exp.recast.grouping import layer_module
+from recast_exp.recast.solvers import check_options, options_of
 
 log = logging.getLogger(__name__)
-
-_OPTIONS = {
-    "closed_form": (),
-    "gradient": ("steps", "lr", "step_size", "noise"),
-    "autoencoder": ("steps", "lr", "hidden"),
-}
 
 
 def groups_of(backbone: Backbone, cfg: DictConfig) -> list[Group]:
@@ -96,26 +92,40 @@ def _path(cache: Path, content_hash: str) -> Path:
 
 def _settings(backbone: Backbone, cfg: DictConfig) -> dict[str, Any]:
     """What a bank depends on, beside the groups."""
-    names = ("name", "seed", *_OPTIONS[cfg.mimicry.name])
+    mimicry = cfg.mimicry
     return {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
         "num_coefficient_sets": cfg.recast.num_coefficient_sets,
-        "mimicry": {name: OmegaConf.select(cfg.mimicry, name) for name in names},
+        "mimicry": {"name": mimicry.name, "seed": mimicry.seed, **_options(mimicry)},
     }
+
+
+def _options(mimicry: DictConfig) -> dict[str, Any]:
+    """The solver's options: the keys of the section that it takes, then `mimicry.options`; None is its own default."""
+    more = OmegaConf.to_container(mimicry.options, resolve=True)
+    assert isinstance(more, dict)
+    with section("mimicry."):
+        check_options(mimicry.name, map(str, more))
+        names = options_of(SOLVERS.load(mimicry.name))
+    return {name: mimicry[name] for name in names if name in mimicry} | {str(key): value for key, value in more.items()}
 
 
 def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: dict[str, Any]) -> Banks:
-    solver = cfg.mimicry.name
-    options = {name: cfg.mimicry[name] for name in _OPTIONS[solver] if cfg.mimicry[name] is not None}
-    common = {
-        "solver": solver,
-        "num_sets": cfg.recast.num_coefficient_sets,
-        "seed": cfg.mimicry.seed,
-        "settings": settings,
-    }
-    if solver == "closed_form":
-        return mimic(backbone.network, groups, **common)
+    options = {name: value for name, value in _options(cfg.mimicry).items() if value is not None}
+    run = partial(
+        mimic,
+        backbone.network,
+        groups,
+        solver=cfg.mimicry.name,
+        num_sets=cfg.recast.num_coefficient_sets,
+        seed=cfg.mimicry.seed,
+        settings=settings,
+        **options,
+    )
+    solver = SOLVERS.load(cfg.mimicry.name)
+    if not hasattr(solver, "num_steps"):
+        return run()
     columns = (
         TextColumn("Neural Mimicry"),
         BarColumn(),
@@ -123,10 +133,12 @@ def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: d
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as progress:
-        linear = layer_module(backbone.network, groups[0].layers[0]).weight.dim() == 2
-        steps = options.get("steps", DEFAULT_STEPS[solver]["linear" if linear else "convolution"])
-        task = progress.add_task("", total=steps * len(groups))
-        return mimic(backbone.network, groups, **common, **options, progress=lambda: progress.advance(task))
+        total = 0
+        for group in groups:
+            weight = layer_module(backbone.network, group.layers[0]).weight.detach()
+            total += solver.num_steps(weight.expand(len(group.layers), *weight.shape), options.get("steps"))
+        task = progress.add_task("", total=total)
+        return run(progress=lambda: progress.advance(task))
 
 
 def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone) -> None:
