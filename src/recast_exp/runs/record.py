@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from recast_exp.config.keys import leaves, shown
 from recast_exp.errors import Pruned, RecastError
-from recast_exp.files import is_main_process, write_json
+from recast_exp.files import write_json
 from recast_exp.runs import adopt as saved
+from recast_exp.system import is_main_process
 
 NAME = "job.json"
 FORMAT = 1
@@ -61,7 +62,7 @@ def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = Non
         number: Its number in a sweep.
         overrides: The overrides that it was started with.
     """
-    if not is_main_process():
+    if not is_main_process(cfg.trainer.devices):
         return
     now = _now()
     record = {
@@ -90,8 +91,13 @@ def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = Non
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
-    if record is not None and is_main_process():
+    if record is not None and is_main_process(_devices(record)):
         write_json(folder / NAME, record | {"updated": _now()} | changes)
+
+
+def _devices(record: Mapping[str, Any]) -> int:
+    """The number of devices of the run that a record speaks of."""
+    return int(record["config"].get("trainer", {}).get("devices", 1))
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recast_exp.config.schema import WITHOUT_MODEL
+from recast_exp.config.schema import WITHOUT_MODEL, Config, typed
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, float]:
+def run(cfg: DictConfig | Config, run_dir: Path, group: str | None = None) -> dict[str, float]:
     """Run the stage of a configuration.
 
     Args:
@@ -35,5 +35,6 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, f
 
             around.enter_context(quiet())
             around.enter_context(progress_bars(group is None))  # those of several jobs would write over one another
-        metrics: dict[str, float] = stage.run(cfg, run_dir, group)
+        settings = typed(cfg) if isinstance(cfg, DictConfig) and cfg.stage.name != "compare" else cfg
+        metrics: dict[str, float] = stage.run(settings, run_dir, group)
     return metrics

@@ -6,19 +6,22 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from recast_exp.config.schema import Config
+from recast_exp.errors import UserError
 from recast_exp.report.build import write_report
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Write the report of the folder `path` into it; nothing is trained, and nothing but records is read.
 
     Raises:
+        UserError: If no folder is given.
         MissingInputError: If there are no runs below the folder.
     """
-    page = write_report(Path(cfg.path))
+    if settings.path is None:
+        raise UserError("path: expected a folder of runs (path=multirun/…), got nothing")
+    page = write_report(Path(settings.path))
     log.info("Report: %s", page)
     return {}
