@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters import inject_adapter
+from recast_exp import adapters
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, inject
 
@@ -122,7 +122,7 @@ def assemble(network: nn.Module, cfg: DictConfig, banks: Banks | None, num_class
     owned = {
         kind: {name: network.get_parameter(path) for name, path in found.items()} for kind, found in trainable.items()
     }
-    trainable["adapter"] = inject_adapter(network, cfg.adapter)
+    trainable["adapter"] = adapters.inject_adapter(network, adapters.from_config(cfg.adapter))
     # An adapter that puts its own modules in the places of layers (peft) moves the layers' parameters to other names
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
     for kind, found in owned.items():

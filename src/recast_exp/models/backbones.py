@@ -24,7 +24,7 @@ from timm.data.config import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from recast_exp.adapters import check_adapter, options_of
+from recast_exp import adapters
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.models.digits import EMBEDDED, pretrained_weights
@@ -99,7 +99,7 @@ def check_model(cfg: DictConfig) -> None:
     """
     model, recast = cfg.model, cfg.recast
     check_name(model.backbone)
-    options_of(cfg.adapter)
+    adapter = adapters.from_config(cfg.adapter)
     if model.method == "recast" or cfg.adapter.name != "none":
         try:
             network = blueprint(cfg)
@@ -108,7 +108,7 @@ def check_model(cfg: DictConfig) -> None:
         except Exception as error:  # a few models compute with their weights when they are made
             log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
             return
-        check_adapter(functools.partial(blueprint, cfg), cfg.adapter)
+        adapters.check_adapter(functools.partial(blueprint, cfg), adapter)
     if model.method == "recast":
         find_groups(
             network,

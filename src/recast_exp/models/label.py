@@ -14,7 +14,7 @@ def method_label(cfg: DictConfig) -> str:
     """
     if cfg.label:
         return str(cfg.label)
-    model, adapter = str(cfg.model.label or cfg.model.name), adapters.label(cfg.adapter)
+    model, adapter = str(cfg.model.label or cfg.model.name), adapters.from_config(cfg.adapter).label
     if not adapter:
         return model
     return adapter if cfg.model.method == "frozen" else f"{model} + {adapter}"

@@ -82,7 +82,7 @@ def _adapt(cfg: DictConfig, run_dir: Path, trackers: list[Tracker]) -> dict[str,
     if is_main_process():
         # Before the test: should that fail, the trained numbers are not lost.
         save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
-        if remark := adapters.remark(cfg.adapter, result.metrics, result.history[-1]):
+        if remark := adapters.from_config(cfg.adapter).remark(result.metrics, result.history[-1]):
             log.warning("%s", remark)
     tested = test(cfg, adapted, data, trackers)
     metrics = _metrics(cfg, result, tested.metrics, probed) | mimicry

@@ -89,7 +89,7 @@ def methods(cfg: DictConfig) -> dict[str, DictConfig]:
             preset = OmegaConf.load(conf_dir() / "adapter" / f"{name}.yaml")
             assert isinstance(preset, DictConfig)
             optimizer = {f"optimizer__{key}": value for key, value in preset.get("optimizer", {}).items()}
-            label = adapters.label(preset.adapter)
+            label = adapters.from_config(preset.adapter).label
             rows[label] = with_values(frozen, adapter=preset.adapter, **optimizer)
             if cfg.model.method == "recast":
                 rows[f"{cfg.model.label} + {label}"] = with_values(base, adapter=preset.adapter, **optimizer)

@@ -113,8 +113,10 @@ def fit(
     if cfg.trainer.compile:
         adapted.network.compile()
 
+    adapter = adapters.from_config(cfg.adapter)
+
     def measured() -> dict[str, float]:
-        return adapted.coefficient_changes() | adapters.measure(cfg.adapter, adapted.network)
+        return adapted.coefficient_changes() | adapter.measure(adapted.network)
 
     history = History(run_dir / "metrics.csv" if run_dir else None, measured)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
