@@ -56,15 +56,15 @@ def test_the_example_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             before = model.eval()(images)
-            names = adapters.inject_adapter(model, cfg)
+            names = adapters.inject_adapter(model, adapters.from_config(cfg))
             assert torch.equal(model(images), before)
             assert list(names) == ["blocks.0.mlp.shift", "blocks.1.mlp.shift"]
             model.get_parameter(names["blocks.1.mlp.shift"]).normal_()
             assert not torch.equal(model(images), before)
-        with pytest.raises(UserError, match=r"adapter\.scale: got 0\.0, takes a number > 0"):
-            adapters.options_of(OmegaConf.create({"name": "mlp_shift", "scale": 0.0}))
-        with pytest.raises(UserError, match="mlp_shift does not fit ResNet, it needs blocks with an mlp"):
-            adapters.inject_adapter(timm.create_model("resnet18"), cfg)
+        with pytest.raises(UserError, match=r"adapter\.scale: expected a number > 0, got 0\.0"):
+            adapters.from_config({"name": "mlp_shift", "scale": 0.0})
+        with pytest.raises(UserError, match="mlp_shift does not fit ResNet; it needs blocks with an mlp"):
+            adapters.inject_adapter(timm.create_model("resnet18"), adapters.from_config(cfg))
     finally:
         sys.modules.pop("recast_exp.adapters.mlp_shift", None)
 

@@ -67,7 +67,7 @@ def test_the_table_fits_a_terminal_of_80_columns(tiny: Compose, capsys: pytest.C
 def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> None:
     rows = compare.methods(tiny("stage=compare", "model=vit_att"))
     presets = (OmegaConf.load(composition.conf_dir() / "adapter" / f"{name}.yaml") for name in adapters.names())
-    fitting = [adapters.label(each.get("adapter", each)) for each in presets]
+    fitting = [adapters.from_config(each.get("adapter", each)).label for each in presets]
     fitting = [label for label in fitting if label not in ("", "CLR")]
     assert list(rows) == [
         *("linear probe", "RECAST-Att", "RECAST-Att+MLP", "RECAST-MLP"),

@@ -29,7 +29,7 @@ class Experiment:
 
     Attributes:
         settings: The settings of the run.
-        adapter: The second method on the backbone, of name "none" for none.
+        adapter: The second method on the backbone, or `NoAdapter()`.
         cache: Folder for banks, probes and embedded backbones.
         images: Classes and splits.
         backbone: The pretrained backbone; its network is changed in place by `adapt`.

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from recast_exp import __version__
-from recast_exp.adapters import from_config
+from recast_exp.adapters import NoAdapter
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import alone_at, json_hash, write_json
@@ -55,8 +55,7 @@ def _read(path: Path) -> dict[str, float] | None:
 def _train(experiment: Experiment) -> dict[str, float]:
     network = copy.deepcopy(experiment.backbone.network)
     model = dataclasses.replace(experiment.settings.model, method="frozen", batchnorm_statistics="frozen")
-    without = from_config({"name": "none"})
-    adapted = assemble(network, model, without, None, len(experiment.images.classes), experiment.settings.seed)
+    adapted = assemble(network, model, NoAdapter(), None, len(experiment.images.classes), experiment.settings.seed)
     data = experiment.data(keep=True)
     metrics = fit(experiment.recipe, adapted, data, description="linear probe").metrics
     metrics |= test(experiment.recipe, adapted, data).metrics

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters import Adapter, from_config, inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, inject
@@ -38,7 +38,7 @@ class AdaptedModel:
     trainable: dict[str, dict[str, str]]
     buffers: dict[str, str] = field(default_factory=dict)
     banks: Banks | None = None
-    adapter: Adapter = field(default_factory=lambda: from_config({"name": "none"}))
+    adapter: Adapter = field(default_factory=NoAdapter)
     backbone: str = ""
 
     @property
@@ -110,7 +110,7 @@ def assemble(
     Args:
         network: A pretrained timm model without a classifier.
         model: What trains, and whether BatchNorm's running statistics move.
-        adapter: The adapter, of name "none" for none; full fine-tuning takes none.
+        adapter: The adapter, or `NoAdapter()`; full fine-tuning takes none.
         banks: Template banks for `model.method=recast`.
         num_classes: Classes of the task.
         seed: Decides the first weights of the new head and the adapter.

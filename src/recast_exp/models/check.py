@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from recast_exp.adapters import check_adapter, from_config
+from recast_exp.adapters import NoAdapter, check_adapter, from_config
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.errors import RecastError
 from recast_exp.models.create import backbone_name, blueprint
@@ -32,7 +32,7 @@ def check_model(model: ModelConfig, recast: RecastConfig, adapter: Mapping[str, 
     """
     backbone_name(model)
     chosen = from_config(adapter)
-    if model.method == "recast" or chosen.name != "none":
+    if model.method == "recast" or not isinstance(chosen, NoAdapter):
         try:
             network = blueprint(model)
         except RecastError:

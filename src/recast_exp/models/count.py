@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recast_exp.adapters._base import NORMS
+from recast_exp.adapters import NORMS
 from recast_exp.models.adapted import AdaptedModel
 
 

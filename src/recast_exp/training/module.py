@@ -134,8 +134,8 @@ class TaskModule(L.LightningModule):
                 without = [name for name, parameter in self.adapted.parameters(kind) if parameter.grad is None]
                 if without:
                     raise UserError(
-                        f"adapter: with {self.adapted.adapter.name}, {len(without)} of the {kind} get no gradient (such "
-                        f"as {without[0]}); use it on a frozen model (model=vit_frozen), or another method"
+                        f"adapter: with {self.adapted.adapter.name}, {len(without)} of the {kind} get no gradient "
+                        f"(such as {without[0]}); use it on a frozen model (model=vit_frozen), or another method"
                     )
         if self.head_first:
             for group in optimizer.param_groups:
