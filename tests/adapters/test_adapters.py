@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -21,9 +21,11 @@ from recast_exp.adapters._base import NORMS
 from recast_exp.adapters.adaptformer import Bottleneck
 from recast_exp.adapters.melo import LowRank, MeLo
 from recast_exp.adapters.piggyback import Mask, Piggyback
+from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.models.adapted import AdaptedModel, assemble
-from recast_exp.models.task_file import apply_task, count, load_task, save_task
+from recast_exp.models.count import count
+from recast_exp.models.task_file import apply_task, load_task, save_task
 from recast_exp.recast import find_groups, merge, mimic
 from support.helpers import assert_one_line
 
@@ -41,16 +43,6 @@ BASES = ("recast", "frozen")
 Enliven = Callable[..., nn.Module]
 
 
-def config(name: str, base: str, options: dict[str, Any]) -> DictConfig:
-    return OmegaConf.create(
-        {
-            "seed": 3,
-            "model": {"method": base, "batchnorm_statistics": "frozen"},
-            "adapter": {"name": name, **options},
-        }
-    )
-
-
 @pytest.fixture(scope="module")
 def stock(enliven: Enliven) -> dict[str, nn.Module]:
     """The backbones, all weights redrawn."""
@@ -66,7 +58,8 @@ def make(stock: dict[str, nn.Module]) -> Callable[..., AdaptedModel]:
         network = copy.deepcopy(stock[kind])
         targets = NETWORKS[kind][2]
         banks = mimic(network, find_groups(network, targets=targets, num_groups=1)) if base == "recast" else None
-        return assemble(network, config(name, base, options), banks, num_classes=5)
+        adapter = from_config({"name": name, **options})
+        return assemble(network, ModelConfig(method=base), adapter, banks, num_classes=5, seed=3)
 
     return make
 
