@@ -8,7 +8,6 @@ in `configuration.md`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,10 +129,10 @@ def _text(value: Any) -> str:
 def _adapters() -> Iterator[str]:
     """The options of each adapter, under the names that the command line knows."""
     for name in adapters.names():
-        module = importlib.import_module(f"recast_exp.adapters.{name}")
-        fields = {f"adapter.{field.name}": field for field in dataclasses.fields(module.Options)}
+        adapter = adapters.load(name)
+        fields = {f"adapter.{field.name}": field for field in dataclasses.fields(adapter)}
         if fields:
-            yield from (f"### adapter={name}", "", f"Needs {module.FITS}.", "", *_keys(fields))
+            yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_keys(fields))
 
 
 def _search() -> Iterator[str]:

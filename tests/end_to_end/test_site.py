@@ -64,8 +64,7 @@ def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch)
         assert config.accepted(field) in described
         assert field.metadata["help"][1:] in described
     for name in adapters.names():
-        options = importlib.import_module(f"recast_exp.adapters.{name}").Options
-        for option in dataclasses.fields(options):
+        for option in dataclasses.fields(adapters.load(name)):
             assert f"{{confval}} adapter.{option.name}\n" in page.split(f"### adapter={name}\n", 1)[1]
     for preset in conf_dir().glob("*/*.yaml"):
         option = f"{preset.parent.name}={preset.stem}"

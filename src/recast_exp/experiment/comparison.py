@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import adapters
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.schema import typed
 from recast_exp.display import console, plots
 from recast_exp.errors import UserError
-from recast_exp.experiment.experiment import with_values
 from recast_exp.files import write_json, write_text
-from recast_exp.models.backbones import blueprint
+from recast_exp.models.create import blueprint
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
 from recast_exp.runs.sweep import mean_and_spread
@@ -84,12 +84,12 @@ def methods(cfg: DictConfig) -> dict[str, DictConfig]:
     rows = {PROBE: frozen}
     if cfg.model.method == "recast":
         rows |= {each.model.label: each for each in (base, *_siblings(base))}
-    for name in adapters.fitting(functools.partial(blueprint, cfg)):
+    for name in adapters.fitting(functools.partial(blueprint, cfg.model)):
         if name != "none":
             preset = OmegaConf.load(conf_dir() / "adapter" / f"{name}.yaml")
             assert isinstance(preset, DictConfig)
             optimizer = {f"optimizer__{key}": value for key, value in preset.get("optimizer", {}).items()}
-            label = adapters.label(preset.adapter)
+            label = adapters.from_config(preset.adapter).label
             rows[label] = with_values(frozen, adapter=preset.adapter, **optimizer)
             if cfg.model.method == "recast":
                 rows[f"{cfg.model.label} + {label}"] = with_values(base, adapter=preset.adapter, **optimizer)
@@ -175,7 +175,7 @@ def _validated(cfg: DictConfig, run_dir: Path, name: str) -> dict[str, float]:
         job_record.begin(run_dir, cfg, label=name, overrides=[])
         job_record.update(run_dir, stage="tune")
         with job_record.ending(run_dir):
-            write_json(path, validate(cfg, run_dir))
+            write_json(path, validate(typed(cfg), run_dir))
     metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return metrics
 
@@ -209,7 +209,7 @@ def _run(cfg: DictConfig, run_dir: Path, name: str, group: str | None) -> dict[s
     if not (_claim(cfg, run_dir) and job_record.is_finished(run_dir)):
         job_record.begin(run_dir, cfg, label=name, overrides=[])
         with job_record.ending(run_dir):
-            adapt(cfg, run_dir, group)
+            adapt(typed(cfg), run_dir, group)
     _checkpoint(run_dir).unlink(missing_ok=True)  # for full fine-tuning hundreds of MB, and nothing is left to continue
     metrics, parameters = read_results(run_dir)
     seconds = time.perf_counter() - started
@@ -248,3 +248,11 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def with_values(cfg: DictConfig, **changes: Any) -> DictConfig:
+    """A copy of a configuration with other values, by dotted name (dots written as two underscores)."""
+    copy = cfg.copy()
+    for name, value in changes.items():
+        OmegaConf.update(copy, name.replace("__", "."), value, merge=False)
+    return copy

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
+from recast_exp.config.schema import Config
 from recast_exp.data import read_official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
@@ -17,25 +17,27 @@ from recast_exp.data.types import Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment.card import write_card
-from recast_exp.experiment.experiment import EVAL_BATCH_SIZE
+from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
-from recast_exp.models.backbones import input_spec
+from recast_exp.models.create import input_spec
+from recast_exp.stages._interim import untyped
+from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Read the index, decode every image, and write the dataset's card.
 
     Raises:
         UserError: If images are missing or damaged and `dataset.bad_images` is "error"; after all have been looked at.
         MissingInputError: If the data is not there.
     """
-    dataset = cfg.dataset
-    official = read_official(dataset, cfg.data_dir)
+    dataset, is_main = settings.dataset, is_main_process(settings.trainer.devices)
+    official = read_official(dataset, settings.data_dir)
     sizes, bad = _inspect(official)
     report: dict[str, Any] = {
-        "verified": bool(dataset.verify) and "all" not in official.splits,
+        "verified": dataset.verify and "all" not in official.splits,
         "official_classes": len(official.classes),
         "classes": len({label for part in official.splits.values() for label in np.unique(part.labels).tolist()}),
         "official_images": {split: len(samples) for split, samples in official.splits.items()},
@@ -43,9 +45,11 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         "width": _range(sizes[:, 1]),
         "bad": {str(path): reason for path, reason in bad.items()},
     }
-    write_json(run_dir / "check.json", report)
+    if is_main:
+        write_json(run_dir / "check.json", report)
     if bad and dataset.bad_images == "error":
-        console.show_bad(report["bad"])
+        if is_main:
+            console.show_bad(report["bad"])
         kind = MissingInputError if "missing" in bad.values() else UserError
         raise kind(
             f"dataset {dataset.name}: {len(bad)} of {sum(report['official_images'].values()):,} images are missing or "
@@ -54,15 +58,16 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     images = choose(dataset, official)
     data = ImageDataModule(
         images,
-        input_spec(cfg),
+        input_spec(settings.model),
         transform=dataset.transform,
         batch_size=dataset.batch_size,
         eval_batch_size=EVAL_BATCH_SIZE,
-        seed=cfg.seed,
+        seed=settings.seed,
     )
-    write_card(run_dir, data)
-    console.show_check(cfg, report, images.describe())
-    log.info("Results: %s", run_dir)
+    if is_main:
+        write_card(run_dir, data)
+        console.show_check(untyped(settings), report, images.describe())
+        log.info("Results: %s", run_dir)
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 
 

@@ -9,24 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from recast_exp.config.schema import Config
 from recast_exp.display import console, plots
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
-from recast_exp.models.task_file import count
+from recast_exp.models.count import count
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
+from recast_exp.stages._interim import untyped
+from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
 FEATURE_IMAGES = 32  # the batch on which features are compared
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Build and keep the bank, and report every layer's errors and similarities."""
-    experiment = Experiment.open(cfg)
+    experiment = Experiment.open(settings)
     original = copy.deepcopy(experiment.backbone.network)
     started = time.perf_counter()
     banks, path = experiment.banks()
@@ -49,12 +51,13 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         "feature_similarity": min(features.values()),
         "layers": layers,
     }
-    write_json(run_dir / "parameters.json", parameters)
-    plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
-    write_json(run_dir / "reconstruction.json", summary)
-    console.show_reconstruction(cfg, summary, parameters)
-    log.info("Bank: %s", path)
-    log.info("Results: %s", run_dir)
+    if is_main_process(settings.trainer.devices):
+        write_json(run_dir / "parameters.json", parameters)
+        plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
+        write_json(run_dir / "reconstruction.json", summary)
+        console.show_reconstruction(untyped(settings), summary, parameters)
+        log.info("Bank: %s", path)
+        log.info("Results: %s", run_dir)
     return {name: value for name, value in summary.items() if isinstance(value, float)}
 
 

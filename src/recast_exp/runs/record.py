@@ -19,9 +19,10 @@ from typing import Any
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
-from recast_exp.files import is_main_process, write_json
+from recast_exp.files import write_json
 from recast_exp.runs import adopt, layout
 from recast_exp.runs.state import State
+from recast_exp.system import is_main_process
 
 FORMAT = 1
 
@@ -65,7 +66,7 @@ def begin(
         number: Its number in a sweep.
         sources: Key of the recipe → the file that set it.
     """
-    if not is_main_process():
+    if not is_main_process(settings.trainer.devices):
         return
     now = _now()
     record = {
@@ -95,8 +96,13 @@ def begin(
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
-    if record is not None and is_main_process():
+    if record is not None and is_main_process(_devices(record)):
         write_json(folder / layout.JOB, record | {"updated": _now()} | changes)
+
+
+def _devices(record: Mapping[str, Any]) -> int:
+    """The number of devices of the run that a record speaks of."""
+    return int(record["config"].get("trainer", {}).get("devices", 1))
 
 
 @contextlib.contextmanager
@@ -127,7 +133,7 @@ def clear(folder: Path) -> None:
 
 
 def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
-    """What a job was started with and is asked for now: one line for each key on which results depend and that differs."""
+    """What a job was started with and is asked for now: one line for each deciding key that differs."""
     if record["stage"] != settings.stage["name"]:
         yield f"started with stage={record['stage']}, not {settings.stage['name']}"
     different = keys.differences(dict(keys.leaves(record["config"])), dict(keys.leaves(dataclasses.asdict(settings))))
