@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.adapters._base import Adapter, attach, backbone_modules
-from recast_exp.config.schema import key
+from recast_exp.config.fields import option
 
 NAME = "adaptformer"
 
@@ -26,8 +26,8 @@ class AdaptFormer(Adapter):
 
     fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
 
-    width: int = key(64, "width of the bottleneck", ge=1)
-    scale: float = key(0.1, "scale s of what it adds", gt=0)
+    width: int = option(64, "width of the bottleneck", ge=1)
+    scale: float = option(0.1, "scale s of what it adds", gt=0)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Add a bottleneck to every block."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from recast_exp.adapters._base import Adapter, attach, backbone_modules, own_parameters
-from recast_exp.config.schema import key
+from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
 NAME = "clr"
@@ -28,9 +28,9 @@ class CLR(Adapter):
 
     fits = "convolutions larger than 1x1 within the network, as in CNNs"
 
-    kernel_size: int = key(3, "height and width of the kernels, odd", ge=1)
-    downsample: bool = key(False, "reprogram 1x1 convolutions too, as RECAST's authors do")
-    train_norm: bool = key(True, "train BatchNorm's scale and shift too, as the original does")
+    kernel_size: int = option(3, "height and width of the kernels, odd", ge=1)
+    downsample: bool = option(False, "reprogram 1x1 convolutions too, as RECAST's authors do")
+    train_norm: bool = option(True, "train BatchNorm's scale and shift too, as the original does")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
 from recast_exp.adapters._base import Adapter, attach, backbone_modules, detach, parametrize_weight
-from recast_exp.config.schema import key
+from recast_exp.config.fields import option
 
 NAME = "melo"
 
@@ -31,8 +31,8 @@ class MeLo(Adapter):
 
     fits = "attention with a fused layer qkv, as in timm's ViT, DeiT and Swin"
 
-    rank: int = key(4, "rank r of the updates", ge=1)
-    alpha: float = key(4.0, "numerator α of their scale α/r", gt=0)
+    rank: int = option(4, "rank r of the updates", ge=1)
+    alpha: float = option(4.0, "numerator α of their scale α/r", gt=0)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Add the updates to every fused projection."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from recast_exp.adapters._base import Adapter, backbone_modules
-from recast_exp.config.schema import key
+from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
 
@@ -25,8 +25,8 @@ class Peft(Adapter):
 
     fits = "layers that match adapter.arguments.target_modules"
 
-    method: str = key("LORA", "method, as peft names it: LORA, VERA, IA3, ...")
-    arguments: dict[str, Any] = key({}, "arguments of its own configuration; target_modules is the fused qkv or the convolutions, if not given")  # fmt: skip # noqa: E501
+    method: str = option("LORA", "method, as peft names it: LORA, VERA, IA3, ...")
+    arguments: dict[str, Any] = option({}, "arguments of its own configuration; target_modules is the fused qkv or the convolutions, if not given")  # fmt: skip # noqa: E501
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_exp.adapters._base import Adapter, backbone_modules, parametrize_weight
-from recast_exp.config.schema import key
+from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
 MASKED = "adapter/masked"
@@ -30,8 +30,8 @@ class Piggyback(Adapter):
 
     fits = "linear layers and convolutions, as in all of timm's models"
 
-    start: float = key(1e-2, "first value of the real mask")
-    threshold: float = key(5e-3, "above it, a weight is kept; below `start`")
+    start: float = option(1e-2, "first value of the real mask")
+    threshold: float = option(5e-3, "above it, a weight is kept; below `start`")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,84 +1,161 @@
-"""One job from its beginning to its end: what its folder says of it, and what is there already is not done again."""
+"""One job from its beginning to its end, as Hydra calls it: what its folder says, and nothing is done twice."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from recast_exp.config import schema as config
-from recast_exp.errors import UnfitError, UserError
-from recast_exp.runs import record as job_record
+from recast_exp import stages
+from recast_exp.cli import launchers
+from recast_exp.cli.variants import CommandVariants
+from recast_exp.config import rules
+from recast_exp.config.schema import Config, typed
+from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
+from recast_exp.runs import layout, record
+from recast_exp.runs.plan import recipe_line
+from recast_exp.runs.state import State
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class JobRunner:
+    """Runs the jobs of a command, and counts those that failed. Launchers hand it to other processes.
+
+    Attributes:
+        sources: By the overrides of a job, which file set each key of its recipe.
+        started: How many jobs of this process have been started.
+        failures: The exit codes of those that failed, and have said so.
+    """
+
+    sources: dict[tuple[str, ...], Mapping[str, str]] = field(default_factory=dict)
+    started: int = 0
+    failures: list[int] = field(default_factory=list)
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Run one job.
+
+        Args:
+            cfg: Its composed configuration.
+
+        Returns:
+            The validation accuracy, where there is one: what a search maximises. None for a job of a sweep that failed,
+            or that its search has given up: its folder says why, and the launcher goes on with the others.
+
+        Raises:
+            Exception: In a single run, what is not the user's mistake; its traceback has been logged.
+        """
+        hydra_cfg = HydraConfig.get()
+        in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+        self.started += 1
+        overrides = [str(text) for text in hydra_cfg.overrides.task]
+        folder = Path(hydra_cfg.runtime.output_dir)
+        try:
+            settings = typed(cfg)
+            metrics = run_job(
+                stages.Job(settings, folder, hydra_cfg.sweep.dir if in_sweep else None, CommandVariants.of_this_job),
+                overrides=launchers.without(overrides),
+                number=hydra_cfg.job.num if in_sweep else None,
+                sources=self.sources.get(tuple(overrides)) or record.planned_sources(folder),
+            )
+        except RecastError as error:
+            log.error("error: %s", error)
+            self.failures.append(error.exit_code)
+            if not in_sweep:
+                sys.exit(error.exit_code)
+            return None
+        except Pruned as pruned:
+            log.info("The trial was %s", pruned)
+            return None
+        except Exception:
+            log.exception("error: the job failed")
+            self.failures.append(1)
+            if not in_sweep:
+                raise
+            return None
+        return metrics.get("val/accuracy")
+
+
 def run_job(
-    cfg: DictConfig, folder: Path, *, overrides: list[str], number: int | None = None, sweep: str | None = None
+    job: stages.Job, *, overrides: list[str], number: int | None = None, sources: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Run a job in its folder; in a sweep that is run again, only what is left of it.
 
     Args:
-        cfg: Its configuration, composed and checked.
-        folder: Its folder; it exists.
+        job: The job, whose settings are checked.
         overrides: The overrides that it was started with, for the record.
         number: Its number in a sweep.
-        sweep: Folder of the sweep.
+        sources: Which file set each key, for the record.
 
     Returns:
         The job's metrics, flat; none where it does not fit and is left out.
 
     Raises:
-        UserError: If the request cannot be carried out, or the folder has another job, or one that is running.
+        RecastError: If the request cannot be carried out, or the folder has another job, or one that is running.
         Pruned: If the job is a trial that its search has given up.
     """
-    with _alone(folder, cfg.trainer.devices):
-        return _run(cfg, folder, overrides, number, sweep)
+    stage = stages.from_config(job.settings.stage)
+    if not stage.needs_model:  # it only reads, leaves no record, and imports nothing heavy
+        return stage.run(job)
+    with _alone(job.folder, job.settings):
+        return _run(stage, job, overrides, number, sources or {})
 
 
-def _run(cfg: DictConfig, folder: Path, overrides: list[str], number: int | None, sweep: str | None) -> dict[str, Any]:
+def _run(
+    stage: stages.Stage, job: stages.Job, overrides: list[str], number: int | None, sources: Mapping[str, str]
+) -> dict[str, Any]:
     # Heavy: torch, timm and Lightning
-    from recast_exp import stages
     from recast_exp.models.label import method_label
+    from recast_exp.training.loop import progress_bars, quiet
 
-    known = job_record.read(folder)
-    if known is not None and known["stage"] == "adapt" and (different := list(job_record.differences(known, cfg))):
+    settings, folder, sweep = job.settings, job.folder, job.group
+    known = record.read(folder)
+    if known is not None and known["stage"] == "adapt" and (different := list(record.differences(known, settings))):
         key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
-        raise UserError(f"{key}: {folder} has another job: {different[0]}; takes a folder of its own")
-    if known is None and not cfg.resume and cfg.stage.name == "adapt":
-        job_record.clear(folder)
+        raise UserError(f"{key}: the job in {folder} was {different[0]}; choose a new folder")
+    if known is None and not settings.resume and settings.stage["name"] == "adapt":
+        record.clear(folder)
     if sweep is None and known is not None:
         number = known["number"]  # a job of a sweep that is continued alone
-    finished = job_record.is_finished(folder)
+    finished = record.is_finished(folder)
     if finished and sweep is not None:
         log.info("%s is finished; nothing is left to do", folder)
-        return job_record.read_results(folder)[0]
-    if finished and cfg.resume:
-        return stages.run(cfg, folder, sweep)
-    label = method_label(cfg.label, cfg.model, cfg.adapter)
-    job_record.begin(folder, cfg, label=label, number=number, overrides=overrides)
-    if sweep is not None and cfg.skip_unfit and (reason := _unfit(cfg)):
-        job_record.update(folder, state=job_record.SKIPPED, reason=reason)
-        return {}
-    with job_record.ending(folder):
-        metrics: dict[str, Any] = stages.run(cfg, folder, sweep)
-    job_record.update(folder, **{"val/accuracy": metrics.get("val/accuracy")})
+        return record.read_results(folder)[0]
+    # Bars of several jobs would write over one another
+    with quiet(), progress_bars(sweep is None):
+        if finished and settings.resume:
+            return stage.run(job)
+        label = method_label(settings.label, settings.model, settings.adapter)
+        record.begin(folder, settings, label=label, number=number, overrides=overrides, sources=sources)
+        if sweep is not None and settings.skip_unfit and (reason := _unfit(settings)):
+            record.update(folder, state=State.SKIPPED, reason=reason)
+            return {}
+        if sweep is None and sources and settings.stage["name"] == "adapt":
+            log.info("%s", recipe_line(settings, sources))
+        with record.ending(folder):
+            metrics = stage.run(job)
+    record.update(folder, **{"val/accuracy": metrics.get("val/accuracy")})
     return metrics
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, devices: int) -> Iterator[None]:
+def _alone(folder: Path, settings: Config) -> Iterator[None]:
     """Hold the folder of a job, so that a job that was given up on and still runs is not started a second time."""
-    if not is_main_process(devices):
+    if not is_main_process(settings.trainer.devices):
         yield
         return
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / layout.LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -89,13 +166,13 @@ def _alone(folder: Path, devices: int) -> Iterator[None]:
         lock.release()
 
 
-def _unfit(cfg: DictConfig) -> str | None:
+def _unfit(settings: Config) -> str | None:
     from recast_exp.models.check import check_model
 
-    if reason := config.unfit(cfg):
+    if reason := rules.unfit(settings):
         return reason
     try:
-        check_model(cfg.model, cfg.recast, cfg.adapter)
+        check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
     except UnfitError as error:
         return str(error)
     return None

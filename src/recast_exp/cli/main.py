@@ -7,41 +7,26 @@ interrupted. Codes 2 and 3 come with one line for each problem on stderr.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import string
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp import __version__
+from recast_exp import __version__, stages
 from recast_exp.cli import launchers
 from recast_exp.cli.check import CommandLine, Findings, check
-from recast_exp.cli.check_job import Planned, cause
-from recast_exp.config import compose as composition
-from recast_exp.config import keys
+from recast_exp.cli.job import JobRunner
+from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
-from recast_exp.config.schema import WITHOUT_MODEL
-from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
-from recast_exp.runs import adopt as saved
-
-log = logging.getLogger("recast_exp")
-
-_failures: list[int] = []
-"""The exit codes of the jobs of this process that failed, and have said so."""
-
-
-_started: list[int] = []
-"""The numbers of the jobs of this process that Hydra has started."""
+from recast_exp.errors import RecastError, UnfitError, UserError
+from recast_exp.runs.plan import Planned, cause, recipe_sources
+from recast_exp.runs.state import State
 
 
 def main() -> NoReturn:
@@ -74,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
             multirun=args.multirun,
             config_dir=args.config_dir,
             config_path=args.config_path,
-            config_name=args.config_name or composition.CONFIG_NAME,
+            config_name=args.config_name or compose.CONFIG_NAME,
             inputs=not args.cfg,
         )
         findings = check(line)
@@ -86,33 +71,61 @@ def run(argv: Sequence[str]) -> int:
             wrong = _unfit_models(findings.jobs)
             if wrong:
                 return _report(wrong, UserError.exit_code)
-            if findings.sweep_dir is not None:
-                return _sweep(parser, args, argv, findings)
+            # Lightning starts the other processes of a distributed run with what stands in sys.argv
+            sys.argv[1:] = _arguments(parser, args)
+            return _sweep(argv, findings) if findings.sweep_dir is not None else _single(findings)
     elif unknown:
         return _report(map(_unknown_flag, unknown), UserError.exit_code)
     if args.help:
         print(help_text())
         return 0
-    # Lightning starts the other processes of a distributed run with what stands in sys.argv.
     sys.argv[1:] = _arguments(parser, args)
-    return _start()
+    return _show()
 
 
-def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str], findings: Findings) -> int:
+def _single(findings: Findings) -> int:
+    """Run the job of a command; the exit code."""
+    assert findings.composer is not None
+    [planned] = findings.jobs
+    try:
+        cfg = findings.composer.whole(findings.overrides)
+    except RecastError as error:
+        return _report([str(error)], error.exit_code)
+    hydra_api.put(cfg, planned.content)
+    runner = JobRunner({tuple(map(str, cfg.hydra.overrides.task)): recipe_sources(planned.sources)})
+    loader = findings.composer.loader
+    return _guarded(lambda: hydra_api.run(loader, cfg, runner), runner)
+
+
+def _sweep(argv: Sequence[str], findings: Findings) -> int:
     """Run a sweep, in its folder alone, and say at its end what came of it."""
     from recast_exp.runs import sweep
 
     assert findings.sweep_dir is not None
+    assert findings.composer is not None
+    loader, jobs = findings.composer.loader, findings.jobs if findings.is_grid else []
+    runner = JobRunner({job.asked.overrides: recipe_sources(job.sources) for job in jobs})
+    loader.jobs = {job.asked.overrides: job.content for job in jobs}
     again = sweep.command_again(argv, findings.sweep_dir)
+    searched: object = None
+
+    def start() -> None:
+        nonlocal searched
+        assert findings.composer is not None
+        searched = hydra_api.sweep(loader, findings.composer.whole(findings.overrides, multirun=True), runner)
+
     try:
-        with sweep.running(findings.sweep_dir, findings.jobs if findings.is_grid else [], argv) as plan:
-            sys.argv[1:] = _arguments(parser, args)
-            code = _start()
+        with sweep.running(findings.sweep_dir, jobs, argv) as plan:
+            loader.file = plan.file
+            code = _guarded(start, runner)
     except RecastError as error:
         return _report(str(error).splitlines(), error.exit_code)
     except KeyboardInterrupt:
         print(f"interrupted; continue with: {again}", file=sys.stderr)
         return 130
+    if isinstance(searched, dict):  # failed in another process, or in an earlier run of the search
+        failed = (trial for trial in searched["trials"] if trial["state"] == State.FAILED)
+        code = max([code, *(trial["exit_code"] or 1 for trial in failed)])
     return max(code, sweep.conclude(plan))
 
 
@@ -128,32 +141,31 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
     The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
     Where the jobs of a sweep that do not fit are to be left out, they are marked instead; that all are is refused.
     """
-    planned = [each for each in planned if each.cfg.stage.name not in WITHOUT_MODEL]
+    planned = [job for job in planned if stages.load(job.settings.stage["name"]).needs_model]
     if not planned:
         return []
     from recast_exp.models.check import check_model
 
     failing: dict[str, list[Planned]] = {}
-    verdicts: list[tuple[Any, RecastError | None]] = []
-    for each in planned:
-        cfg = each.cfg
-        asked = (cfg.model.backbone, cfg.model.img_size, cfg.model.method, cfg.recast, cfg.adapter)
-        error: Any = next((verdict for known, verdict in verdicts if known == asked), check_model)
-        if error is check_model:
+    verdicts: dict[str, RecastError | None] = {}
+    for job in planned:
+        settings = job.settings
+        asked = settings.model, settings.recast, settings.mimicry, settings.adapter
+        if (known := str(asked)) not in verdicts:
             try:
-                check_model(cfg.model, cfg.recast, cfg.adapter)
-                error = None
+                check_model(*asked)
+                verdicts[known] = None
             except RecastError as found:
-                error = found
-            verdicts.append((asked, error))
-        if isinstance(error, UnfitError) and cfg.skip_unfit and len(planned) > 1:
-            each.unfit = str(error)
+                verdicts[known] = found
+        error = verdicts[known]
+        if isinstance(error, UnfitError) and settings.skip_unfit and len(planned) > 1:
+            job.unfit = str(error)
         elif error:
-            failing.setdefault(str(error), []).append(each)
-    all_jobs = [each.job for each in planned]
-    lines = [line + cause(line, [each.job for each in those], all_jobs) for line, those in failing.items()]
-    if not lines and all(each.unfit for each in planned):
-        lines = list(dict.fromkeys(str(each.unfit) for each in planned))
+            failing.setdefault(str(error), []).append(job)
+    all_jobs = [job.asked for job in planned]
+    lines = [line + cause(line, [job.asked for job in those], all_jobs) for line, those in failing.items()]
+    if not lines and all(job.unfit for job in planned):
+        lines = list(dict.fromkeys(str(job.unfit) for job in planned))
     return lines
 
 
@@ -163,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     def fail(message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
-    parser = get_args_parser()
+    parser = hydra_api.parser()
     parser.error = fail  # type: ignore[method-assign]
     for action in parser._actions:
         if action.dest == "version":
@@ -187,9 +199,9 @@ def _check_flags(args: argparse.Namespace) -> None:
     }
     given = [flag for flag, value in modes.items() if value]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: exclude each other, takes one of them")
+        raise UserError(f"{' and '.join(given)} are mutually exclusive")
     if args.resolve and not (args.cfg or args.help):
-        raise UserError("--resolve: got it without --cfg; takes --cfg job --resolve")
+        raise UserError("--resolve: expected together with --cfg (--cfg job --resolve), got it alone")
 
 
 def _unknown_flag(flag: str) -> str:
@@ -216,94 +228,37 @@ def help_text() -> str:
     composer = Composer()
     groups = {group: options for group, options in composer.groups().items() if not group.startswith("hydra")}
     listed = "\n".join(f"  {group + ':':<12}{', '.join(options)}" for group, options in groups.items())
-    template = OmegaConf.load(composition.conf_dir() / "hydra" / "help" / "recast_exp.yaml").template
+    template = OmegaConf.load(compose.conf_dir() / "hydra" / "help" / "recast_exp.yaml").template
     return string.Template(template).substitute(APP_CONFIG_GROUPS=listed).rstrip()
 
 
-def _start() -> int:
-    """Let Hydra run what stands in sys.argv; the exit code."""
-    composition.register()
+def _show() -> int:
+    """Let Hydra print what --cfg, --info or --shell-completion ask for; the exit code."""
+    compose.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and Hydra does not print them its own way
     decorate = hydra.main(
-        version_base=composition.VERSION_BASE,
-        config_path=str(composition.conf_dir()),
-        config_name=composition.CONFIG_NAME,
+        version_base=hydra_api.VERSION_BASE, config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME
     )
+    runner = JobRunner()
+    return _guarded(lambda: decorate(runner)(), runner)
+
+
+def _guarded(start: Callable[[], object], runner: JobRunner) -> int:
+    """Start jobs; the exit code. What is a user's mistake is one line; what is a bug keeps its traceback."""
     try:
-        decorate(task)()
+        start()
     except RecastError as error:  # the job has said it already, maybe in another process
-        return max([error.exit_code, *_failures])
+        return max([error.exit_code, *runner.failures])
     except (HydraException, OmegaConfBaseException) as error:
-        if not _failures:  # Hydra refused: no job has started
-            return _report([composition.describe(error)], UserError.exit_code)
+        if not runner.failures:  # Hydra refused: no job has started
+            return _report([compose.describe(error)], UserError.exit_code)
     except OSError as error:
-        if _started:
+        if runner.started:
             raise
         return _report([f"hydra.run.dir: the folder of the run cannot be made ({error})"], UserError.exit_code)
     except Exception as error:
         if lost := launchers.lost_job(error):
-            return max([_report([lost], 1), *_failures])
-        if not _failures:
+            return max([_report([lost], 1), *runner.failures])
+        if not runner.failures:
             raise
-    return max(_failures, default=0)
-
-
-def note_failure(exit_code: int) -> None:
-    """Count a job into the exit code that failed in another process, or in an earlier run of a search."""
-    _failures.append(exit_code)
-
-
-def task(cfg: DictConfig) -> float | None:
-    """Run one job, as Hydra calls it.
-
-    Args:
-        cfg: The composed configuration.
-
-    Returns:
-        The validation accuracy, where there is one: what a search maximises. None for a job of a sweep that failed, or
-        that its search has given up: its folder says why, and the launcher goes on with the others.
-
-    Raises:
-        Exception: In a single run, what is not the user's mistake; its traceback has been logged.
-    """
-    hydra_cfg = HydraConfig.get()
-    in_sweep = hydra_cfg.mode == RunMode.MULTIRUN
-    _started.append(hydra_cfg.job.num if in_sweep else 0)
-
-    folder = Path(hydra_cfg.runtime.output_dir)
-    overrides = launchers.without(str(text) for text in hydra_cfg.overrides.task)
-    try:
-        metrics = _run(
-            saved.adopt(cfg),
-            folder,
-            overrides=overrides,
-            number=hydra_cfg.job.num if in_sweep else None,
-            sweep=hydra_cfg.sweep.dir if in_sweep else None,
-        )
-    except RecastError as error:
-        log.error("error: %s", error)
-        _failures.append(error.exit_code)
-        if not in_sweep:
-            sys.exit(error.exit_code)
-        return None
-    except Pruned as pruned:
-        log.info("The trial was %s", pruned)
-        return None
-    except Exception:
-        log.exception("error: the job failed")
-        _failures.append(1)
-        if not in_sweep:
-            raise
-        return None
-    return metrics.get("val/accuracy")
-
-
-def _run(cfg: DictConfig, folder: Path, *, sweep: str | None, **record: Any) -> dict[str, Any]:
-    """Run a job and keep a record of it; a stage that only reads leaves none, and imports nothing heavy."""
-    if cfg.stage.name in WITHOUT_MODEL:
-        from recast_exp import stages
-
-        return stages.run(cfg, folder, sweep)
-    from recast_exp.cli.job import run_job
-
-    return run_job(cfg, folder, sweep=sweep, **record)
+    return max(runner.failures, default=0)

@@ -1,4 +1,4 @@
-"""`stage=adapt`: mimic, inject, train, test, and write everything down."""
+"""The procedure of `stage=adapt`: mimic, inject, train, test, and write everything down."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torchvision
 from recast_exp import __version__
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.display import console, plots
+from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.probe import probe
@@ -27,7 +28,6 @@ from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.runs.record import read_results
 from recast_exp.search.pruning import Pruning
-from recast_exp.stages._interim import untyped
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import Tracker, report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank

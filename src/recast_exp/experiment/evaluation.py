@@ -1,4 +1,4 @@
-"""`stage=evaluate`: put a task file onto its backbone and repeat the test."""
+"""The procedure of `stage=evaluate`: put a task file onto its backbone and repeat the test."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from recast_exp.config.schema import Config
 from recast_exp.display import console
 from recast_exp.errors import UserError
+from recast_exp.experiment._interim import untyped
+from recast_exp.experiment.adaptation import versions
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.count import count
 from recast_exp.models.task_file import apply_task, load_task
-from recast_exp.stages._interim import untyped
-from recast_exp.stages.adapt import versions
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank

@@ -1,4 +1,4 @@
-"""`stage=check`: look at a dataset, all of it, and say what is there."""
+"""The procedure of `stage=check`: look at a dataset, all of it, and say what is there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from recast_exp.data.protocol import choose, missing_files
 from recast_exp.data.types import Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.card import write_card
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
 from recast_exp.models.create import input_spec
-from recast_exp.stages._interim import untyped
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)

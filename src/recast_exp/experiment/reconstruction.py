@@ -1,4 +1,4 @@
-"""`stage=reconstruct`: Neural Mimicry alone, and how close it comes."""
+"""The procedure of `stage=reconstruct`: Neural Mimicry alone, and how close it comes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from recast_exp.config.schema import Config
 from recast_exp.display import console, plots
+from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.count import count
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
-from recast_exp.stages._interim import untyped
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,7 @@ from recast_exp.recast.solvers import check_options
 log = logging.getLogger(__name__)
 
 
-def check_model(
-    model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, Any]
-) -> None:
+def check_model(model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, Any]) -> None:
     """Refuse a backbone that timm does not know, or that has no layers to group, or no place for the adapter.
 
     Loads no weights.

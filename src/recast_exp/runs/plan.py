@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recast_exp.config import keys, rules
+from recast_exp.config.fields import Role
 from recast_exp.config.schema import Config
 
 
@@ -50,3 +52,31 @@ def cause(line: str, failing: Sequence[Asked], jobs: Sequence[Asked]) -> str:
         return ""
     more = f", and {len(failing) - 1} more" if not named and len(failing) > 1 else ""
     return f" (where {' '.join(what)}{more})"
+
+
+_RECIPE = ("optimizer.", "scheduler.", "trainer.", "dataset.batch_size", "dataset.transform")
+
+
+def recipe_sources(sources: Mapping[str, str]) -> dict[str, str]:
+    """Of all keys, those of a training recipe, with the file that set each."""
+    return {
+        key: file for key, file in sources.items() if key.startswith(_RECIPE) and keys.role_of(key) is Role.TRAINING
+    }
+
+
+def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
+    """Which file set what of a recipe, in one line; the option files of the optimiser and the schedule by their names."""
+    by_source: dict[str, list[str]] = {}
+    for key, file in recipe_sources(sources).items():
+        group, _, option = file.rpartition("/")
+        if group and group not in ("optimizer", "scheduler"):
+            by_source.setdefault(f"{group}={option}", []).append(f"{key}={_short(rules.value_of(settings, key))}")
+        elif not group and file != "config":
+            by_source.setdefault(file, []).append(f"{key}={_short(rules.value_of(settings, key))}")
+    parts = [f"{source} sets {', '.join(values)}" for source, values in by_source.items()]
+    names = f"{settings.optimizer.name}, {settings.scheduler.name} schedule, {settings.trainer.max_epochs} epochs"
+    return f"Recipe: {'; '.join([names, *parts])}"
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -93,6 +93,15 @@ def begin(
     write_json(folder / layout.JOB, record)
 
 
+def planned_sources(folder: Path) -> dict[str, str]:
+    """Which file set each key of a job's recipe, as its sweep has planned it; nothing for a job of no sweep."""
+    try:
+        jobs = json.loads((folder.parent / layout.SWEEP).read_text(encoding="utf-8"))["jobs"]
+        return next((dict(job.get("recipe") or {}) for job in jobs if job["folder"] == folder.name), {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)

@@ -21,17 +21,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recast_exp import __version__
-from recast_exp.cli.check_job import Planned
 from recast_exp.display.live import watching
 from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_json
+from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
+from recast_exp.runs.plan import Planned
+from recast_exp.runs.state import State
 from recast_exp.tracking.wandb_sync import how_to_sync
 
 log = logging.getLogger(__name__)
 
-NAME = "sweep.json"
-SEARCH = "search.json"
 FORMAT = 1
 
 
@@ -47,6 +47,11 @@ class Plan:
 
     again: str
     """The command that goes on with this sweep."""
+
+    @property
+    def file(self) -> Path:
+        """The file that lists its jobs."""
+        return self.folder / layout.SWEEP
 
     searched: int | None = None
     """When a search was last written down in the folder before this one."""
@@ -77,11 +82,11 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
         raise UserError("\n".join(different))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / layout.LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or take another folder"
+            f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or choose another folder"
         ) from None
     except OSError as error:
         raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
@@ -90,20 +95,22 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
 
         plan.jobs = [
             {
-                "number": each.number,
-                "folder": str(each.number),
-                "overrides": each.overrides,
-                "label": method_label(each.cfg.label, each.cfg.model, each.cfg.adapter),
-                "dataset": each.cfg.dataset.name,
-                "seed": each.cfg.seed,
-                "skipped": each.unfit,
+                "number": job.number,
+                "folder": str(job.number),
+                "overrides": list(job.asked.overrides),
+                "label": method_label(job.settings.label, job.settings.model, job.settings.adapter),
+                "dataset": job.settings.dataset.name,
+                "seed": job.settings.seed,
+                "skipped": job.unfit,
+                "recipe": recipe_sources(job.sources),
+                "config": job.content,
             }
-            for each in planned
+            for job in planned
         ]
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
-        if planned or not (folder / NAME).is_file():  # a search that goes on may yet be refused
-            write_json(folder / NAME, content)
+        if planned or not (folder / layout.SWEEP).is_file():  # a search that goes on may yet be refused
+            write_json(folder / layout.SWEEP, content)
         with watching(folder, plan.jobs):
             yield plan
     finally:
@@ -120,17 +127,17 @@ def conclude(plan: Plan) -> int:
 
     if not plan.jobs and (searched := _searched(plan.folder)) is not None:
         if searched != plan.searched:  # else it was refused, and nothing has happened
-            show_search(plan.folder, json.loads((plan.folder / SEARCH).read_text(encoding="utf-8")))
+            show_search(plan.folder, json.loads((plan.folder / layout.SEARCH).read_text(encoding="utf-8")))
             _end(plan.folder)
         return 0  # a search has its own exit code
     settings = collect(plan.folder, plan.jobs)
     if settings:
         show_sweep(plan.folder, settings)
     jobs = _all(plan)
-    skipped = [record for record in jobs if record["state"] == job_record.SKIPPED]
+    skipped = [record for record in jobs if record["state"] == State.SKIPPED]
     if skipped:
         show_skipped(skipped)
-    left = [record for record in jobs if record["state"] not in (job_record.FINISHED, job_record.SKIPPED)]
+    left = [record for record in jobs if record["state"] not in (State.FINISHED, State.SKIPPED)]
     if left:
         shared = set.intersection(*(set(record["overrides"]) for record in jobs))
         for record in left:
@@ -143,7 +150,7 @@ def conclude(plan: Plan) -> int:
 
 def _searched(folder: Path) -> int | None:
     try:
-        return (folder / SEARCH).stat().st_mtime_ns
+        return (folder / layout.SEARCH).stat().st_mtime_ns
     except OSError:
         return None
 
@@ -170,7 +177,7 @@ def _report(folder: Path) -> None:
 def _all(plan: Plan) -> list[dict[str, Any]]:
     """The records of all jobs that were planned, or of all that there are."""
     found = {record["number"]: record for record in records(plan.folder, plan.jobs)}
-    missing = {"state": "not begun", "reason": None, "exit_code": None}
+    missing = {"state": State.WAITING, "reason": None, "exit_code": None}
     for job in plan.jobs:
         found.setdefault(job["number"], {**job, **missing})
     return [found[number] for number in sorted(found)]
@@ -184,8 +191,8 @@ def records(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> list[dict[str,
         jobs: Its jobs, if they are known; else all that have a folder there.
     """
     found = []
-    known = [folder / str(job["folder"]) / job_record.NAME for job in jobs]
-    for path in known or folder.glob(f"*/{job_record.NAME}"):
+    known = [folder / str(job["folder"]) / layout.JOB for job in jobs]
+    for path in known or folder.glob(f"*/{layout.JOB}"):
         record = job_record.read(path.parent)
         if record is not None and record["number"] is not None:
             found.append({**record, "folder": str(path.parent.relative_to(folder))})
@@ -216,22 +223,22 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     """How the jobs of a folder differ from those that are planned: one line for each job."""
     try:
-        there = len(json.loads((folder / NAME).read_text(encoding="utf-8"))["jobs"])
+        there = len(json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
         there = 0
     if planned and there > len(planned):
         yield (
-            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, got one of {len(planned)}; a sweep is continued "
-            "as it was, takes another folder"
+            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, not {len(planned)}; resume with the original settings "
+            "or choose a new folder"
         )
         return
-    for each in planned:
-        record = job_record.read(folder / str(each.number))
+    for job in planned:
+        record = job_record.read(folder / str(job.number))
         if record is not None:
-            changed = list(job_record.differences(record, each.cfg))
+            changed = list(job_record.differences(record, job.settings))
             if changed:
                 more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
                 yield (
-                    f"hydra.sweep.dir: job {each.number} in {folder} is another one: {changed[0]}{more}; a sweep is "
-                    "continued as it was, takes another folder"
+                    f"hydra.sweep.dir: job {job.number} in {folder} was {changed[0]}{more}; resume with the original "
+                    "settings or choose a new folder"
                 )

@@ -91,6 +91,7 @@ def _entry(trial: FrozenTrial, space: Sequence[Parameter]) -> dict[str, Any]:
         "folder": str(trial.number),
         "state": STATES[trial.state],
         "reason": trial.user_attrs.get(REASON),
+        "exit_code": trial.user_attrs.get(EXIT_CODE),
         "value": trial.values[0] if trial.state == TrialState.COMPLETE else None,
         "parameters": drawn,
         "epochs": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},

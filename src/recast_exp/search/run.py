@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from recast_exp.cli import main as cli
 from recast_exp.config.compose import first_line
 from recast_exp.config.grammar import quote
 from recast_exp.config.keys import leaves
 from recast_exp.errors import RecastError
 from recast_exp.runs import record as job_record
+from recast_exp.runs.state import State
 from recast_exp.search import results, space
 from recast_exp.search.space import Parameter
 from recast_exp.search.study import METRIC, open_study, resume_trial
@@ -93,11 +93,7 @@ class _Search:
             for trials in self._open(range(start, min(start + together, total))):
                 self._launch(trials)
                 self._record()
-        content = self._record()  # once more: a trial may have ended by what was found in its folder
-        for trial in self._trials():
-            if trial.state == TrialState.FAIL:
-                cli.note_failure(trial.user_attrs.get(results.EXIT_CODE, 1))
-        return content
+        return self._record()  # once more: a trial may have ended by what was found in its folder
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -159,16 +155,16 @@ class _Search:
         if record is None or not _is_of(record, trial):
             return False
         state, reason = record["state"], record["reason"]
-        if state == job_record.FINISHED:
+        if state == State.FINISHED:
             value = _accuracy(folder)
             if not self._is_value(value):
                 return False
             self._finish(trial, float(value))
-        elif state == job_record.SKIPPED:
+        elif state in (State.PRUNED, State.SKIPPED):
             self._attribute(trial, results.REASON, reason)
             self.study.tell(trial.number, state=TrialState.PRUNED)
             self._say(trial, f"pruned; {self._best()}")
-        elif state == job_record.FAILED:
+        elif state == State.FAILED:
             self._fail(trial, str(reason), record.get("exit_code") or 1)
         else:
             return False

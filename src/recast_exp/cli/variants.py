@@ -1,0 +1,69 @@
+"""The command of a running job with other options: presets are composed as Hydra composes them, the user's among them."""
+
+from __future__ import annotations
+
+import copy
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from recast_exp.config import grammar, keys
+from recast_exp.config.compose import Composer
+from recast_exp.config.schema import Config, typed
+
+_OF_A_METHOD = "model", "recast", "adapter"
+"""Sections in which an option decides, not what was typed with another one: they make a method what it is."""
+
+
+class CommandVariants:
+    """Composes a command with other options.
+
+    Args:
+        composer: What composes it.
+        overrides: Overrides of the command, one value each.
+    """
+
+    def __init__(self, composer: Composer, overrides: list[str]) -> None:
+        self._composer = composer
+        self._groups = composer.groups()
+        choices = {grammar.key(text) for text in overrides} & set(self._groups)
+        self._options = [text for text in overrides if grammar.key(text) in choices - {"seed"}]
+        self._values = [text for text in overrides if text not in self._options]
+
+    @classmethod
+    def of_this_job(cls) -> CommandVariants:
+        """That of the job that Hydra is running in this process."""
+        hydra_cfg = HydraConfig.get()
+        paths = {source.provider: source.path for source in hydra_cfg.runtime.config_sources}
+        composer = Composer(hydra_cfg.job.config_name, paths.get("main"), paths.get("command-line"))
+        return cls(composer, [str(text) for text in hydra_cfg.overrides.task])
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group, those of the user's `--config-dir` among them."""
+        return self._groups.get(group, [])
+
+    def compose(self, *choices: str) -> Config:
+        """The settings of the command with other options (`adapter=melo`).
+
+        Values that were typed stay as they are, except where they belong to an option that is replaced.
+
+        Raises:
+            UserError: If it cannot be composed.
+        """
+        replaced = {grammar.key(text) for text in choices}
+        options = [text for text in self._options if grammar.key(text) not in {*replaced, "method"}]
+        fixed: set[str] = set()
+        for text in choices:
+            group, _, option = text.partition("=")
+            content = self._composer.option_content(group, option)
+            fixed |= {key for key in content if key.partition(".")[0] in _OF_A_METHOD}
+            fixed |= {"adapter"} if group == "adapter" else set()
+        composed = self._composer.compose([*options, *choices])
+        cfg = copy.deepcopy(composed.cfg)
+        for text in self._values:
+            override = grammar.parse(text)
+            key = grammar.key(text)
+            if override is None or key in fixed or (keys.mapping_of(key) or key) in fixed:
+                continue
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=keys.is_open(key))
+        return typed(cfg)
