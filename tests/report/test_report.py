@@ -37,7 +37,7 @@ def results_of(folder: Path) -> Results:
 
 
 def row_of(results: Results, method: str) -> dict[str, str]:
-    head, *body = exports.table(results)
+    head, *body = [[str(cell) for cell in row] for row in exports.table(results)]
     return dict(zip(head, next(row for row in body if row[0] == method), strict=True))
 
 
@@ -68,7 +68,7 @@ def test_the_table_against_the_files(partial: Path) -> None:
     means = [statistics.fmean(values) for values in by_seed.values()]
     assert row.average.mean == pytest.approx(statistics.fmean(means))
     assert row.average.std == pytest.approx(statistics.stdev(means))
-    assert (row.numbers, row.size, row.head) == ((48, 48), (192, 192), (3850, 77000))
+    assert (row.parameters, row.size, row.head) == ((48, 48), (192, 192), (3850, 77000))
     assert row_of(results, "RECAST-Att + Piggyback")["bytes"] == f"{-(-(32 * 48 + 21_233_664) // 8):,}"
 
 
@@ -98,7 +98,7 @@ def test_a_report_of_a_partial_sweep(partial: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
     assert names == {"report.html", "report.md", "results.csv", "results.parquet", "comparisons.csv", "table.tex"}
     summary = (page.parent / "report.md").read_text()
-    assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 not started · 1 running · 3 left out" in summary
+    assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 waiting · 1 running · 3 left out" in summary
     assert "**Partial" in summary
     assert "failed, epoch 2 of 5: RuntimeError: \\[enforce fail\\] out of memory" in summary
     assert "python -m recast_exp -m experiment=paper" in summary
@@ -376,13 +376,13 @@ def test_every_chart_is_one_that_plotly_takes(partial: Path) -> None:
     curves, unread = charts.curve_figures(results, styles)
     coefficients, damaged = charts.coefficient_figures(results)
     assert not unread + damaged
-    assert set(accuracy) == {f"{name}|{unit}" for name in ("average", *DATASETS) for unit in ("numbers", "bytes")}
+    assert set(accuracy) == {f"{name}|{unit}" for name in ("average", *DATASETS) for unit in ("parameters", "bytes")}
     assert len(curves) == 3 * len(DATASETS)
     assert len(coefficients) == 2 * 6  # RECAST's methods, each with its values and what tells the datasets apart
     for figure in (*accuracy.values(), *curves.values(), *coefficients.values()):
         go.Figure(figure)  # refuses what plotly does not know
         json.dumps(figure, allow_nan=False)
-    shown = {trace["meta"]: trace for trace in accuracy["average|numbers"]["data"]}
+    shown = {trace["meta"]: trace for trace in accuracy["average|parameters"]["data"]}
     assert shown["RECAST-Att"]["x"] == [48]
     assert shown["RECAST-Att"]["y"][0] == pytest.approx(100 * results.rows[1].average.mean)
     assert shown["MeLo"]["marker"]["symbol"].endswith("-open")  # partial

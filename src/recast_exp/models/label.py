@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import adapters
+from recast_exp.config.schema import Config
 
 
-def method_label(cfg: DictConfig) -> str:
+def method_label(settings: Config | DictConfig) -> str:
     """The label of a configuration: its own, or made of those of its model and its adapter.
 
     An adapter on a frozen backbone goes by its own name.
     """
-    if cfg.label:
-        return str(cfg.label)
-    model, adapter = str(cfg.model.label or cfg.model.name), adapters.label(cfg.adapter)
+    if settings.label:
+        return str(settings.label)
+    model = str(settings.model.label or settings.model.name)
+    adapter = adapters.label(OmegaConf.create(dict(settings.adapter)))
     if not adapter:
         return model
-    return adapter if cfg.model.method == "frozen" else f"{model} + {adapter}"
+    return adapter if settings.model.method == "frozen" else f"{model} + {adapter}"

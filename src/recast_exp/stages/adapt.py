@@ -15,6 +15,7 @@ import torchvision
 from omegaconf import DictConfig
 
 from recast_exp import __version__, adapters
+from recast_exp.config.schema import typed
 from recast_exp.display import console, plots
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
@@ -26,7 +27,8 @@ from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.runs.record import read_results
 from recast_exp.search.pruning import Pruning
-from recast_exp.tracking.start import Tracker, report_results, say_how_to_sync, tracked
+from recast_exp.tracking.base import Tracker
+from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.loop import FitResult, device_name, fit, peak_memory_mb, test
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
                 log.warning("Interrupted; continue with: python -m recast_exp resume=%s", shlex.quote(str(run_dir)))
             raise
     if is_main_process() and group is None:  # a sweep has a table of its own
-        console.show_adaptation(cfg, *read_results(run_dir))
+        console.show_adaptation(typed(cfg), *read_results(run_dir))
         log.info("Results: %s", run_dir)
         say_how_to_sync(run_dir)
     return metrics
@@ -59,7 +61,7 @@ def adapt(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str,
     Raises:
         Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
     """
-    with tracked(cfg, run_dir, group) as trackers:
+    with tracked(typed(cfg), run_dir, group) as trackers:
         return _adapt(cfg, run_dir, trackers)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from recast_exp.config.schema import typed
 from recast_exp.data import read_official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
@@ -61,7 +62,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         seed=cfg.seed,
     )
     write_card(run_dir, data)
-    console.show_check(cfg, report, images.describe())
+    console.show_check(typed(cfg), report, images.describe())
     log.info("Results: %s", run_dir)
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 

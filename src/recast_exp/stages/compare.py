@@ -18,14 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from recast_exp import adapters
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.schema import typed
 from recast_exp.display import console, plots
+from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import UserError
 from recast_exp.experiment.experiment import with_values
 from recast_exp.files import write_json, write_text
 from recast_exp.models.backbones import blueprint
+from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
-from recast_exp.runs.sweep import mean_and_spread
 from recast_exp.search import recipes
 from recast_exp.stages.adapt import adapt, validate
 from recast_exp.tracking.start import say_how_to_sync
@@ -65,9 +67,9 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         for seed in cfg.stage.seeds:
             results[name].append(_run(*_place(each, seed, recipe, folder), name, group or str(run_dir)))
             _write(run_dir, results)
-        plots.comparison(summarize(results), run_dir / "plots" / "comparison.png")
+        plots.comparison(_compared(rows, summarize(results)), layout.plot(run_dir, "comparison"))
     summary = summarize(results)
-    console.show_comparison(cfg, summary)
+    console.show_comparison(typed(cfg), summary)
     log.info("Results: %s", run_dir)
     say_how_to_sync(run_dir)
     return {f"{name}/test/accuracy": row["test/accuracy"] for name, row in summary.items()}
@@ -116,6 +118,22 @@ def summarize(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str
                 row[metric], row[f"{metric}/spread"] = mean_and_spread([each[metric] for each in runs])
             rows[name] = {"seeds": len(runs), **row}
     return rows
+
+
+def _compared(methods: Mapping[str, DictConfig], summary: Mapping[str, dict[str, Any]]) -> list[plots.Compared]:
+    """The methods that have results, for their plot."""
+    return [
+        plots.Compared(
+            label=name,
+            model=methods[name].model.method,
+            adapter=adapters.label(methods[name].adapter),
+            parameters=row["task_specific"],
+            bits=row["task_bits"],
+            accuracy=row["test/accuracy"],
+            spread=row["test/accuracy/spread"],
+        )
+        for name, row in summary.items()
+    ]
 
 
 def _siblings(cfg: DictConfig) -> Iterator[DictConfig]:

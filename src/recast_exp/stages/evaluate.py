@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from recast_exp.config.schema import typed
 from recast_exp.display import console
 from recast_exp.errors import UserError
 from recast_exp.experiment.card import write_card, write_predictions
@@ -54,7 +55,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     banks = bank_by_hash(record["bank"], cfg, experiment.cache) if record["bank"] else None
     adapted = experiment.adapt(banks)
     apply_task(adapted, tensors)
-    with tracked(cfg, run_dir, group) as trackers:
+    with tracked(typed(cfg), run_dir, group) as trackers:
         data = experiment.data()
         tested = test(cfg, adapted, data, trackers)
         metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(cfg), **versions()}
@@ -64,6 +65,6 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
         write_predictions(run_dir, data, tested.predictions)
         write_json(run_dir / "metrics.json", metrics)
         report_results(trackers, run_dir)
-    console.show_evaluation(cfg, path, metrics, parameters)
+    console.show_evaluation(typed(cfg), path, metrics, parameters)
     say_how_to_sync(run_dir)
     return metrics

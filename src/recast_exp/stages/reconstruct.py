@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from recast_exp.config.schema import typed
 from recast_exp.display import console, plots
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
@@ -52,7 +53,7 @@ def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, A
     write_json(run_dir / "parameters.json", parameters)
     plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
     write_json(run_dir / "reconstruction.json", summary)
-    console.show_reconstruction(cfg, summary, parameters)
+    console.show_reconstruction(typed(cfg), summary, parameters)
     log.info("Bank: %s", path)
     log.info("Results: %s", run_dir)
     return {name: value for name, value in summary.items() if isinstance(value, float)}

@@ -32,7 +32,7 @@ from recast_exp.errors import RecastError, UserError
 from recast_exp.files import replacing, usable_cores
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
-from recast_exp.tracking.start import History
+from recast_exp.training.history import History
 from recast_exp.training.module import TaskModule
 
 log = logging.getLogger(__name__)
