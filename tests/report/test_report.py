@@ -28,6 +28,7 @@ from recast_exp.report.comparing import EXACT, compare, compare_with_reference, 
 from recast_exp.report.reading import read_jobs
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import read_searches
+from recast_exp.runs.state import State
 from support.fake_sweep import DATASETS, METHODS, SEEDS, merged, write_job, write_plan, write_sweep
 from support.helpers import assert_one_line
 
@@ -196,6 +197,27 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     assert "0: task.safetensors cannot be read" in html
 
 
+def test_states_in_the_words_of_earlier_versions(tmp_path: Path) -> None:
+    told = "pruned after epoch 2 of 5 at 40.0 % validation accuracy"
+    write_job(tmp_path / "0", seed=0)
+    write_job(tmp_path / "1", seed=1, state="skipped", reason=told)
+    write_job(tmp_path / "2", seed=2, state="not begun")
+    write_job(tmp_path / "3", seed=3, state="lost")
+    write_job(tmp_path / "4", "MeLo", seed=0, state="pruned", reason=told)
+    results = results_of(tmp_path)
+    states = {job.folder: (job.state, job.reason) for _, job in results.unfinished}
+    assert states == {
+        "1": (State.PRUNED, told),
+        "2": (State.WAITING, None),
+        "3": (State.DAMAGED, "job.json has the state 'lost', which this version does not know"),
+        "4": (State.PRUNED, told),
+    }
+    assert (results.expected, len(results.counted)) == (3, 1)  # a pruned trial is not meant to have a result
+    assert row_of(results, "MeLo")["cub"] == "– (pruned)"
+    summary = write_report(tmp_path).with_suffix(".md").read_text()
+    assert "1 of 3 runs finished · 2 pruned · 1 waiting · 1 damaged" in summary
+
+
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
     write_job(tmp_path / "0", format=2)
     [(_, job)] = results_of(tmp_path).unfinished
@@ -353,6 +375,14 @@ def test_the_table_in_latex(tmp_path: Path) -> None:
     rows = [line for line in source.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") + 1 for line in rows} == {len("lrrrr")}
     assert r"\begin{tabular}{lrrrr}" in source
+
+
+def test_brackets_in_a_name_make_no_table_partial(tmp_path: Path) -> None:
+    for at, (label, seed) in enumerate([("a (b)", 1), ("a (b)", 2), ("c", 1)]):
+        write_job(tmp_path / str(at), label, seed=seed)
+    assert "PARTIAL" in exports.latex(results_of(tmp_path))  # c misses a seed
+    write_job(tmp_path / "3", "c", seed=2)
+    assert "PARTIAL" not in exports.latex(results_of(tmp_path))
 
 
 def test_markdown_takes_any_name() -> None:

@@ -159,7 +159,7 @@ def choose_mode(asked: str) -> tuple[Any, str]:
     problem = key_problem()
     if asked == "online":
         if problem:
-            raise UserError(f"logger.mode: online needs a key, but there is {problem}; or use logger.mode=auto")
+            raise UserError(f"logger.mode: got online, but there is {problem}; or use logger.mode=auto")
         return "online", ""
     problem = problem or connection_problem(settings.base_url)
     return ("offline", problem) if problem else ("online", "")
