@@ -6,11 +6,13 @@ import csv
 import json
 import logging
 import math
+import re
 import struct
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -541,83 +543,56 @@ def test_how_to_sync(tmp_path: Path) -> None:
 
 # Trackers by their names
 
-OUTSIDE = """
-from recast_exp.errors import UserError
-from recast_exp.tracking.base import Tracker
-
-told = []
-
-
-class Memory(Tracker):
-    name = version = "memory"
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        told.append(("epoch", metrics["epoch"]))
-
-    def report(self, run_dir, summary):
-        told.append(("report", summary["parameters/head"]))
-
-    def close(self, *, failed):
-        told.append(("close", failed))
-
-
-def start(logger, run, run_dir):
-    if "size" not in logger.options:
-        raise UserError("logger.options.size: expected an integer, got nothing")
-    told.append(("start", logger.options["size"], run.method, run.group))
-    return Memory()
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+MODULE, OPTION, POINTS = (
+    re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+    for language in ("python", "yaml", "toml")
+)
 
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Another distribution, installed, with a tracker; its folder of options."""
-    package = tmp_path / "package"
-    (package / "memories-1.0.dist-info").mkdir(parents=True)
-    (package / "memories-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: memories\nVersion: 1.0\n"
-    )
-    points = "[recast_exp.trackers]\nmemory = memories_tracker\nempty = memories_empty\n"
-    (package / "memories-1.0.dist-info" / "entry_points.txt").write_text(points)
-    (package / "memories_tracker.py").write_text(OUTSIDE)
-    (package / "memories_empty.py").write_text("")
-    conf = tmp_path / "conf" / "logger"
-    conf.mkdir(parents=True)
-    (conf / "memory.yaml").write_text("name: memory\noptions:\n  size: 3\n")
-    monkeypatch.syspath_prepend(str(package))
+    """The documented example as another distribution that is installed; its folder of options."""
+    package, info = tmp_path / "site" / "my_package", tmp_path / "site" / "my_package-1.0.dist-info"
+    for folder in (package, info, tmp_path / "conf" / "logger"):
+        folder.mkdir(parents=True)
+    (package / "lines.py").write_text(MODULE)
+    (package / "empty.py").write_text("")
+    (tmp_path / "conf" / "logger" / "lines.yaml").write_text(OPTION)
+    points = tomllib.loads(POINTS)["project"]["entry-points"]["recast_exp.trackers"] | {"empty": "my_package.empty"}
+    lines = (f"{name} = {module}" for name, module in points.items())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[recast_exp.trackers]", *lines]))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
     plugins._entry_points.cache_clear()
-    yield conf.parent
+    yield tmp_path / "conf"
     plugins._entry_points.cache_clear()
-    for name in ("memories_tracker", "memories_empty"):
+    for name in ("my_package", "my_package.lines", "my_package.empty"):
         sys.modules.pop(name, None)
 
 
-def test_a_tracker_of_another_package(outside: Path, weights: dict[str, Path], tmp_path: Path) -> None:
-    typed_in = ("logger=memory", "model=vit_frozen", "dataset.batch_size=8", "trainer.accelerator=cpu",
+def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+    typed_in = ("logger=lines", "model=vit_frozen", "dataset.batch_size=8", "trainer.accelerator=cpu",
                 "trainer.max_epochs=1", "trainer.limit_batches=2", "probe=false",
                 f"model.weights={weights['digits_vit']}")  # fmt: skip
-    composer = Composer(config_dir=str(outside))
-    assert {"memory", "wandb"} <= set(composer.groups()["logger"])
-    cfg = composer.compose(grammar.rewrite(typed_in, multirun=False)).cfg
+    cfg = Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     stages.run(cfg, run_dir, GROUP)
-    head = read(run_dir / "parameters.json")["head"]
-    sweep = "2026-11-21/11-58-54-2b5250"
-    assert sys.modules["memories_tracker"].told == [
-        ("start", 3, "linear probe", sweep), ("epoch", 1), ("report", head), ("close", False)
-    ]  # fmt: skip
+    epoch, summary, end = (json.loads(line) for line in (run_dir / "lines.jsonl").read_text().splitlines())
+    facts = {"method": "linear probe", "model": "vit_frozen", "adapter": "none", "dataset": "digits", "seed": 42}
+    (row,) = columns(run_dir)[1]
+    assert epoch == facts | {name: float(text) for name, text in row.items()}
+    assert summary == facts | tracking.results(run_dir)
+    assert end == facts | {"failed": False}
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("memory", {}, "logger.options.size: expected an integer, got nothing"),
-        ("empty", {}, "logger.name: the module memories_empty of the tracker empty has no function start"),
-        ("nope", {}, "logger.name: expected one of csv, empty, memory, none, tensorboard, wandb, got 'nope'"),
+        ("lines", {}, "logger.options.file: expected the name of a file, got None"),
+        ("empty", {}, "logger.name: the module my_package.empty of the tracker empty has no function start"),
+        ("nope", {}, "logger.name: expected one of csv, empty, lines, none, tensorboard, wandb, got 'nope'"),
         *((name, {"size": 3}, f"logger.options.size: expected no options, as logger={name} has none; leave it out")
           for name in ("csv", "tensorboard", "wandb")),
     ],
