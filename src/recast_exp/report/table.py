@@ -241,9 +241,9 @@ def _gain(
     """
     if not runs or any(map(is_probe, runs)):
         return None, ""
-    beside = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
+    of_sweep = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
     own = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
-    pairs = max(beside, own, key=len)
+    pairs = max(of_sweep, own, key=len)
     if not pairs:
         return None, ""
     by_dataset: dict[str, list[float]] = {}

@@ -32,6 +32,7 @@ from recast_exp.errors import RecastError, UserError
 from recast_exp.files import replacing, usable_cores
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
+from recast_exp.runs import layout
 from recast_exp.training.history import History
 from recast_exp.training.module import TaskModule
 
@@ -116,7 +117,7 @@ def fit(
     def measured() -> dict[str, float]:
         return adapted.coefficient_changes() | adapters.measure(cfg.adapter, adapted.network)
 
-    history = History(run_dir / "metrics.csv" if run_dir else None, measured)
+    history = History(run_dir / layout.HISTORY if run_dir else None, measured)
     callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
     if cfg.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
