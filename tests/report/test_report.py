@@ -28,6 +28,7 @@ from recast_exp.report.comparing import EXACT, compare, compare_with_reference, 
 from recast_exp.report.reading import read_jobs
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import read_searches
+from recast_exp.runs.state import State
 from support.fake_sweep import DATASETS, METHODS, SEEDS, merged, write_job, write_plan, write_sweep
 from support.helpers import assert_one_line
 
@@ -37,7 +38,7 @@ def results_of(folder: Path) -> Results:
 
 
 def row_of(results: Results, method: str) -> dict[str, str]:
-    head, *body = exports.table(results)
+    head, *body = [[str(cell) for cell in row] for row in exports.table(results)]
     return dict(zip(head, next(row for row in body if row[0] == method), strict=True))
 
 
@@ -68,7 +69,7 @@ def test_the_table_against_the_files(partial: Path) -> None:
     means = [statistics.fmean(values) for values in by_seed.values()]
     assert row.average.mean == pytest.approx(statistics.fmean(means))
     assert row.average.std == pytest.approx(statistics.stdev(means))
-    assert (row.numbers, row.size, row.head) == ((48, 48), (192, 192), (3850, 77000))
+    assert (row.parameters, row.size, row.head) == ((48, 48), (192, 192), (3850, 77000))
     assert row_of(results, "RECAST-Att + Piggyback")["bytes"] == f"{-(-(32 * 48 + 21_233_664) // 8):,}"
 
 
@@ -98,7 +99,7 @@ def test_a_report_of_a_partial_sweep(partial: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
     assert names == {"report.html", "report.md", "results.csv", "results.parquet", "comparisons.csv", "table.tex"}
     summary = (page.parent / "report.md").read_text()
-    assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 not started · 1 running · 3 left out" in summary
+    assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 waiting · 1 running · 3 left out" in summary
     assert "**Partial" in summary
     assert "failed, epoch 2 of 5: RuntimeError: \\[enforce fail\\] out of memory" in summary
     assert "python -m recast_exp -m experiment=paper" in summary
@@ -194,6 +195,27 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     html = (tmp_path / "report" / "report.html").read_text()
     assert "0: metrics.csv cannot be read" in html
     assert "0: task.safetensors cannot be read" in html
+
+
+def test_states_in_the_words_of_earlier_versions(tmp_path: Path) -> None:
+    told = "pruned after epoch 2 of 5 at 40.0 % validation accuracy"
+    write_job(tmp_path / "0", seed=0)
+    write_job(tmp_path / "1", seed=1, state="skipped", reason=told)
+    write_job(tmp_path / "2", seed=2, state="not begun")
+    write_job(tmp_path / "3", seed=3, state="lost")
+    write_job(tmp_path / "4", "MeLo", seed=0, state="pruned", reason=told)
+    results = results_of(tmp_path)
+    states = {job.folder: (job.state, job.reason) for _, job in results.unfinished}
+    assert states == {
+        "1": (State.PRUNED, told),
+        "2": (State.WAITING, None),
+        "3": (State.DAMAGED, "job.json has the state 'lost', which this version does not know"),
+        "4": (State.PRUNED, told),
+    }
+    assert (results.expected, len(results.counted)) == (3, 1)  # a pruned trial is not meant to have a result
+    assert row_of(results, "MeLo")["cub"] == "– (pruned)"
+    summary = write_report(tmp_path).with_suffix(".md").read_text()
+    assert "1 of 3 runs finished · 2 pruned · 1 waiting · 1 damaged" in summary
 
 
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
@@ -355,6 +377,14 @@ def test_the_table_in_latex(tmp_path: Path) -> None:
     assert r"\begin{tabular}{lrrrr}" in source
 
 
+def test_brackets_in_a_name_make_no_table_partial(tmp_path: Path) -> None:
+    for at, (label, seed) in enumerate([("a (b)", 1), ("a (b)", 2), ("c", 1)]):
+        write_job(tmp_path / str(at), label, seed=seed)
+    assert "PARTIAL" in exports.latex(results_of(tmp_path))  # c misses a seed
+    write_job(tmp_path / "3", "c", seed=2)
+    assert "PARTIAL" not in exports.latex(results_of(tmp_path))
+
+
 def test_markdown_takes_any_name() -> None:
     assert exports.markdown([["a", "b"], ["x|y", "*z*\n<b>"]]).splitlines()[2] == r"| x\|y | \*z\* \<b\> |"
 
@@ -376,13 +406,13 @@ def test_every_chart_is_one_that_plotly_takes(partial: Path) -> None:
     curves, unread = charts.curve_figures(results, styles)
     coefficients, damaged = charts.coefficient_figures(results)
     assert not unread + damaged
-    assert set(accuracy) == {f"{name}|{unit}" for name in ("average", *DATASETS) for unit in ("numbers", "bytes")}
+    assert set(accuracy) == {f"{name}|{unit}" for name in ("average", *DATASETS) for unit in ("parameters", "bytes")}
     assert len(curves) == 3 * len(DATASETS)
     assert len(coefficients) == 2 * 6  # RECAST's methods, each with its values and what tells the datasets apart
     for figure in (*accuracy.values(), *curves.values(), *coefficients.values()):
         go.Figure(figure)  # refuses what plotly does not know
         json.dumps(figure, allow_nan=False)
-    shown = {trace["meta"]: trace for trace in accuracy["average|numbers"]["data"]}
+    shown = {trace["meta"]: trace for trace in accuracy["average|parameters"]["data"]}
     assert shown["RECAST-Att"]["x"] == [48]
     assert shown["RECAST-Att"]["y"][0] == pytest.approx(100 * results.rows[1].average.mean)
     assert shown["MeLo"]["marker"]["symbol"].endswith("-open")  # partial

@@ -6,9 +6,13 @@ import csv
 import json
 import logging
 import math
+import re
 import struct
+import subprocess
+import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,23 +21,32 @@ from typing import Any
 
 import pytest
 import wandb
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from recast_exp import stages
+from recast_exp import plugins, stages
+from recast_exp.config import grammar
+from recast_exp.config.compose import Composer
+from recast_exp.config.keys import leaves
+from recast_exp.config.schema import Config, typed
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import cache_folder
+from recast_exp.files import cache_folder, json_hash
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
-from recast_exp.tracking import dashboard, wandb_run
+from recast_exp.tracking import _wandb_run as wandb_run
+from recast_exp.tracking import dashboard
 from recast_exp.tracking import start as tracking
 from recast_exp.tracking.wandb_sync import how_to_sync
+from recast_exp.training.history import as_csv
 from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
 
 Compose = Callable[..., DictConfig]
+Settings = Callable[..., Config]
+REGRESSION = Path(__file__).parents[1] / "regression" / "files"
+EARLIER_WITHOUT_EFFECT = {"resume", "skip_unfit", "label", "model.label", "search.storage"}
 GROUP = "somewhere/multirun/2026-11-21/11-58-54-2b5250"
 KEY = 40 * "a"
 
@@ -52,6 +65,12 @@ def own_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Monke
         wandb.teardown()
         yield patch
         wandb.teardown()
+
+
+@pytest.fixture(scope="session")
+def settings(tiny: Compose) -> Settings:
+    """As `tiny`, typed."""
+    return lambda *options: typed(tiny(*options))
 
 
 def read(path: Path) -> Any:
@@ -256,7 +275,7 @@ def test_a_failed_job_is_failed_and_goes_on_as_the_same_run(
     original = TaskModule.training_step
 
     def train() -> None:
-        with tracking.tracked(run.cfg, tmp_path, None) as trackers:
+        with tracking.tracked(typed(run.cfg), tmp_path, None) as trackers:
             fit(run.cfg, run.adapted, run.data, run_dir=tmp_path, loggers=trackers)
 
     def interrupted(self: TaskModule, batch: Any, batch_idx: int) -> Any:
@@ -322,10 +341,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     return started
 
 
-def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], tiny: Compose, tmp_path: Path) -> None:
+def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], settings: Settings, tmp_path: Path) -> None:
     for number in ("0", "1", "0"):
         (tmp_path / number).mkdir(exist_ok=True)
-        with tracking.tracked(tiny("logger=wandb", "logger.mode=offline", f"seed={number}"), tmp_path / number, GROUP):
+        with tracking.tracked(
+            settings("logger=wandb", "logger.mode=offline", f"seed={number}"), tmp_path / number, GROUP
+        ):
             pass
     first, second, again = (run.options for run in runs)
     assert [run.finished for run in runs] == [[0], [0], [0]]
@@ -338,10 +359,10 @@ def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], tiny: Compose,
 
 
 def test_another_configuration_in_the_same_folder_is_another_run(
-    runs: list[FakeRun], tiny: Compose, tmp_path: Path
+    runs: list[FakeRun], settings: Settings, tmp_path: Path
 ) -> None:
     for options in ((), ("optimizer.lr=0.5",), (f"resume={tmp_path}", "optimizer.lr=0.5")):
-        with tracking.tracked(tiny("logger=wandb", "logger.mode=offline", *options), tmp_path, None):
+        with tracking.tracked(settings("logger=wandb", "logger.mode=offline", *options), tmp_path, None):
             pass
     first, other, resumed = (run.options["id"] for run in runs)
     assert first != other == resumed
@@ -362,9 +383,13 @@ def test_a_job_that_fails_before_it_trains_is_a_failed_run(
 
 
 def test_results_that_cannot_be_sent_cost_a_warning(
-    runs: list[FakeRun], job: tuple[Path, list[str]], tiny: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runs: list[FakeRun],
+    job: tuple[Path, list[str]],
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with tracking.tracked(tiny("logger=wandb", "logger.mode=offline"), tmp_path, None) as trackers:
+    with tracking.tracked(settings("logger=wandb", "logger.mode=offline"), tmp_path, None) as trackers:
         runs[0].broken = True
         tracking.report_results(trackers, job[0])
     assert "the line is dead" in caplog.text
@@ -376,6 +401,22 @@ def test_many_classes_have_a_picture_and_no_chart(tmp_path: Path) -> None:
     for number, names in ((100, {"confusion_matrix"}), (101, set())):
         (tmp_path / "dataset.json").write_text(json.dumps({"classes": [f"c{i}" for i in range(number)]}))
         assert set(wandb_run.confusion_matrix(tmp_path)) == names
+
+
+# The run that a job goes on with
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_a_later_key_begins_no_other(tmp_path: Path) -> None:
+    recorded = read(REGRESSION / "vit_att" / "job.json")["config"]
+    hashed = {name: value for name, value in leaves(recorded) if name not in EARLIER_WITHOUT_EFFECT}
+    (tmp_path / "wandb.json").write_text(json.dumps({"id": "earlier", "configuration": json_hash(hashed)}))
+    today = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), recorded))
+    assert isinstance(today, dict)
+    assert wandb_run.run_id(today, tmp_path) == "earlier"
+    other = wandb_run.run_id({**today, "seed": 43}, tmp_path)
+    assert other != "earlier"
+    assert wandb_run.run_id({**today, "seed": 43, "later": 1, "label": "another"}, tmp_path) == other
+    assert wandb_run.run_id(today, tmp_path) != other
 
 
 # Online or offline
@@ -464,7 +505,7 @@ def test_online_without_a_key_is_refused(environment: Callable[..., None]) -> No
 
 @pytest.mark.parametrize("asked", ["auto", "online"])
 def test_a_run_that_the_server_refuses(
-    asked: str, server: str, environment: Callable[..., None], tiny: Compose, tmp_path: Path,
+    asked: str, server: str, environment: Callable[..., None], settings: Settings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, runs: list[FakeRun], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     accepting = wandb.init
@@ -477,12 +518,12 @@ def test_a_run_that_the_server_refuses(
     monkeypatch.setattr(wandb, "init", init)
     environment(BASE_URL=server, API_KEY=KEY)
     caplog.set_level(logging.INFO, "recast_exp")
-    cfg = tiny("logger=wandb", f"logger.mode={asked}")
+    asking = settings("logger=wandb", f"logger.mode={asked}")
     if asked == "online":
         with pytest.raises(UserError, match=r"^logger\.mode: .*permission denied"):
-            wandb_run.start(cfg, tmp_path, tracking.facts(cfg), None)
+            wandb_run.start(asking.logger, tracking.facts(asking), tmp_path)
     else:
-        wandb_run.start(cfg, tmp_path, tracking.facts(cfg), None)
+        wandb_run.start(asking.logger, tracking.facts(asking), tmp_path)
         assert "permission denied" in caplog.text
         assert [run.options["mode"] for run in runs] == ["offline"]
 
@@ -500,7 +541,86 @@ def test_how_to_sync(tmp_path: Path) -> None:
     assert how_to_sync(tmp_path) == " ".join(["wandb sync", *waiting])
 
 
-# The other trackers
+# Trackers by their names
+
+PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+MODULE, OPTION, POINTS = (
+    re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+    for language in ("python", "yaml", "toml")
+)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The documented example as another distribution that is installed; its folder of options."""
+    package, info = tmp_path / "site" / "my_package", tmp_path / "site" / "my_package-1.0.dist-info"
+    for folder in (package, info, tmp_path / "conf" / "logger"):
+        folder.mkdir(parents=True)
+    (package / "lines.py").write_text(MODULE)
+    (package / "empty.py").write_text("")
+    (tmp_path / "conf" / "logger" / "lines.yaml").write_text(OPTION)
+    points = tomllib.loads(POINTS)["project"]["entry-points"]["recast_exp.trackers"] | {"empty": "my_package.empty"}
+    lines = (f"{name} = {module}" for name, module in points.items())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[recast_exp.trackers]", *lines]))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    plugins._entry_points.cache_clear()
+    yield tmp_path / "conf"
+    plugins._entry_points.cache_clear()
+    for name in ("my_package", "my_package.lines", "my_package.empty"):
+        sys.modules.pop(name, None)
+
+
+def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+    typed_in = ("logger=lines", "model=vit_frozen", "dataset.batch_size=8", "trainer.accelerator=cpu",
+                "trainer.max_epochs=1", "trainer.limit_batches=2", "probe=false",
+                f"model.weights={weights['digits_vit']}")  # fmt: skip
+    cfg = Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    stages.run(cfg, run_dir, GROUP)
+    epoch, summary, end = (json.loads(line) for line in (run_dir / "lines.jsonl").read_text().splitlines())
+    facts = {"method": "linear probe", "model": "vit_frozen", "adapter": "none", "dataset": "digits", "seed": 42}
+    (row,) = columns(run_dir)[1]
+    assert epoch == facts | {name: float(text) for name, text in row.items()}
+    assert summary == facts | tracking.results(run_dir)
+    assert end == facts | {"failed": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lines", {}, "logger.options.file: expected the name of a file, got None"),
+        ("empty", {}, "logger.name: the module my_package.empty of the tracker empty has no function start"),
+        ("nope", {}, "logger.name: expected one of csv, empty, lines, none, tensorboard, wandb, got 'nope'"),
+        *((name, {"size": 3}, f"logger.options.size: expected no options, as logger={name} has none; leave it out")
+          for name in ("csv", "tensorboard", "wandb")),
+    ],
+)  # fmt: skip
+def test_what_no_tracker_takes(
+    name: str, options: dict[str, Any], message: str, outside: Path, settings: Settings, tmp_path: Path
+) -> None:
+    asked = settings()
+    asked.logger.name, asked.logger.options = name, options
+    with pytest.raises(UserError) as error, tracking.tracked(asked, tmp_path, None):
+        pass
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["csv", "none"])
+def test_none_is_another_name_for_csv(name: str, settings: Settings, tmp_path: Path) -> None:
+    with tracking.tracked(settings(f"logger={name}"), tmp_path, None) as trackers:
+        assert trackers == []
+
+
+def test_the_modules_of_trackers_are_light() -> None:
+    code = (
+        "import sys\nfrom recast_exp.plugins import TRACKERS\n"
+        "loaded = [TRACKERS.load(name) for name in TRACKERS.names()]\n"
+        "print(len(loaded), [name for name in ('torch', 'lightning', 'wandb', 'tensorboard') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split(" ", 1)[1] == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -513,13 +633,13 @@ def test_how_to_sync(tmp_path: Path) -> None:
     ],
 )
 def test_the_method_is_called_as_in_tables(options: tuple[str, ...], method: str, compose: Compose) -> None:
-    assert tracking.facts(compose(*options))["method"] == method
+    assert tracking.facts(typed(compose(*options))).method == method
 
 
-def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], tiny: Compose, tmp_path: Path) -> None:
+def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], settings: Settings, tmp_path: Path) -> None:
     folder = job[0]
     names, rows = columns(folder)
-    with tracking.tracked(tiny("logger=tensorboard"), tmp_path, None) as trackers:
+    with tracking.tracked(settings("logger=tensorboard"), tmp_path, None) as trackers:
         for step, row in enumerate(rows):
             trackers[0].log_metrics({name: float(text) for name, text in row.items()}, step)
         tracking.report_results(trackers, folder)
@@ -535,7 +655,7 @@ def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], tiny: Compo
 
 
 def test_rows_that_an_older_version_has_begun_are_kept() -> None:
-    assert tracking.as_csv([{"epoch": 1}, {"epoch": 2, "new": 0.5}]) == "epoch,new\n1,\n2,0.5\n"
+    assert as_csv([{"epoch": 1}, {"epoch": 2, "new": 0.5}]) == "epoch,new\n1,\n2,0.5\n"
 
 
 # The dashboard

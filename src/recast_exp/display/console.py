@@ -1,4 +1,4 @@
-"""What a stage says at its end, as tables in the terminal."""
+"""The tables in the terminal with which stages, sweeps and searches end."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from recast_exp.config.grammar import short
-from recast_exp.runs.sweep import mean_and_spread
+from recast_exp.config.schema import Config
+from recast_exp.display.numbers import mean_and_spread
+from recast_exp.runs import layout
+from recast_exp.runs.state import State
 
 SHOWN = 10  # rows of a table that may be of any length
 BEST = 5  # trials of a search
 
 
-def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """What was trained, how many numbers it took, and the accuracy next to the linear probe's."""
+def show_adaptation(settings: Config, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Show what was trained, how many parameters it took, and its accuracy next to the linear probe's."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column, justify in (
-        ("", "left"),
-        ("task numbers", "right"),
-        ("head", "right"),
-        ("val", "right"),
-        ("test", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    for column in ("parameters", "head", "val", "test"):
+        table.add_column(column, justify="right")
     if "probe/test/accuracy" in metrics:
         table.add_row(
             "linear probe",
@@ -39,32 +36,32 @@ def show_adaptation(cfg: DictConfig, metrics: dict[str, Any], parameters: dict[s
             _percent(metrics["probe/test/accuracy"]),
         )
     table.add_row(
-        f"[bold]{method_name(cfg)}[/bold]",
+        f"[bold]{_method(settings)}[/bold]",
         f"[bold]{parameters['task_specific']:,}[/bold]",
         f"{parameters['head']:,}",
         _percent(metrics["val/accuracy"]),
         f"[bold]{_percent(metrics['test/accuracy'])}[/bold]",
     )
     epochs = (
-        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({cfg.select}); "
+        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({settings.select}); "
         f"{metrics['seconds']:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
-    _print(_title(cfg), table, _numbers(parameters), epochs)
+    _print(_title(settings), table, _counts(parameters), epochs)
 
 
-def show_evaluation(cfg: DictConfig, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """The test metrics of a task file."""
+def show_evaluation(settings: Config, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Show the test metrics of a task file."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
         if name in metrics:
             table.add_column(name, justify="right")
     shown = [metrics["test/accuracy"], *([metrics["test/accuracy_top5"]] if "test/accuracy_top5" in metrics else [])]
     table.add_row(*[_percent(value) for value in shown], f"{metrics['test/loss']:.4f}")
-    _print(f"{_title(cfg)}, from {path}", table, _numbers(parameters))
+    _print(f"{_title(settings)}, from {path}", table, _counts(parameters))
 
 
-def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Errors and similarities of every layer."""
+def show_reconstruction(settings: Config, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Show the errors and similarities of every layer."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "relative error", "max error", "cosine", "feature cosine"):
         table.add_column(column, justify="left" if column == "layer" else "right")
@@ -76,14 +73,15 @@ def show_reconstruction(cfg: DictConfig, summary: dict[str, Any], parameters: di
             f"{row['cosine_similarity']:.6f}",
             f"{row['feature_similarity']:.6f}",
         )
-    _print(f"Neural Mimicry ({cfg.mimicry.name}) of {cfg.model.backbone}", table, _numbers(parameters))
+    title = f"Neural Mimicry ({settings.mimicry.name}) of {settings.model.backbone}"
+    _print(title, table, _counts(parameters))
 
 
-def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
-    """One row for each method: what a task takes, and accuracy as mean ± standard deviation over the seeds."""
+def show_comparison(settings: Config, rows: dict[str, dict[str, Any]]) -> None:
+    """Show a row for each method: the size of a task, and accuracy as mean ± standard deviation over the seeds."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
-    for column in ("numbers", "bytes", "val", "test", "time"):
+    for column in ("params", "bytes", "val", "test", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = [f"{100 * row[metric]:.1f}" for metric in ("val/accuracy", "test/accuracy")]
@@ -93,19 +91,21 @@ def show_comparison(cfg: DictConfig, rows: dict[str, dict[str, Any]]) -> None:
         size = f"{-(-row['task_bits'] // 8):,}"
         table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
     seeds = sorted({row["seeds"] for row in rows.values()})
-    what = f"Numbers and bytes of a task without its head; accuracy in percent, {' or '.join(map(str, seeds))} seed(s)."
-    _print(_title(cfg).rpartition(" · ")[0], table, what)
+    counted = " or ".join(map(str, seeds))
+    what = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} seed(s)."
+    _print(_title(settings, with_seed=False), table, what)
 
 
-def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) -> None:
-    """What is in a dataset: images per split and class, sizes, and what was left out."""
+def show_check(settings: Config, report: dict[str, Any], card: dict[str, Any]) -> None:
+    """Show what is in a dataset: images per split and class, sizes, and what was left out."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("split", "images", "classes", "images per class"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, counts in card["images_per_class"].items():
-        there = [count for count in counts if count]
-        each = f"{min(there):,}" if min(there) == max(there) else f"{min(there):,} to {max(there):,}"
-        table.add_row(split, f"{card['images'][split]:,}", f"{len(there):,}", each)
+        present = [count for count in counts if count]
+        low, high = min(present), max(present)
+        per_class = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        table.add_row(split, f"{card['images'][split]:,}", f"{len(present):,}", per_class)
     height, width = report["height"], report["width"]
     size = (
         f"{width['min']} × {height['min']} pixels"
@@ -115,16 +115,16 @@ def show_check(cfg: DictConfig, report: dict[str, Any], card: dict[str, Any]) ->
     )
     official = ", ".join(f"{count:,} {split}" for split, count in report["official_images"].items())
     whole = "the official set, verified" if report["verified"] else "not compared with an official set"
-    there, known = report["classes"], report["official_classes"]
-    classes = f"{known:,} classes" if there == known else f"{there:,} of {known:,} classes"
+    found, known = report["classes"], report["official_classes"]
+    classes = f"{known:,} classes" if found == known else f"{found:,} of {known:,} classes"
     lines = [f"Found: {classes}, {official} images; {whole}.", f"Images: {size}."]
     if report["bad"]:
-        lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in check.json.")
-    _print(f"dataset {cfg.dataset.name} in {cfg.dataset.path or cfg.data_dir}", table, *lines)
+        lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in {layout.CHECK}.")
+    _print(f"dataset {settings.dataset.name} in {settings.dataset.path or settings.data_dir}", table, *lines)
 
 
 def show_bad(bad: dict[str, str]) -> None:
-    """The first missing or damaged images."""
+    """Show the first missing or damaged images."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("image", overflow="fold")
     table.add_column("problem", overflow="fold")
@@ -134,10 +134,10 @@ def show_bad(bad: dict[str, str]) -> None:
 
 
 def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
-    """One row for each setting of a sweep: numbers trained, accuracy as mean ± standard deviation over its jobs."""
+    """Show a row for each setting of a sweep: trained parameters, mean accuracy ± standard deviation over its jobs."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting", overflow="fold", min_width=17)
-    for column in ("jobs", "task numbers", "val", "test", "probe"):
+    for column in ("jobs", "parameters", "val", "test", "probe"):
         table.add_column(column, justify="right")
     for setting, jobs in settings.items():
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
@@ -146,20 +146,20 @@ def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def show_skipped(skipped: list[dict[str, Any]]) -> None:
-    """The jobs of a sweep that were left out, by the reason."""
+    """Show the jobs of a sweep that were left out, by reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("jobs", overflow="fold")
     table.add_column("reason", overflow="fold")
-    reasons: dict[str, list[str]] = {}
+    jobs_by_reason: dict[str, list[str]] = {}
     for record in skipped:
-        reasons.setdefault(record["reason"] or record["skipped"], []).append(str(record["number"]))
-    for reason, numbers in reasons.items():
-        table.add_row(", ".join(numbers), escape(reason))
+        jobs_by_reason.setdefault(record["reason"] or record["skipped"], []).append(str(record["number"]))
+    for reason, jobs in jobs_by_reason.items():
+        table.add_row(", ".join(jobs), escape(reason))
     _print(f"{len(skipped)} job(s) do not fit and were left out", table)
 
 
 def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
-    """The jobs of a sweep that did not finish, why, and the command that runs them again."""
+    """Show the jobs of a sweep that did not finish, why, and the command that runs them again."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("job", justify="right")
     for column in ("method", "dataset", "seed", "state", "reason"):
@@ -172,33 +172,33 @@ def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
     _print(
         f"{len(left)}{whole} job(s) did not finish{more}",
         table,
-        "The same command in the same folder runs them again, and only them:",
+        "The same command in the same folder runs these jobs again, and no others:",
         f"  {escape(command)}",
     )
 
 
 def show_search(folder: Path, search: dict[str, Any]) -> None:
-    """The best trials of a search, what became of the others, and the command that runs the best setting."""
+    """Show the best trials of a search, the outcomes of the others, and the command that runs the best setting."""
     trials = search["trials"]
-    finished = sorted((each for each in trials if each["state"] == "finished"), key=lambda each: -each["value"])
+    finished = [trial for trial in trials if trial["state"] == State.FINISHED]
+    finished.sort(key=lambda trial: -trial["value"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("trial", justify="right")
     table.add_column("val", justify="right")
     for key in search["space"]:
         table.add_column(escape(key), overflow="fold")
     for trial in finished[:BEST]:
-        drawn = [escape(short(trial["parameters"][key])) for key in search["space"]]
-        table.add_row(str(trial["number"]), _percent(trial["value"]), *drawn)
-    counts = Counter(each["state"] for each in trials)
-    told = ", ".join(
-        f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running") if counts[state]
-    )
-    failed = [each for each in trials if each["state"] == "failed"]
-    lines = [f"Trial {each['number']} failed: {escape(each['reason'] or '')}" for each in failed[:SHOWN]]
+        sampled = [escape(short(trial["parameters"][key])) for key in search["space"]]
+        table.add_row(str(trial["number"]), _percent(trial["value"]), *sampled)
+    counts = Counter(trial["state"] for trial in trials)
+    order = (State.FINISHED, State.PRUNED, State.FAILED, State.RUNNING)
+    states = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
+    failed = [trial for trial in trials if trial["state"] == State.FAILED]
+    lines = [f"Trial {trial['number']} failed: {escape(trial['reason'] or '')}" for trial in failed[:SHOWN]]
     lines += ["…"] if len(failed) > SHOWN else []
     if finished:
         lines.append(f"Run the best setting: {escape(search['best']['command'])}")
-    _print(f"Search {folder}: {len(trials)} trials, {told}", *([table] if finished else []), *lines)
+    _print(f"Search {folder}: {len(trials)} trials, {states}", *([table] if finished else []), *lines)
 
 
 def _spread(jobs: list[dict[str, Any]], name: str) -> str:
@@ -210,25 +210,28 @@ def _spread(jobs: list[dict[str, Any]], name: str) -> str:
 
 
 def _print(title: str, *parts: Table | str) -> None:
-    """A title, tables, and lines that only the terminal wraps."""
+    """Print a title, tables, and lines that only the terminal wraps."""
     console = Console()
     for line in (title, *parts):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
-def _title(cfg: DictConfig) -> str:
-    backbone = cfg.model.backbone
-    if cfg.model.weights:
-        backbone = f"{backbone.partition('.')[0]} with {Path(cfg.model.weights).name}"
-    return f"{method_name(cfg)} on {cfg.dataset.name} · {backbone} · seed {cfg.seed}"
+def _title(settings: Config, *, with_seed: bool = True) -> str:
+    model = settings.model
+    backbone = str(model.backbone)
+    if model.weights:
+        backbone = f"{backbone.partition('.')[0]} with {Path(model.weights).name}"
+    seed = [f"seed {settings.seed}"] if with_seed else []
+    return " · ".join([f"{_method(settings)} on {settings.dataset.name}", backbone, *seed])
 
 
-def method_name(cfg: DictConfig) -> str:
+def _method(settings: Config) -> str:
     """The model, and the adapter on it where there is one."""
-    return str(cfg.model.name) if cfg.adapter.name == "none" else f"{cfg.model.name} + {cfg.adapter.name}"
+    adapter = settings.adapter["name"]
+    return settings.model.name if adapter == "none" else f"{settings.model.name} + {adapter}"
 
 
-def _numbers(parameters: dict[str, Any]) -> str:
+def _counts(parameters: dict[str, Any]) -> str:
     parts = [
         f"{parameters[name]:,} {label}"
         for name, label in (
@@ -242,7 +245,7 @@ def _numbers(parameters: dict[str, Any]) -> str:
     ]
     size = f", {parameters['task_file_bytes'] / 1000:,.1f} kB task file" if parameters["task_file_bytes"] else ""
     return (
-        f"Task: {' + '.join(parts)}{size}. Shared: {parameters['templates']:,} template numbers, "
+        f"Task: {' + '.join(parts)}{size}. Shared: {parameters['templates']:,} template parameters, "
         f"{parameters['frozen']:,} frozen."
     )
 

@@ -1,4 +1,4 @@
-"""The pictures of a task: its images as the model sees them, and what it takes for what, as PNG."""
+"""The pictures of a task: its images as the model sees them, and the confusions of its classes, as PNG."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     pairs = [] if named else _confused(table, classes, 230, 7)
 
     left, bottom = 0.45 + widest / 72, 0.45 + (widest if upright else size * LINE) / 72
-    beside = left + side + 1.1
-    width = max([beside, *(beside + MARGIN + _width(line, 7) / 72 for line in pairs)])
+    list_left = left + side + 1.1
+    width = max([list_left, *(list_left + MARGIN + _width(line, 7) / 72 for line in pairs)])
     width = max(width, 2 * MARGIN + _width(heading, 9) / 72)
     height = bottom + side + 0.4
     figure = Figure(figsize=(width, height))
@@ -160,7 +160,7 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     canvas = _canvas(figure)
     canvas.text(MARGIN, MARGIN, heading, va="top")
     for index, line in enumerate(pairs):  # one by one, as the lines of a text are unevenly apart
-        canvas.text(beside, 0.4 + index * 7 * 1.6 / 72, line, va="top", fontsize=7)
+        canvas.text(list_left, 0.4 + index * 7 * 1.6 / 72, line, va="top", fontsize=7)
     dark = norm(shares) > 0.7
     for row, column in np.argwhere(table) if named else ():
         text = str(table[row, column])

@@ -1,7 +1,7 @@
-"""How a sweep gets on: one live table in a terminal, a line for each job that ends elsewhere.
+"""The progress of a sweep: one live table in a terminal, elsewhere a line for each job that ends.
 
-It reads the `job.json` of the jobs, and so does not mind in which process or on which machine they run. Of a search, it
-reads `search.json` too, as its jobs are not known before.
+It is read from the `job.json` of the jobs, so they may run in any process and on any machine. Of a search,
+`search.json` is read too, as its jobs are not known beforehand.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from rich.table import Table
 from rich.text import Text
 
 from recast_exp.config.grammar import short
+from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
+from recast_exp.runs.state import State
 
 INTERVAL = 0.5  # seconds between two looks at the files
-ROWS = 12  # of the live table, beside the jobs that run
-ENDED = (job_record.FINISHED, job_record.FAILED, job_record.SKIPPED, "pruned")
+ROWS = 12  # of the live table, in addition to the jobs that run
+ENDED = frozenset({State.FINISHED, State.FAILED, State.SKIPPED, State.PRUNED})
 
 Record = dict[str, Any]
 
 
 @contextlib.contextmanager
 def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
-    """Show how the jobs of a sweep get on while the block runs.
+    """Show the progress of the jobs of a sweep while the block runs.
 
     Args:
         folder: Folder of the sweep.
-        jobs: Its jobs as in `sweep.json`; none where a search decides as it goes, which says its own lines.
+        jobs: Its jobs as in `sweep.json`; none for a search, which decides as it goes and prints its own lines.
     """
     console = Console(stderr=True)
     started = time.time()
@@ -60,7 +62,11 @@ def _show(console: Console, what: Callable[[], Group]) -> Live:
 
 
 class _Watcher:
-    """Reads the jobs' files, those of ended jobs once."""
+    """Reads the jobs' files, those of ended jobs once.
+
+    Attributes:
+        said: Numbers of the jobs whose end needs no line any more.
+    """
 
     def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
         self.said: set[int] = set()
@@ -69,14 +75,14 @@ class _Watcher:
         self._before: dict[int, str] = {}
         # What had ended before is not news; what had failed before waits to be tried again
         for number, record in enumerate(self.look()):
-            if record["state"] in (job_record.FINISHED, job_record.SKIPPED):
+            if record["state"] in (State.FINISHED, State.SKIPPED, State.PRUNED):
                 self.said.add(number)
-            elif record["state"] != "waiting":
+            elif record["state"] != State.WAITING:
                 self._before[number] = record["updated"]
                 self._ended.pop(number, None)
 
     def look(self) -> list[Record]:
-        """One record for each job; "waiting" for one that has not begun."""
+        """One record for each job, also for one that is waiting; `state` is a `State`."""
         return [self._one(number, job) for number, job in enumerate(self._jobs)]
 
     def _one(self, number: int, job: Record) -> Record:
@@ -84,12 +90,12 @@ class _Watcher:
             return self._ended[number]
         record = job_record.read(self._folder / job["folder"])
         if record and record["updated"] != self._before.get(number):
-            found = {**job, **record}
+            current = {**job, **record, "state": State.of(record["state"], record["reason"])}
         else:
-            found = {**job, "state": job_record.SKIPPED if job["skipped"] else "waiting"}
-        if found["state"] in ENDED and found.get("updated"):
-            self._ended[number] = found
-        return found
+            current = {**job, "state": State.SKIPPED if job["skipped"] else State.WAITING}
+        if current["state"] in ENDED and current.get("updated"):
+            self._ended[number] = current
+        return current
 
 
 def _say(watcher: _Watcher) -> None:
@@ -103,7 +109,7 @@ def _say(watcher: _Watcher) -> None:
 def describe(record: Record) -> str:
     """An ended job in one line."""
     what = f"{record['label']} on {record['dataset']}, seed {record['seed']}"
-    if record["state"] == job_record.FINISHED:
+    if record["state"] == State.FINISHED:
         accuracy = record["val/accuracy"]
         result = f": validation {100 * accuracy:.1f} %" if accuracy is not None else ""
         return f"{what}{result} ({_seconds(record):.0f} s)"
@@ -111,14 +117,14 @@ def describe(record: Record) -> str:
 
 
 def table(records: Sequence[Record], started: float) -> Group:
-    """The jobs that run, the last that ended, those that failed; below, how many there are and when all will end."""
+    """The jobs that failed, the last that ended, those that run; below, how many have ended and the time left."""
     ended = [record for record in records if record["state"] in ENDED]
-    failed = [record for record in ended if record["state"] == job_record.FAILED]
-    going = [record for record in records if record["state"] == job_record.RUNNING]
-    waiting = [record for record in records if record["state"] not in (*ENDED, job_record.RUNNING)]
-    others = [record for record in ended if record["state"] != job_record.FAILED]
+    failed = [record for record in ended if record["state"] == State.FAILED]
+    running = [record for record in records if record["state"] == State.RUNNING]
+    waiting = [record for record in records if record["state"] not in (*ENDED, State.RUNNING)]
+    others = [record for record in ended if record["state"] != State.FAILED]
     others.sort(key=lambda record: _time(record.get("updated")))
-    shown = [*failed[-ROWS:], *others[-max(ROWS - len(failed) - len(going), 1) :], *going, *waiting[:1]]
+    shown = [*failed[-ROWS:], *others[-max(ROWS - len(failed) - len(running), 1) :], *running, *waiting[:1]]
     rows = _table("job", "method", "dataset", "seed")
     for record in shown:
         rows.add_row(
@@ -132,29 +138,29 @@ def table(records: Sequence[Record], started: float) -> Group:
 
 
 def search_table(folder: Path, started: float) -> Group:
-    """The trials of a search that run, the last that ended and the best, with what they have drawn."""
+    """The trials of a search that run, the last that ended and the best, with the values sampled for them."""
     try:
-        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / layout.SEARCH).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the search has not written it yet
         return Group()
     trials = content["trials"]
-    ended = [trial for trial in trials if trial["state"] != job_record.RUNNING]
+    ended = [trial for trial in trials if trial["state"] != State.RUNNING]
     best = content["best"] and content["best"]["number"]
     shown = [trial for trial in ended[:-ROWS] if trial["number"] == best] + ended[-ROWS:]
-    shown += [trial for trial in trials if trial["state"] == job_record.RUNNING]
+    shown += [trial for trial in trials if trial["state"] == State.RUNNING]
     rows = _table("trial", *content["space"])
     records = []
     for trial in trials:
         record = job_record.read(folder / trial["folder"])
         records.append((record or {"epoch": 0, "epochs": 1, "updated": trial["ended"]}) | {"state": trial["state"]})
         if trial in shown:
-            drawn = [short(trial["parameters"].get(key, "")) for key in content["space"]]
+            sampled = [short(trial["parameters"].get(key, "")) for key in content["space"]]
             number = Text(f"{trial['number']}", style="bold" if trial["number"] == best else "")
             status = _status(records[-1]) if record else (trial["state"], "", "", "")
-            rows.add_row(number, *drawn, *status)
+            rows.add_row(number, *sampled, *status)
     counts = [f"{len(ended)} of {content['n_trials']} trials ended"]
     counts += [f"best {100 * content['best']['value']:.1f} % (trial {best})"] if best is not None else []
-    waiting = {"state": "waiting", "updated": None}
+    waiting = {"state": State.WAITING, "updated": None}
     left = remaining([*records, *(waiting for _ in range(content["n_trials"] - len(trials)))], started)
     counts += [f"about {_clock(left)} left"] if left else []
     return Group(rows, Text("  " + ", ".join(counts), style="dim"))
@@ -168,13 +174,13 @@ def _table(*columns: str) -> Table:
     return rows
 
 
-_COLOURS = {job_record.FINISHED: "green", job_record.FAILED: "red", job_record.RUNNING: "bold", "waiting": "dim"}
+_COLOURS = {State.FINISHED: "green", State.FAILED: "red", State.RUNNING: "bold", State.WAITING: "dim"}
 
 
 def _status(record: Record) -> tuple[Text, str, str, str]:
-    """State, epochs, validation accuracy and time of a job, as the tables show them."""
+    """State, epochs, validation accuracy and time of a job, for the tables."""
     accuracy = record.get("val/accuracy")
-    begun = record["state"] in (job_record.RUNNING, job_record.FINISHED)
+    begun = record["state"] in (State.RUNNING, State.FINISHED)
     return (
         Text(record["state"], style=_COLOURS.get(record["state"], "")),
         f"{record['epoch']}/{record['epochs']}" if begun else "",
@@ -184,15 +190,15 @@ def _status(record: Record) -> tuple[Text, str, str, str]:
 
 
 def remaining(records: Sequence[Record], started: float) -> float | None:
-    """Seconds until the last job ends, judged by the speed since the sweep was started; None before anything is known.
+    """Seconds until the last job ends, by the speed since the sweep was started; None before anything is known.
 
-    A job counts by the share of its epochs that is done; those that had ended before do not count.
+    A job counts with the share of its epochs that is done. Jobs that had ended before do not count.
     """
     before = [r for r in records if r["state"] in ENDED and _time(r.get("updated")) < started - 1]
     done = sum(
         1.0 if record["state"] in ENDED else record["epoch"] / record["epochs"]
         for record in records
-        if record not in before and record["state"] in (*ENDED, job_record.RUNNING)
+        if record not in before and record["state"] in (*ENDED, State.RUNNING)
     )
     if not done:
         return None
@@ -201,7 +207,7 @@ def remaining(records: Sequence[Record], started: float) -> float | None:
 
 @contextlib.contextmanager
 def _every(seconds: float, action: Any) -> Iterator[None]:
-    """Do something now and then in a thread, and once more at the end."""
+    """Repeat an action in a thread, and once more at the end."""
     stop = threading.Event()
 
     def loop() -> None:
@@ -223,7 +229,7 @@ def _time(text: str | None) -> float:
 
 
 def _seconds(record: Record) -> float:
-    end = time.time() if record["state"] == job_record.RUNNING else _time(record["updated"])
+    end = time.time() if record["state"] == State.RUNNING else _time(record["updated"])
     return max(end - _time(record["started"]), 0.0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ STYLE: Any = {
     "font.size": 9,
     "figure.constrained_layout.use": True,
 }
-# Matplotlib's own layout draws a figure several times; every run draws the first two figures here, and pays for it
+# Matplotlib's own layout draws a figure several times, and every run draws the first two figures of this module
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
 TRAIN, VAL = "#7a7a7a", "#1f6fb4"
 DISTINCT = [mpl.colormaps[name](i) for name, count in (("tab10", 10), ("Dark2", 7)) for i in range(count) if i != 7]
@@ -49,7 +51,8 @@ def learning_curves(history: list[dict[str, float]], path: Path, *, reported: in
 def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> None:
     """Heat maps of the coefficients, averaged over their sets: mimicked, trained, and the difference.
 
-    A row is a layer, a column a template (times a block, where rows of a weight have coefficients of their own).
+    A row is a layer. A column is a template, or a block and a template where blocks of a weight have coefficients of
+    their own.
     """
     layers = list(before)
     tables = [_table(list(values.values())) for values in (before, {layer: after[layer] for layer in layers})]
@@ -77,42 +80,73 @@ def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path
         save_figure(figure, path)
 
 
-def comparison(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Test accuracy against the numbers, and against the bytes, that a task takes beside its head; on log axes.
+@dataclass(frozen=True)
+class Compared:
+    """A method of a comparison.
 
-    A method with an adapter has the adapter's colour, filled where it stands on RECAST, and there a little to the
-    right, so that the two bars can be told apart. Bars are standard deviations over the seeds. What takes nothing, the
-    linear probe, is a line.
+    Attributes:
+        label: What the legend calls it.
+        model: What trains besides the head: `model.method` of its configuration.
+        adapter: Label of its adapter; empty without one.
+        parameters: Trained parameters of a task, without the head.
+        bits: What they take.
+        accuracy: Mean test accuracy over the seeds, from 0 to 1.
+        spread: Its standard deviation.
     """
-    names = dict.fromkeys(name.rpartition(" + ")[2] for name, row in rows.items() if row["task_specific"])
+
+    label: str
+    model: str
+    adapter: str
+    parameters: int
+    bits: int
+    accuracy: float
+    spread: float
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the adapter is on top of a method that trains by itself."""
+        return bool(self.adapter) and self.model != "frozen"
+
+    @property
+    def colored_as(self) -> str:
+        """What it shares its colour with: an adapter has one, whatever it is put on."""
+        return self.adapter or self.label
+
+
+def comparison(methods: Sequence[Compared], path: Path) -> None:
+    """Test accuracy against the trained parameters of a task, and against their bytes, without the head; on log axes.
+
+    A method with an adapter has the adapter's colour, filled where it is stacked on RECAST, and there a little to the
+    right, so that the two bars can be told apart. Bars are standard deviations over the seeds. A method that trains
+    nothing but a head is a line.
+    """
+    names = dict.fromkeys(method.colored_as for method in methods if method.parameters)
     colors = dict(zip(names, itertools.cycle(DISTINCT), strict=False))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.6))
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, key, unit, what in zip(
-            panels, ("task_specific", "task_bits"), (1, 8), ("numbers", "bytes"), strict=True
-        ):
-            for name, row in rows.items():
-                accuracy, spread = 100 * row["test/accuracy"], 100 * row["test/accuracy/spread"]
-                own = name.rpartition(" + ")[2]
-                alone = name == own and name.startswith("RECAST")
-                place = row[key] / unit * (1.12 if name != own else 1)
-                if not row[key]:
-                    axes.axhline(accuracy, color=TRAIN, linestyle="--", linewidth=1, label=name)
+        for axes, unit in zip(panels, ("parameters", "bytes"), strict=True):
+            for method in methods:
+                accuracy, spread = 100 * method.accuracy, 100 * method.spread
+                size = method.parameters if unit == "parameters" else method.bits / 8
+                if not size:
+                    axes.axhline(accuracy, color=TRAIN, linestyle="--", linewidth=1, label=method.label)
                     axes.axhspan(accuracy - spread, accuracy + spread, color=TRAIN, alpha=0.12, linewidth=0)
                     continue
+                recast = method.model == "recast" and not method.adapter
+                color = colors[method.colored_as]
                 axes.errorbar(
-                    place,
+                    size * (1.12 if method.stacked else 1),
                     accuracy,
                     spread,
-                    fmt="*" if alone else "s" if name.startswith("full") else "o",
-                    color=colors[own],
-                    markerfacecolor=colors[own] if name != own or alone else "white",
-                    markersize=11 if alone else 7,
+                    fmt="*" if recast else "s" if method.model == "full" else "o",
+                    color=color,
+                    markerfacecolor=color if method.stacked or recast else "white",
+                    markersize=11 if recast else 7,
                     capsize=2,
-                    label=name,
+                    label=method.label,
                 )
-            axes.set(xscale="log", xlabel=f"{what} of a task, without the head")
+            axes.set(xscale="log", xlabel=f"{unit} of a task, without the head")
         panels[0].set_ylabel("test accuracy in percent")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
         save_figure(figure, path)

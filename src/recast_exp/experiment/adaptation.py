@@ -16,7 +16,6 @@ import torchvision
 from recast_exp import __version__
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.display import console, plots
-from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.probe import probe
@@ -29,7 +28,8 @@ from recast_exp.recast.bank import weight_report
 from recast_exp.runs.record import read_results
 from recast_exp.search.pruning import Pruning
 from recast_exp.system import is_main_process
-from recast_exp.tracking.start import Tracker, report_results, say_how_to_sync, tracked
+from recast_exp.tracking.base import Tracker
+from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
 from recast_exp.training.loop import FitResult, fit, peak_memory_mb, test
 
@@ -51,7 +51,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
                 log.warning("Interrupted; continue with: python -m recast_exp resume=%s", shlex.quote(str(run_dir)))
             raise
     if is_main_process(settings.trainer.devices) and group is None:  # a sweep has a table of its own
-        console.show_adaptation(untyped(settings), *read_results(run_dir))
+        console.show_adaptation(settings, *read_results(run_dir))
         log.info("Results: %s", run_dir)
         say_how_to_sync(run_dir)
     return metrics
@@ -63,7 +63,7 @@ def adapt(settings: Config, run_dir: Path, group: str | None = None) -> dict[str
     Raises:
         Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
     """
-    with own_rank(settings.trainer.devices), tracked(untyped(settings), run_dir, group) as trackers:
+    with own_rank(settings.trainer.devices), tracked(settings, run_dir, group) as trackers:
         return _adapt(settings, run_dir, trackers)
 
 
@@ -80,7 +80,7 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str
     if is_main:
         write_card(run_dir, data)
     recipe, name = experiment.recipe, settings.model.name
-    pruning = Pruning.of(untyped(settings))
+    pruning = Pruning.of(settings)
     more = [pruning] if pruning else []
     result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
     if pruning:

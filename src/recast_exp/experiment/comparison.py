@@ -27,7 +27,7 @@ from recast_exp.models.create import blueprint
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
-from recast_exp.runs.sweep import mean_and_spread
+from recast_exp.display.numbers import mean_and_spread
 from recast_exp.tracking.start import say_how_to_sync
 
 if TYPE_CHECKING:  # a stage asks for this procedure, which takes what a stage is and has
@@ -68,7 +68,7 @@ def run(stage: Compare, job: Job) -> dict[str, Any]:
         for seed in stage.seeds:
             results[name].append(_run(*_place(method, seed, recipe, folder), name, job.group or str(run_dir)))
             _write(run_dir, results)
-        plots.comparison(summarize(results), layout.plot(run_dir, "comparison"))
+        plots.comparison(_compared(rows, summarize(results)), layout.plot(run_dir, "comparison"))
     summary = summarize(results)
     console.show_comparison(settings, summary)
     log.info("Results: %s", run_dir)
@@ -118,6 +118,22 @@ def summarize(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str
                 row[metric], row[f"{metric}/spread"] = mean_and_spread([each[metric] for each in runs])
             rows[name] = {"seeds": len(runs), **row}
     return rows
+
+
+def _compared(methods: Mapping[str, Config], summary: Mapping[str, dict[str, Any]]) -> list[plots.Compared]:
+    """The methods that have results, for their plot."""
+    return [
+        plots.Compared(
+            label=name,
+            model=methods[name].model.method,
+            adapter=adapters.from_config(methods[name].adapter).label,
+            parameters=row["task_specific"],
+            bits=row["task_bits"],
+            accuracy=row["test/accuracy"],
+            spread=row["test/accuracy/spread"],
+        )
+        for name, row in summary.items()
+    ]
 
 
 def _siblings(base: Config, variants: Variants, common: Mapping[str, Any]) -> Sequence[Config]:

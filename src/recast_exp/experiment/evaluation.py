@@ -10,7 +10,6 @@ from typing import Any
 from recast_exp.config.schema import Config
 from recast_exp.display import console
 from recast_exp.errors import UserError
-from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.adaptation import versions
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
@@ -45,7 +44,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     adapted = experiment.adapt(bank_by_hash(record["bank"], cache, given) if record["bank"] else None)
     apply_task(adapted, tensors)
     trainer, is_main = settings.trainer, is_main_process(settings.trainer.devices)
-    with own_rank(trainer.devices), tracked(untyped(settings), run_dir, group) as trackers:
+    with own_rank(trainer.devices), tracked(settings, run_dir, group) as trackers:
         data = experiment.data()
         tested = test(experiment.recipe, adapted, data, trackers)
         metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(trainer), **versions()}
@@ -57,7 +56,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
             write_json(run_dir / "metrics.json", metrics)
             report_results(trackers, run_dir)
     if is_main:
-        console.show_evaluation(untyped(settings), path, metrics, parameters)
+        console.show_evaluation(settings, path, metrics, parameters)
         say_how_to_sync(run_dir)
     return metrics
 

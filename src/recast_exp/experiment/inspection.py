@@ -16,7 +16,6 @@ from recast_exp.data.protocol import choose, missing_files
 from recast_exp.data.types import Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.card import write_card
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
@@ -66,7 +65,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     )
     if is_main:
         write_card(run_dir, data)
-        console.show_check(untyped(settings), report, images.describe())
+        console.show_check(settings, report, images.describe())
         log.info("Results: %s", run_dir)
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from recast_exp.config.schema import Config
 from recast_exp.display import console, plots
-from recast_exp.experiment._interim import untyped
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.count import count
@@ -55,7 +54,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
         write_json(run_dir / "parameters.json", parameters)
         plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
         write_json(run_dir / "reconstruction.json", summary)
-        console.show_reconstruction(untyped(settings), summary, parameters)
+        console.show_reconstruction(settings, summary, parameters)
         log.info("Bank: %s", path)
         log.info("Results: %s", run_dir)
     return {name: value for name, value in summary.items() if isinstance(value, float)}

@@ -12,19 +12,18 @@ from recast_exp.report.comparing import compare_all
 from recast_exp.report.reading import Found, read_jobs
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import Search, read_searches
-
-FOLDER = "report"
+from recast_exp.runs import layout
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of all jobs below a folder into its folder `report/`; a report that is there is replaced.
+    """Write the report of all jobs below a folder into its folder `report/`; an earlier report is replaced.
 
     Args:
         folder: A sweep's folder, one with several sweeps in it, or a run's.
 
     Returns:
-        The page, report.html. Beside it: report.md, results.csv and results.parquet (a row for each job),
-        comparisons.csv (a row for each two methods) and table.tex.
+        The page, report.html. Next to it are report.md, results.csv and results.parquet (a row for each job),
+        comparisons.csv (a row for each pair of methods) and table.tex.
 
     Raises:
         MissingInputError: If there are no jobs below the folder.
@@ -34,9 +33,9 @@ def write_report(folder: Path) -> Path:
     found, searches = read_searches(read_jobs(folder))
     if not found.jobs and not searches:
         remarks = f" ({'; '.join(found.remarks)})" if found.remarks else ""
-        raise MissingInputError(f"path: no run of stage=adapt is below {folder}{remarks}; takes a sweep's folder")
+        raise MissingInputError(f"path: no run of stage=adapt is below {folder}{remarks}; expected a sweep's folder")
     results = tabulate(found.jobs)
-    target = folder / FOLDER
+    target = folder / layout.REPORT
     try:
         _write(target, found, results, searches)
     except OSError as error:

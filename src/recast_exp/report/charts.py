@@ -1,6 +1,6 @@
-"""The charts of a report: what plotly's script in the page draws, as plain data.
+"""The charts of a report, as the plain data that plotly's script in the page draws.
 
-Building them of plotly's Python objects would take seconds for a large sweep; the tests do so, to have them validated.
+Building them from plotly's Python objects would take seconds for a large sweep; the tests do so, to validate them.
 Text and grid have no colours here: the page has two themes.
 """
 
@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from recast_exp.errors import one_line
 from recast_exp.report import text
-from recast_exp.report.reading import FINISHED, DamagedError, Job, read_history
+from recast_exp.report.reading import DamagedError, Job, read_history
 from recast_exp.report.table import Average, Cell, Results, Row
 from recast_exp.report.trials import Search, Trial, numbers
+from recast_exp.runs import layout
 from recast_exp.runs.adopt import RECORD_KEY
+from recast_exp.runs.state import State
 
 POINTS = 200  # of a curve at most
 COLORS = (
@@ -33,7 +36,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 CURVES = {"val/accuracy": "validation accuracy", "val/loss": "validation loss", "train/loss": "training loss"}
 
 Figures = dict[str, dict[str, Any]]
-"""Key → a figure as JSON; a key is what its selects say, joined by a bar."""
+"""Key → a figure as JSON; a key is the two choices above the chart, joined by a bar."""
 
 
 def style(methods: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -49,7 +52,7 @@ def style(methods: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def accuracy_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> Figures:
-    """Accuracy against what a task takes: for the average and for each dataset, in numbers and in bytes."""
+    """Accuracy against the size of a task: for the average and for each dataset, in parameters and in bytes."""
     columns: dict[str, dict[str, Cell | Average]] = {
         name: {row.method: row.cells[name] for row in results.rows} for name in results.datasets
     }
@@ -58,14 +61,14 @@ def accuracy_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) 
     return {
         f"{name}|{unit}": _accuracy(results.rows, column, unit, styles)
         for name, column in columns.items()
-        for unit in ("numbers", "bytes")
+        for unit in ("parameters", "bytes")
     }
 
 
 def _accuracy(
     rows: Sequence[Row], column: Mapping[str, Cell | Average], unit: str, styles: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    sizes = {row.method: (row.numbers if unit == "numbers" else row.size) for row in rows}
+    sizes = {row.method: (row.parameters if unit == "parameters" else row.size) for row in rows}
     counts = [size[1] for size in sizes.values() if size and size[1]]
     ends = [min(counts, default=1) / 2, max(counts, default=1) * 2]
     data: list[dict[str, Any]] = []
@@ -75,7 +78,7 @@ def _accuracy(
             continue
         says = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
         accuracy, spread = 100 * cell.mean, 100 * (cell.std or 0)
-        if not size[1]:  # nothing is trained beside the head: no place on a logarithmic axis, a level to be above
+        if not size[1]:  # nothing but the head is trained: no place on a logarithmic axis, so a line
             line = {"color": look["color"], "dash": "dash", "width": 2}
             data.append(_trace(row.method, ends, [accuracy] * 2, says, mode="lines", line=line))
             continue
@@ -89,12 +92,12 @@ def _accuracy(
         data.append(_trace(row.method, [size[1]], [accuracy], says, mode="markers", marker=marker, **bar))
     axis: dict[str, Any] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
     if ends[1] >= 100 * ends[0]:
-        axis["dtick"] = 1  # powers of ten alone
+        axis["dtick"] = 1  # powers of ten only
     return _figure(data, xaxis=axis, yaxis={"title": {"text": "test accuracy in percent"}})
 
 
 def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> tuple[Figures, list[str]]:
-    """Learning curves for each dataset: the mean over a method's seeds, as far as all of them have come.
+    """Learning curves for each dataset: the mean over a method's seeds, for as many epochs as all of them have.
 
     Returns:
         The figures, and a remark on each file that cannot be read.
@@ -163,9 +166,9 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
     at: Sequence[Any] = [trial.number for trial in shown]
     axis: dict[str, Any] = {"title": {"text": "trial"}, **({"dtick": 1} if len(search.trials) <= 20 else {})}
     if against != "trial":
-        drawn = [trial.parameters[against] for trial in shown]
-        values = numbers(drawn)
-        at = values or [_safe(value) for value in drawn]
+        sampled = [trial.parameters[against] for trial in shown]
+        values = numbers(sampled)
+        at = values or [_safe(value) for value in sampled]
         logarithmic = values is not None and search.space[against].startswith("tag(log")
         axis = {
             "title": {"text": _safe(against)},
@@ -173,7 +176,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
         }
     accuracies = [100 * (trial.accuracy or 0) for trial in shown]
     best = [trial.number == search.best for trial in shown]
-    finished = [trial.state == FINISHED for trial in shown]
+    finished = [trial.state == State.FINISHED for trial in shown]
     symbols = ["star" if b else "circle" if f else "circle-open" for b, f in zip(best, finished, strict=True)]
     colors = [COLORS[1] if each else COLORS[0] for each in best]
     data: list[dict[str, Any]] = [
@@ -182,7 +185,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
             "mode": "markers",
             "x": list(at),
             "y": accuracies,
-            "text": [_drawn(trial) for trial in shown],
+            "text": [_sampled(trial) for trial in shown],
             "hovertemplate": "%{text}<br>%{y:.1f} %<extra></extra>",
             "marker": {
                 "symbol": symbols,
@@ -206,9 +209,9 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
     return _figure(data, xaxis=axis, yaxis={"title": {"text": "validation accuracy in percent"}})
 
 
-def _drawn(trial: Trial) -> str:
-    drawn = (f"{key}={text.drawn(value)}" for key, value in trial.parameters.items())
-    return "<br>".join([f"trial {trial.number}, {trial.state}", *map(_safe, drawn)])
+def _sampled(trial: Trial) -> str:
+    sampled = (f"{key}={text.sampled(value)}" for key, value in trial.parameters.items())
+    return "<br>".join([f"trial {trial.number}, {trial.state}", *map(_safe, sampled)])
 
 
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
@@ -252,7 +255,7 @@ Table = dict[str, npt.NDArray[np.float64]]
 
 def _coefficients(job: Job) -> tuple[str, Table]:
     """The bank and the coefficients of a task file, in the order of the layers."""
-    path = job.path / "task.safetensors"
+    path = job.path / layout.TASK
     try:
         with safe_open(path, framework="np") as file:
             record = json.loads((file.metadata() or {}).get(RECORD_KEY, "{}"))
@@ -264,7 +267,7 @@ def _coefficients(job: Job) -> tuple[str, Table]:
                 name.partition("/")[2]: file.get_tensor(name).astype(np.float64).mean(0).ravel() for name in names
             }
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise DamagedError(f"{path.name} cannot be read ({' '.join(str(error).split())[:120]})") from error
+        raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
     if not values:
         raise DamagedError(f"{path.name} holds no coefficients")
     return str(record.get("bank")), values
@@ -331,10 +334,10 @@ def _trace(method: str, x: Sequence[float], y: Sequence[float | None], says: str
 
 
 def _safe(name: str) -> str:
-    """A name for plotly's texts, which know a few tags and placeholders."""
+    """A name for plotly's texts, in which a few tags and placeholders have a meaning."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
 def _number(value: float) -> float | None:
-    """Six digits, which no screen shows; null for what JSON has no word for."""
+    """Six significant digits, more than a screen shows; None for NaN and infinity, which JSON lacks."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

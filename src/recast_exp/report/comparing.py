@@ -1,15 +1,18 @@
 """Whether one method is better than another: exact sign-flip permutation tests on paired differences.
 
 Two runs are a pair if they have the same dataset and the same seed. The statistic is the mean over the datasets of the
-mean difference on each, so that every dataset has one weight, as in the table. If two methods are equally good, a
-difference might as well have had the other sign; the p-value is the share of all choices of signs whose mean is at
+mean difference on each, so that all datasets have the same weight, as in the table. If two methods are equally good,
+a difference might as well have had the other sign; the p-value is the share of all choices of signs whose mean is at
 least as far from 0 as the one observed, itself included. Nothing is assumed about how the differences are distributed.
 
-What may change its sign is chosen in two ways, which answer two questions:
+The units that change their signs are chosen in two ways, which answer two questions:
 
 - every pair by itself: do the methods differ *on these datasets*, given how much seeds scatter?
-- all pairs of a dataset together: would they on *other datasets* of this kind? The pairs of a dataset are no
-  independent witnesses of that, as they share its images; so the number of datasets limits the p-value.
+- all pairs of a dataset together: would they differ on *other datasets* of this kind? The pairs of a dataset share its
+  images and are not independent evidence of that, so the number of datasets limits the p-value.
+
+`scipy.stats.permutation_test` gives the same p-values, and the tests compare with it. It takes one to two seconds for
+18 pairs, against less than a millisecond here, and a report compares every two methods.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ import numpy.typing as npt
 from recast_exp.report.table import Results, Row, is_probe
 
 EXACT = 20
-"""Units up to which all 2^n choices of signs are tried."""
-DRAWS = 100_000
-"""Choices that are drawn, with a fixed seed, where there are more."""
+"""Number of units up to which all 2^n choices of signs are tried."""
+SAMPLES = 100_000
+"""Choices that are sampled, with a fixed seed, where there are more."""
 
 Values = Mapping[tuple[str, int], float]
 """(Dataset, seed) → accuracy."""
@@ -43,7 +46,7 @@ class SignFlip:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two methods beside each other.
+    """Two methods compared.
 
     Attributes:
         difference: First minus second, mean over the datasets that have pairs.
@@ -123,10 +126,10 @@ def sign_flip(values: Sequence[float]) -> SignFlip:
         values: The differences [n], each weighted.
 
     Returns:
-        The two-sided p-value: exact up to 20 differences, else from 100,000 draws (the observed signs count as one).
+        The two-sided p-value: exact up to 20 differences, else from 100,000 samples (the observed signs count as one).
     """
     differences = np.asarray(values, dtype=np.float64)
-    # Sums that differ by rounding alone are ties
+    # Sums that differ only by rounding are ties
     limit = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     n = len(differences)
     if n <= EXACT:
@@ -135,7 +138,7 @@ def sign_flip(values: Sequence[float]) -> SignFlip:
             sums = np.concatenate([sums + value, sums - value])
         return SignFlip(float(np.mean(np.abs(sums) >= limit)), n, 2.0 ** (1 - n))
     extreme = int(np.count_nonzero(np.abs(_signs(n) @ differences) >= limit))
-    return SignFlip((extreme + 1) / (DRAWS + 1), n, 1 / (DRAWS + 1))
+    return SignFlip((extreme + 1) / (SAMPLES + 1), n, 1 / (SAMPLES + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -150,5 +153,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @functools.lru_cache(maxsize=2)
 def _signs(n: int) -> npt.NDArray[np.float64]:
-    """Signs [DRAWS, n], drawn once."""
-    return np.random.default_rng(0).choice(np.array([-1.0, 1.0]), size=(DRAWS, n))
+    """Signs [SAMPLES, n], sampled once."""
+    return np.random.default_rng(0).choice(np.array([-1.0, 1.0]), size=(SAMPLES, n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -16,10 +17,10 @@ from pyarrow import parquet
 from recast_exp.files import replacing, write_text
 from recast_exp.report import text
 from recast_exp.report.comparing import Comparison
-from recast_exp.report.table import Results
+from recast_exp.report.table import Average, Cell, Results
 
-_FIRST = ("method", "label", "dataset", "seed", "state", "counts", "reason", "folder", "overrides", "updated")
-_CLASSWISE = "test/accuracy_per_class/"  # as many columns as all datasets have classes
+_COLUMNS = ("method", "label", "dataset", "seed", "state", "counts", "reason", "folder", "overrides", "updated")
+_CLASSWISE = "test/accuracy_per_class/"  # left out: as many columns as all datasets have classes
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -46,7 +47,7 @@ def records(results: Results) -> list[dict[str, Any]]:
     counted = {job.folder for job in results.counted.values()}
     rows = []
     for method, job in zip(results.methods, results.jobs, strict=True):
-        numbers = {f"parameters/{name}": value for name, value in job.parameters.items() if _is_flat(value)}
+        counts = {f"parameters/{name}": value for name, value in job.parameters.items() if _is_flat(value)}
         known = method != ""
         rows.append(
             {
@@ -54,7 +55,7 @@ def records(results: Results) -> list[dict[str, Any]]:
                 "label": job.label or None,
                 "dataset": job.dataset or None,
                 "seed": job.seed if known else None,
-                "state": job.state,
+                "state": job.state.value,
                 "counts": job.folder in counted,
                 "reason": job.reason,
                 "folder": job.folder,
@@ -66,30 +67,30 @@ def records(results: Results) -> list[dict[str, Any]]:
                 for name, value in job.metrics.items()
                 if _is_flat(value) and not name.startswith(_CLASSWISE)
             }
-            | numbers
+            | counts
         )
-    names = dict.fromkeys([*_FIRST, *(name for row in rows for name in row)])
+    names = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
     return [{name: row.get(name) for name in names} for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write records with the same keys as CSV; null is an empty field, floats keep their last bit."""
+    """Write records with the same keys as CSV; null is an empty field, and floats keep their last bit."""
     output = io.StringIO()
-    writer = csv.DictWriter(output, list(rows[0]) if rows else list(_FIRST), lineterminator="\n")
+    writer = csv.DictWriter(output, list(rows[0]) if rows else list(_COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, output.getvalue())
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write records with the same keys as Parquet; a column of whole and other numbers holds floats."""
+    """Write records with the same keys as Parquet; a column of integers and floats holds floats."""
     columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     with replacing(path) as temporary:
         parquet.write_table(pa.table(columns), temporary)
 
 
 def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """One flat record for each two methods."""
+    """One flat record for each pair of methods."""
     return [
         {
             "first": each.first,
@@ -107,34 +108,53 @@ def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]
     ]
 
 
-def table(results: Results) -> list[list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A cell of the table as text.
+
+    Attributes:
+        value: A name or a number.
+        note: What is missing in it; empty where nothing is.
+    """
+
+    value: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return text.noted(self.value, self.note)
+
+
+def table(results: Results) -> list[list[Shown]]:
     """The table as text, its header first."""
     averaged, compared = len(results.datasets) > 1, any(row.gain is not None for row in results.rows)
     header = [*results.datasets, *(["average"] if averaged else []), *(["to the probe"] if compared else [])]
-    lines = [["method", "task numbers", "bytes", *header, "head"]]
+    lines = [[Shown(name) for name in ("method", "parameters", "bytes", *header, "head")]]
     for row in results.rows:
-        cells = [text.measured(row.cells[name]) for name in results.datasets]
-        cells += [text.measured(row.average)] if averaged else []
-        cells += [text.gain(row)] if compared else []
-        lines.append([row.method, text.count(row.numbers), text.count(row.size), *cells, text.count(row.head)])
+        measured: list[Cell | Average] = [row.cells[name] for name in results.datasets]
+        measured += [row.average] if averaged else []
+        cells = [Shown(text.accuracy(cell.mean, cell.std), cell.note) for cell in measured]
+        cells += [Shown(text.difference(row.gain), row.gain_note)] if compared else []
+        parameters, size, head = (Shown(text.count(span)) for span in (row.parameters, row.size, row.head))
+        lines.append([Shown(row.method), parameters, size, *cells, head])
     return lines
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the header first, as a table in Markdown; all columns but the first to the right."""
-    head, *body = [[_markdown_escaped(cell) for cell in row] for row in rows]
+def markdown(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of text, the header first, as a table in Markdown; all columns but the first are aligned to the right."""
+    head, *body = [[_markdown_escaped(str(cell)) for cell in row] for row in rows]
     ruler = [":--", *["--:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ruler, *body))
 
 
 def latex(results: Results) -> str:
     r"""The table for a paper: a `tabular` of booktabs (`\usepackage{booktabs}`), with a comment on what is in it."""
-    head, *body = [[latex_escaped(cell) for cell in row] for row in table(results)]
-    partial = any("(" in cell for row in table(results)[1:] for cell in row[1:])
+    cells = table(results)
+    head, *body = [[latex_escaped(str(cell)) for cell in row] for row in cells]
+    partial = any(cell.note for row in cells for cell in row)
     lines = [
         r"% needs \usepackage{booktabs}",
-        "% test accuracy in percent, mean and sample standard deviation over the seeds; numbers and bytes of a task",
-        "% without its head" + ("; PARTIAL: cells in brackets miss runs" if partial else ""),
+        "% test accuracy in percent, mean and sample standard deviation over the seeds; parameters and bytes of",
+        "% a task without its head" + ("; PARTIAL: brackets say what is missing" if partial else ""),
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
         " & ".join(head) + r" \\",
@@ -147,7 +167,7 @@ def latex(results: Results) -> str:
 
 
 def latex_escaped(value: str) -> str:
-    """Text with every letter that LaTeX would take for a command written out."""
+    """Text in which every character that LaTeX would take for a command is written out."""
     return "".join(_LATEX.get(letter, letter) for letter in value)
 
 
@@ -160,7 +180,7 @@ def _is_flat(value: Any) -> bool:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values of one type; where metrics of several versions disagree, as text."""
+    """Values of one type; as strings where the metrics of several versions have different types."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

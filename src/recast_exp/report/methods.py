@@ -1,4 +1,4 @@
-"""Which jobs are runs of one method: those with one label, as long as nothing but seed and dataset tells them apart."""
+"""Which jobs are runs of one method: those with one label that differ in nothing but seed and dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recast_exp.report.reading import Job
 
 SHOWN = 3  # keys that a name holds at most
 
-# What says where and how fast a job runs, or who looks on; its results do not depend on it.
+# Where and how fast a job runs, and who follows it; its results do not depend on these.
 _LOCAL = (
     *("seed", "label", "data_dir", "cache_dir", "resume", "path", "task", "probe", "skip_unfit", "logger.", "stage."),
     *("model.label",),

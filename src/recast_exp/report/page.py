@@ -1,10 +1,11 @@
-"""The page of a report: one HTML file that carries everything with it, and its short form in Markdown."""
+"""The page of a report: one self-contained HTML file, and its short form in Markdown."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import gzip
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -15,9 +16,10 @@ from plotly.offline import get_plotlyjs
 from recast_exp.report import charts, text
 from recast_exp.report.comparing import Comparison, compare_all, compare_with_reference, holm
 from recast_exp.report.exports import markdown, table
-from recast_exp.report.reading import FINISHED, SKIPPED, Found, Job
+from recast_exp.report.reading import Found, Job
 from recast_exp.report.table import Results
 from recast_exp.report.trials import Search, Trial
+from recast_exp.runs.state import State
 
 FILES = {"report.md": "Markdown", "results.csv": "CSV", "results.parquet": "Parquet", "table.tex": "LaTeX"}
 
@@ -51,7 +53,7 @@ def html(found: Found, results: Results, searches: Sequence[Search]) -> str:
         all_pairs=_all_pairs(compare_all(results)),
         files=FILES,
         styles=styles,
-        # What can be chosen above a chart is what the keys of its figures say
+        # The keys of the figures are the choices above a chart
         charts={
             "trials": charts.search_figures(searches),
             "accuracy": charts.accuracy_figures(results, styles),
@@ -89,13 +91,13 @@ def summary(found: Found, results: Results, searches: Sequence[Search]) -> str:
                 str(trial.number),
                 text.accuracy(trial.accuracy),
                 str(trial.epochs or text.NOTHING),
-                *(text.drawn(trial.parameters.get(key)) for key in search.space),
+                *(text.sampled(trial.parameters.get(key)) for key in search.space),
                 _outcome(trial, search),
             )
             for trial in search.ranked
         ]
         columns = ("trial", "validation accuracy", "epochs", *search.space, "outcome")
-        parts += [f"## {search.title}", f"{search.told}. {_SEARCH_SAYS}", markdown([columns, *trials])]
+        parts += [f"## {search.title}", f"{search.status}. {_SEARCH_SAYS}", markdown([columns, *trials])]
         parts += [f"The best setting:\n\n```console\n$ {search.command}\n```"] if search.command else []
     if facts["unfinished"]:
         lines = [(job.folder, name or text.NOTHING, *_where(job), _why(job)) for name, job in facts["unfinished"]]
@@ -108,43 +110,40 @@ def summary(found: Found, results: Results, searches: Sequence[Search]) -> str:
 
 
 _TABLE_SAYS = (
-    "Accuracy in percent on the test images, mean ± sample standard deviation over the seeds. Task numbers and bytes "
-    "are without the head, whose numbers stand in the last column."
+    "Accuracy in percent on the test images, mean ± sample standard deviation over the seeds. Trained parameters and "
+    "bytes are without the head, whose parameters are in the last column."
 )
 
 
-_SEARCH_SAYS = "Trials are compared by validation accuracy. The best one alone stands among the test accuracies."
+_SEARCH_SAYS = "Trials are compared by validation accuracy. Only the best one is among the test accuracies."
 
 
 def _outcome(trial: Trial, search: Search) -> str:
-    """What came of a trial, where it is not one of many that have finished."""
+    """The outcome of a trial; empty for a finished one that is not the best."""
     if trial.number == search.best:
         return "best"
-    return "" if trial.state == FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
+    return "" if trial.state == State.FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
 
 
 def _facts(found: Found, results: Results, searches: Sequence[Search]) -> dict[str, Any]:
-    """What page and summary both say."""
+    """What page and summary have in common."""
     unfinished = results.unfinished
-    skipped = sum(job.state == SKIPPED for _, job in unfinished)
-    there, expected = len(results.counted), results.expected
-    states: dict[str, int] = {}
-    for _, job in unfinished:
-        if job.state != SKIPPED:
-            states[job.state] = states.get(job.state, 0) + 1
+    states = Counter(job.state for _, job in unfinished)
+    skipped = states.pop(State.SKIPPED, 0)
     rest = [*(f"{count} {state}" for state, count in states.items()), *([f"{skipped} left out"] if skipped else [])]
     versions: dict[str, list[str]] = {}
     for job in results.counted.values():
         for name, value in job.metrics.items():
             if (name.startswith("version/") or name == "device") and str(value) not in versions.setdefault(name, []):
                 versions[name].append(str(value))
+    expected = results.expected
     partial = any(not cell.complete and not cell.absent for row in results.rows for cell in row.cells.values())
     return {
         "title": f"Report on {'/'.join(found.folder.parts[-2:])}",
         "status": " · ".join(
             [
-                *([f"{there} of {expected} runs finished"] if expected or not searches else []),
-                *(search.told for search in searches),
+                *([f"{len(results.counted)} of {expected} runs finished"] if expected or not searches else []),
+                *(search.status for search in searches),
                 *rest,
                 *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(found.jobs)) else []),
             ]
@@ -166,20 +165,20 @@ def _facts(found: Found, results: Results, searches: Sequence[Search]) -> dict[s
 
 
 _PARTIAL = (
-    "Partial: runs are missing. Cells say how many seeds they rest on, and an average stands only where every dataset "
-    "has a result."
+    "Partial: runs are missing. Cells give the number of seeds behind them, and there is an average only where every "
+    "dataset has a result."
 )
 
 
 def _comparisons(results: Results) -> list[tuple[Comparison, float | None]]:
-    """Every method against the reference, each with its p-value over pairs, corrected for how many there are."""
+    """Every method against the reference, each with its p-value over pairs, corrected for their number."""
     comparisons = compare_with_reference(results)
     corrected = iter(holm([each.runs.p for each in comparisons if each.runs]))
     return [(each, next(corrected) if each.runs else None) for each in comparisons]
 
 
 def _tests_say(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
-    """What was tested, on how many pairs, and what p-value these can reach at all."""
+    """What was tested, on how many pairs, and the smallest p-value that these can give."""
     tests = [each for each, _ in comparisons if each.runs]
     if not tests:
         return "There are no two methods with a run of the same dataset and seed."
@@ -198,12 +197,12 @@ def _tests_say(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
     else:
         says += " One dataset says nothing about others."
     if len(tests) > 1:
-        says += f" The corrected value allows for {len(tests)} comparisons (Holm)."
+        says += f" The corrected value accounts for {len(tests)} comparisons (Holm)."
     return says
 
 
 def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """What the page says of any two methods, by their names."""
+    """The comparison of any two methods, by their names."""
     return {
         f"{each.first}|{each.second}": {
             "difference": each.difference,
@@ -225,8 +224,8 @@ def _where(job: Job) -> tuple[str, str]:
 
 def _why(job: Job) -> str:
     """Why a job has no results: its state, how far it came, and the reason."""
-    told = [job.state if job.state != SKIPPED else "left out", job.progress if job.state != FINISHED else ""]
-    return ": ".join([", ".join(filter(None, told)), *([job.reason] if job.reason else [])])
+    state = "left out" if job.state == State.SKIPPED else str(job.state)
+    return ": ".join([", ".join(filter(None, (state, job.progress))), *([job.reason] if job.reason else [])])
 
 
 def _latest(jobs: Sequence[Job]) -> str:
@@ -235,7 +234,7 @@ def _latest(jobs: Sequence[Job]) -> str:
 
 @functools.cache
 def _library() -> str:
-    """Plotly's script, packed to a third of its size; the page unpacks it."""
+    """Plotly's script, compressed to a third of its size; the page unpacks it."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 

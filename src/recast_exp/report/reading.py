@@ -1,4 +1,4 @@
-"""What the jobs below a folder left behind, as plain records. A damaged file is a line in the report, not an error."""
+"""The jobs below a folder, as plain records. A damaged file is a line in the report, not an error."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-JOB, SWEEP, METRICS, PARAMETERS = "job.json", "sweep.json", "metrics.json", "parameters.json"
+from recast_exp.errors import one_line
+from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SWEEP, WITHOUT_JOBS
+from recast_exp.runs.state import State
+
 FORMAT = 1
 """The newest format of job.json and sweep.json that this version reads."""
 
-FINISHED, SKIPPED, NOT_STARTED, DAMAGED = "finished", "skipped", "not started", "damaged"
-RUNNING, INTERRUPTED = "running", "interrupted"
+LEFT_OUT = frozenset({State.SKIPPED, State.PRUNED})
+"""States of jobs that have no results and are not meant to have any."""
 ACCURACY = "test/accuracy"
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
 _UNPLANNED = 10**9  # place in the order of a job that no sweep has planned: behind all others, by its folder
-_WITHOUT_JOBS = frozenset({".hydra", "checkpoints", "plots", "report", "tensorboard", "wandb"})
 
 
 class DamagedError(Exception):
@@ -35,7 +37,7 @@ class Job:
     Attributes:
         folder: Where it is, relative to the folder of the report.
         label: What tables call its method; empty where not even that can be read.
-        state: That of job.json, or "not started" (planned only), or "damaged" (finished, but a file cannot be read).
+        state: That of job.json; WAITING if it was only planned, DAMAGED if it has finished and a file cannot be read.
         reason: Why it is not finished, where that is known; one line.
         config: Its resolved configuration; empty where it is not known.
         metrics: metrics.json, of a finished job.
@@ -47,7 +49,7 @@ class Job:
     label: str
     dataset: str
     seed: int
-    state: str
+    state: State
     reason: str | None = None
     overrides: tuple[str, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,7 +61,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether it has results that count."""
-        return self.state == FINISHED
+        return self.state == State.FINISHED
 
     @property
     def accuracy(self) -> float:
@@ -81,7 +83,7 @@ class Found:
     Attributes:
         jobs: Those of stage=adapt, in the order of their sweeps.
         commands: The command of each sweep.
-        remarks: What was left aside, one line each.
+        remarks: What was left out of the report, one line each.
     """
 
     folder: Path
@@ -114,19 +116,19 @@ def read_jobs(folder: Path) -> Found:
             }
         except (DamagedError, KeyError, TypeError, ValueError) as error:
             why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not that of a sweep"
-            remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are not known")
+            remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are unknown")
     jobs: list[tuple[tuple[Any, ...], Job]] = []
-    others = 0
+    other_stages = 0
     for path in ran:
         at, plan_of = planned.pop(path.parent, (_UNPLANNED, None))
         job = _ran(path, folder, plan_of)
         if job is None:
-            others += 1
+            other_stages += 1
         else:
             jobs.append(((at, *_natural(job.folder)), job))
     jobs += [((at, *_natural(job.folder)), job) for at, job in planned.values()]
-    if others:
-        remarks.append(f"{others} job(s) of other stages than adapt are not shown")
+    if other_stages:
+        remarks.append(f"{other_stages} job(s) of other stages than adapt are not shown")
     jobs.sort(key=lambda pair: pair[0])
     return Found(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
 
@@ -134,7 +136,7 @@ def read_jobs(folder: Path) -> Found:
 def records(folder: Path, *names: str) -> Iterator[Path]:
     """The files of these names below a folder; not those of a report or a tracker."""
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted((name for name in folders if name not in _WITHOUT_JOBS), key=_natural)
+        folders[:] = sorted((name for name in folders if name not in WITHOUT_JOBS), key=_natural)
         yield from (Path(root) / name for name in names if name in files)
 
 
@@ -144,7 +146,7 @@ def read_history(job: Job) -> list[dict[str, float]]:
     Raises:
         DamagedError: If metrics.csv cannot be read.
     """
-    path = job.path / "metrics.csv"
+    path = job.path / HISTORY
     if not path.is_file():
         return []
     try:
@@ -153,7 +155,7 @@ def read_history(job: Job) -> list[dict[str, float]]:
                 {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DamagedError(f"{path.name} cannot be read ({_short(error)})") from error
+        raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DamagedError(f"{path.name} is not there") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name} cannot be read ({_short(error)})") from error
+        raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path.name} holds no JSON object")
     if isinstance(content.get("format"), int) and content["format"] > FORMAT:
@@ -183,7 +185,7 @@ def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:
         label=str(entry["label"]),
         dataset=str(entry["dataset"]),
         seed=int(entry["seed"]),
-        state=SKIPPED if skipped else NOT_STARTED,
+        state=State.SKIPPED if skipped else State.WAITING,
         reason=_line(skipped),
         overrides=tuple(map(str, entry.get("overrides") or ())),
     )
@@ -196,21 +198,27 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
         if record.get("stage", "adapt") != "adapt":
             return None
         job = _recorded(path, folder, record)
-    except (DamagedError, KeyError, TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, DamagedError) else f"{JOB} is not that of a job ({_short(error)})"
-        unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, DAMAGED)
-        return dataclasses.replace(planned or unknown, state=DAMAGED, reason=reason)
+    except DamagedError as error:
+        return _damaged(path, folder, planned, str(error))
+    except (KeyError, TypeError, ValueError) as error:
+        return _damaged(path, folder, planned, f"{JOB} is not that of a job ({one_line(error, limit=120)})")
     if not job.finished:
         return job
     try:
         return dataclasses.replace(job, metrics=_whole(job.path / METRICS), parameters=_whole(job.path / PARAMETERS))
     except DamagedError as error:
-        return dataclasses.replace(job, state=DAMAGED, reason=str(error))
+        return dataclasses.replace(job, state=State.DAMAGED, reason=str(error))
+
+
+def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
+    """The job of a job.json that cannot be read: what its sweep has planned, if anything is known of it."""
+    unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, State.DAMAGED)
+    return dataclasses.replace(planned or unknown, state=State.DAMAGED, reason=reason)
 
 
 def _has_died(record: Mapping[str, Any]) -> bool:
     """Whether a job that says it runs was killed: its process was one of this machine, and is gone."""
-    if record["state"] != RUNNING or record.get("host") != socket.gethostname():
+    if record["state"] != State.RUNNING or record.get("host") != socket.gethostname():
         return False
     try:
         os.kill(int(record["pid"]), 0)
@@ -224,14 +232,18 @@ def _has_died(record: Mapping[str, Any]) -> bool:
 def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
     config = record.get("config")
     epochs = record.get("epochs")
+    recorded, reason = str(record["state"]), _line(record.get("reason"))
+    state = State.INTERRUPTED if _has_died(record) else State.of(recorded, reason)
+    if state == State.DAMAGED:
+        reason = f"{JOB} has the state {recorded!r}, which this version does not know"
     return Job(
         folder=_relative(path.parent, folder),
         path=path.parent,
         label=str(record["label"]),
         dataset=str(record["dataset"]),
         seed=int(record["seed"]),
-        state=INTERRUPTED if _has_died(record) else str(record["state"]),
-        reason=_line(record.get("reason")),
+        state=state,
+        reason=reason,
         overrides=tuple(map(str, record.get("overrides") or ())),
         config=config if isinstance(config, dict) else {},
         updated=str(record.get("updated") or ""),
@@ -240,7 +252,7 @@ def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
 
 
 def _whole(path: Path) -> dict[str, Any]:
-    """A file of results that holds the numbers which the report cannot do without."""
+    """A file of results, which must hold the numbers that the report needs."""
     content = read_json(path)
     for name in _NEEDED[path.name]:
         value = content.get(name)
@@ -260,7 +272,3 @@ def _natural(name: str) -> tuple[tuple[int, str], ...]:
 
 def _line(text: Any) -> str | None:
     return " ".join(str(text).split()) or None if text else None
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

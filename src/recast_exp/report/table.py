@@ -1,4 +1,4 @@
-"""The table of a report: a row for each method, a column for each dataset. What is missing is never averaged away."""
+"""The table of a report: a row for each method, a column for each dataset. Missing runs are never averaged away."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from recast_exp.report.methods import method_names
-from recast_exp.report.reading import FINISHED, SKIPPED, Job
+from recast_exp.report.reading import LEFT_OUT, Job
+from recast_exp.runs.state import State
 
 UNPLANNED = "not planned"
 PROBE = "probe/test/accuracy"
+_ABSENT = {UNPLANNED: UNPLANNED, State.SKIPPED: "does not fit", State.PRUNED: "pruned"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Cell:
     Attributes:
         values: Seed → accuracy, of the runs that count.
         expected: The seeds that any method has on this dataset.
-        absent: Why no run of the method was meant to be there, if so: what it does not fit, or that none was planned.
+        absent: The state in which all runs of the method were left out, UNPLANNED if there are none, None otherwise.
+        reason: Why they were left out, as a job has recorded it.
     """
 
     values: Mapping[int, float]
     expected: tuple[int, ...]
     absent: str | None = None
+    reason: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -40,26 +44,26 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds (n - 1 below the line); None where there are fewer than two."""
+        """Sample standard deviation over the seeds (division by n - 1); None where there are fewer than two."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def note(self) -> str:
-        """What is not as it should be, in words; empty where all seeds are there."""
+        """What is missing, in words; empty where all seeds are there."""
         if self.complete:
             return ""
         if self.absent:
-            return self.absent if self.absent == UNPLANNED else "does not fit"
+            return _ABSENT[self.absent]
         return f"{len(self.values)} of {len(self.expected)} seeds"
 
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """Mean over the datasets, all with one weight.
+    """Mean over the datasets, all with the same weight.
 
     Attributes:
         mean: None where a dataset has no result at all: a mean over fewer is not comparable with the others.
-        std: Sample standard deviation over the seeds, of each seed's mean over the datasets; of complete rows only.
+        std: Sample standard deviation over the seeds, of each seed's mean over the datasets; complete rows only.
         note: What is missing, in words; empty where nothing is.
     """
 
@@ -70,12 +74,13 @@ class Average:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method: its cells, and what a task of it takes.
+    """A method: its cells, and the size of a task.
 
     Attributes:
-        numbers: Smallest and largest count, over its runs, of trained numbers without the head; None without results.
+        parameters: Smallest and largest count, over its runs, of trained parameters without the head; None without
+            results.
         size: The same in bytes.
-        head: The same of the head's numbers.
+        head: The same of the head's parameters.
         gain: Mean difference to the linear probe of the same backbone, dataset and seed.
         gain_note: On how many of its expected runs the difference rests, where not on all.
     """
@@ -83,7 +88,7 @@ class Row:
     method: str
     cells: Mapping[str, Cell]
     average: Average
-    numbers: tuple[int, int] | None
+    parameters: tuple[int, int] | None
     size: tuple[int, int] | None
     head: tuple[int, int] | None
     gain: float | None
@@ -102,7 +107,7 @@ class Results:
     Attributes:
         methods: The method of each of `jobs`; empty for one that cannot be read at all.
         counted: Method, dataset and seed → the run that counts.
-        remarks: What was left aside, one line each.
+        remarks: What was left out, one line each.
     """
 
     jobs: tuple[Job, ...]
@@ -114,9 +119,9 @@ class Results:
 
     @property
     def expected(self) -> int:
-        """How many runs a whole table has: those that are there or were planned, but for those that do not fit."""
+        """How many runs a complete table has: all that were run or planned, except those that were left out."""
         known = zip(self.methods, self.jobs, strict=True)
-        return len({(name, job.dataset, job.seed) for name, job in known if name and job.state != SKIPPED})
+        return len({(name, job.dataset, job.seed) for name, job in known if name and job.state not in LEFT_OUT})
 
     @property
     def unfinished(self) -> list[tuple[str, Job]]:
@@ -125,12 +130,14 @@ class Results:
 
 
 def tabulate(jobs: Sequence[Job]) -> Results:
-    """Set the results of all jobs beside each other, methods and datasets in the order in which they come."""
+    """Tabulate the results of all jobs, methods and datasets in the order in which they come."""
     methods = method_names(jobs)
     known = [(name, job) for name, job in zip(methods, jobs, strict=True) if name]
     datasets = tuple(dict.fromkeys(job.dataset for _, job in known))
     seeds = {
-        dataset: tuple(dict.fromkeys(job.seed for _, job in known if job.dataset == dataset and job.state != SKIPPED))
+        dataset: tuple(
+            dict.fromkeys(job.seed for _, job in known if job.dataset == dataset and job.state not in LEFT_OUT)
+        )
         for dataset in datasets
     }
     counted, remarks = _counted(known)
@@ -145,7 +152,7 @@ def tabulate(jobs: Sequence[Job]) -> Results:
                 method,
                 cells,
                 _average(list(cells.values())),
-                numbers=_range(runs, lambda job: int(job.parameters["task_specific"])),
+                parameters=_range(runs, lambda job: int(job.parameters["task_specific"])),
                 size=_range(runs, lambda job: -(-int(job.parameters["task_bits"]) // 8)),
                 head=_range(runs, lambda job: int(job.parameters["head"])),
                 gain=gain,
@@ -160,7 +167,7 @@ def _counted(known: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int
     counted: dict[tuple[str, str, int], Job] = {}
     remarks = []
     for name, job in known:
-        if job.state != FINISHED:
+        if not job.finished:
             continue
         key = (name, job.dataset, job.seed)
         if key in counted:
@@ -182,10 +189,12 @@ def _cell(
     counted: Mapping[tuple[str, str, int], Job],
 ) -> Cell:
     values = {seed: counted[method, dataset, seed].accuracy for seed in seeds if (method, dataset, seed) in counted}
-    those = [job for name, job in known if name == method and job.dataset == dataset]
-    if not those:
+    jobs = [job for name, job in known if name == method and job.dataset == dataset]
+    if not jobs:
         return Cell(values, seeds, UNPLANNED)
-    return Cell(values, seeds, (those[0].reason or SKIPPED) if all(job.state == SKIPPED for job in those) else None)
+    if all(job.state in LEFT_OUT for job in jobs):
+        return Cell(values, seeds, jobs[0].state, jobs[0].reason)
+    return Cell(values, seeds)
 
 
 def _average(cells: Sequence[Cell]) -> Average:
@@ -205,7 +214,7 @@ def _average(cells: Sequence[Cell]) -> Average:
 
 
 def is_probe(job: Job) -> bool:
-    """Whether a job trains a head alone."""
+    """Whether a job trains nothing but a head."""
     return (job.setting("model", "method"), job.setting("adapter", "name")) == ("frozen", "none")
 
 
@@ -214,7 +223,7 @@ def _backbone(job: Job) -> tuple[object, ...]:
 
 
 def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
-    """Backbone, dataset and seed → accuracy of the job that trains a head alone; none where there are several such."""
+    """Backbone, dataset and seed → accuracy of the job that trains nothing but a head, where there is just one."""
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for job in jobs:
         if is_probe(job):
@@ -225,16 +234,16 @@ def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
 def _gain(
     runs: Sequence[Job], probes: Mapping[tuple[object, ...], float], expected: Mapping[str, int]
 ) -> tuple[float | None, str]:
-    """Mean difference to the probe, every dataset of one weight: to a job of the sweep, or to each run's own probe.
+    """Mean difference to the probe of the sweep, or to each run's own; all datasets have the same weight.
 
     The two are trained the same way, but are never mixed in one row. As with the average, there is no mean where a
     whole dataset is missing.
     """
     if not runs or any(map(is_probe, runs)):
         return None, ""
-    beside = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
+    of_sweep = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
     own = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
-    pairs = max(beside, own, key=len)
+    pairs = max(of_sweep, own, key=len)
     if not pairs:
         return None, ""
     by_dataset: dict[str, list[float]] = {}

@@ -1,10 +1,10 @@
-"""Numbers as the tables of a report write them: accuracies in percent, counts with their range, p-values."""
+"""Numbers in the tables of a report: accuracies in percent, counts with their range, p-values."""
 
 from __future__ import annotations
 
 from recast_exp.config.grammar import short
 from recast_exp.report.comparing import SignFlip
-from recast_exp.report.table import Average, Cell, Row
+from recast_exp.report.table import Average, Cell
 
 NOTHING = "–"
 
@@ -26,13 +26,8 @@ def difference(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def gain(row: Row) -> str:
-    """A row's difference to the linear probe, with what is missing in it."""
-    return noted(difference(row.gain), row.gain_note)
-
-
-def drawn(value: str | None) -> str:
-    """What a search has drawn."""
+def sampled(value: str | None) -> str:
+    """A value that a search has sampled."""
     return NOTHING if value is None else short(value)
 
 
@@ -42,7 +37,7 @@ def noted(value: str, note: str) -> str:
 
 
 def count(span: tuple[int, int] | None) -> str:
-    """A whole number, or the range of several runs' numbers."""
+    """An integer, or the range of those of several runs."""
     if span is None:
         return NOTHING
     low, high = span
@@ -50,7 +45,7 @@ def count(span: tuple[int, int] | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value with two digits that count."""
+    """A p-value with two significant digits."""
     if p is None:
         return NOTHING
     if p < 0.0001:

@@ -1,4 +1,4 @@
-"""The searches below a folder. Their trials were chosen by validation accuracy, and are shown by it."""
+"""The searches below a folder. Their trials are chosen, and therefore shown, by validation accuracy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recast_exp.report.reading import FINISHED, DamagedError, Found, Job, read_json, records
-
-SEARCH = "search.json"
+from recast_exp.report.reading import DamagedError, Found, Job, read_json, records
+from recast_exp.runs.layout import SEARCH
+from recast_exp.runs.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Trial:
     Attributes:
         folder: Where its job is, relative to the folder of the report.
         accuracy: Validation accuracy, from 0 to 1; of one that has not finished, that of its last epoch, if any.
-        parameters: Key → what was drawn, as text.
+        parameters: Key → the value sampled for it, as text.
     """
 
     number: int
     folder: str
-    state: str
+    state: State
     reason: str | None
     accuracy: float | None
     epochs: int
@@ -38,9 +38,9 @@ class Search:
     Attributes:
         name: Its folder, relative to that of the report.
         planned: How many trials it is to have.
-        space: Key → what it is drawn from, in Hydra's grammar.
+        space: Key → what it is sampled from, in Hydra's grammar.
         best: Number of the best trial that has finished.
-        command: What runs the best setting by itself.
+        command: The command that runs the best setting by itself.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Search:
 
     @property
     def title(self) -> str:
-        """What it is called: it has no other name than its folder's, and none where that is the report's."""
+        """What it is called: after its folder, unless that is the folder of the report."""
         return "Search" if self.name == "." else f"Search {self.name}"
 
     @property
     def ranked(self) -> list[Trial]:
-        """The trials as a table shows them: the finished ones from the best down, then the others by their numbers."""
-        finished = [each for each in self.trials if each.state == FINISHED]
-        rest = [each for each in self.trials if each.state != FINISHED]
-        return sorted(finished, key=lambda each: -(each.accuracy or 0)) + rest
+        """The trials in the order of a table: the finished ones, the best first, then the others by their numbers."""
+        finished = [trial for trial in self.trials if trial.state == State.FINISHED]
+        rest = [trial for trial in self.trials if trial.state != State.FINISHED]
+        return sorted(finished, key=lambda trial: -(trial.accuracy or 0)) + rest
 
     @property
-    def told(self) -> str:
+    def status(self) -> str:
         """How many trials there are of each state, in words."""
-        counts: dict[str, int] = {}
+        counts: dict[State, int] = {}
         for trial in self.trials:
             counts[trial.state] = counts.get(trial.state, 0) + 1
         rest = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -76,8 +76,8 @@ def read_searches(found: Found) -> tuple[Found, tuple[Search, ...]]:
     """Read every search below a folder.
 
     Returns:
-        What was found, without the jobs that are trials, but for the best of each search: what was chosen among many
-        is no method of its own, and its test accuracy is no reason to choose it. And the searches.
+        What was found, without the jobs that are trials except the best of each search: a setting chosen among many
+        is no method of its own, and the test set is never used for selection. And the searches.
     """
     searches, remarks, left_out = [], [], set()
     for path in records(found.folder, SEARCH):
@@ -117,16 +117,16 @@ def _trial(search: str, entry: Mapping[str, Any]) -> Trial:
     return Trial(
         number=int(entry["number"]),
         folder=str(entry["folder"]) if search == "." else f"{search}/{entry['folder']}",
-        state=str(entry["state"]),
+        state=State.of(str(entry["state"]), entry["reason"]),
         reason=entry["reason"],
         accuracy=float(value) if value is not None and math.isfinite(value) else None,
         epochs=len(epochs),
-        parameters={str(key): str(drawn) for key, drawn in entry["parameters"].items()},
+        parameters={str(key): str(value) for key, value in entry["parameters"].items()},
     )
 
 
 def numbers(values: Sequence[str]) -> list[float] | None:
-    """Texts as numbers; None if one is none."""
+    """Strings as numbers; None if one of them is no number."""
     try:
         return [float(value) for value in values]
     except ValueError:

@@ -47,7 +47,7 @@ def checkpoint(run_dir: Path, name: str = "last") -> Path:
 
 
 def plot(run_dir: Path, name: str) -> Path:
-    """A picture of a run: `learning_curves`, `coefficients`, `confusion`, …"""
+    """A picture of a run, such as `learning_curves`."""
     return run_dir / PLOTS / f"{name}.png"
 
 
@@ -57,5 +57,5 @@ def plots(run_dir: Path) -> list[Path]:
 
 
 def compared(run_dir: Path, slug: str) -> Path:
-    """Where `stage=compare` runs one method."""
+    """The folder in which `stage=compare` runs one method."""
     return run_dir / RUNS / slug

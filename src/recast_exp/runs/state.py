@@ -23,16 +23,16 @@ class State(enum.StrEnum):
 
     @classmethod
     def of(cls, text: str, reason: str | None = None) -> State:
-        """The state that a file records, in the words of this version or of an earlier one.
+        """The state that a file records, in the words of this version or of an earlier one; DAMAGED for any other.
 
         Args:
             text: The recorded state.
             reason: The recorded reason. Earlier versions recorded a pruned trial as skipped, and why.
-
-        Raises:
-            ValueError: If the text is no state of any version.
         """
-        state = cls(_EARLIER.get(text, text))
+        try:
+            state = cls(_EARLIER.get(text, text))
+        except ValueError:
+            return cls.DAMAGED
         return cls.PRUNED if state is cls.SKIPPED and (reason or "").startswith("pruned after") else state
 
 

@@ -12,7 +12,6 @@ import datetime
 import json
 import logging
 import shlex
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -213,11 +212,6 @@ def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list
         metrics, parameters = job_record.read_results(folder / record["folder"])
         settings[" ".join(own) or record["label"]].append({**metrics, "parameters": parameters})
     return dict(settings)
-
-
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the deviation of one value is 0."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:

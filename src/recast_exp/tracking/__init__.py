@@ -1,1 +1,1 @@
-"""Trackers: Weights & Biases and TensorBoard, behind one interface."""
+"""Trackers of a run (Weights & Biases, TensorBoard, those of other packages), behind one interface."""

@@ -1,4 +1,4 @@
-"""A W&B workspace for the runs of a project, as code: what a reader of the paper wants to see.
+"""A W&B workspace for the runs of a project, as code, for a reader of the paper.
 
     python -m recast_exp.tracking.dashboard ENTITY PROJECT             # saves it, prints its address
     python -m recast_exp.tracking.dashboard ENTITY PROJECT --dry-run   # prints what would be sent, without network
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -25,7 +25,7 @@ IMAGES = ("learning_curves", "coefficients", "confusion", "mistakes", "batch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Save the workspace, or print it; the exit code."""
+    """Save the workspace, or print it. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m recast_exp.tracking.dashboard", description="Build a W&B workspace."
     )
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(entity: str, project: str, name: str = "RECAST") -> Workspace:
-    """The workspace: accuracy by method and dataset and against task numbers, curves, coefficients, plots, a comparer.
+    """The workspace: accuracy by method, dataset and task parameters; curves, coefficients, plots, differing settings.
 
     Raises:
         MissingInputError: If wandb-workspaces is not installed.
@@ -84,7 +84,7 @@ def build(entity: str, project: str, name: str = "RECAST") -> Workspace:
             name="Accuracy against the size of a task",
             is_open=True,
             panels=[
-                against_accuracy("test accuracy against task numbers, without the head", SIZE),
+                against_accuracy("test accuracy against task parameters, without the head", SIZE),
                 against_accuracy("test accuracy against bits of a task, without the head", "parameters/task_bits"),
                 against_accuracy("test accuracy against seconds of training", "seconds"),
             ],
@@ -111,7 +111,7 @@ def build(entity: str, project: str, name: str = "RECAST") -> Workspace:
         ws.Section(
             name="Plots", panels=[wr.MediaBrowser(title="plots", media_keys=[f"plots/{stem}" for stem in IMAGES])]
         ),
-        ws.Section(name="Runs beside each other", panels=[wr.RunComparer(diff_only="split")]),
+        ws.Section(name="Runs side by side", panels=[wr.RunComparer(diff_only="split")]),
     ]
     return ws.Workspace(
         entity=entity,
@@ -134,10 +134,10 @@ def spec(workspace: Workspace) -> str:
 
 
 def save(workspace: Any) -> str:
-    """Save a workspace; its address.
+    """Save a workspace. Returns its address.
 
     Raises:
-        UserError: If W&B has no key, or does not take it.
+        UserError: If W&B has no key, or refuses the workspace.
     """
     import wandb
 
@@ -149,7 +149,7 @@ def save(workspace: Any) -> str:
     except RecastError:
         raise
     except Exception as error:  # of W&B, of its GraphQL client, or of the connection
-        raise UserError(f"dashboard: W&B does not take it: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"dashboard: W&B refuses the workspace: {one_line(error, limit=300)}") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How to upload what W&B has written offline. Nothing heavy is imported: it is the last word of a sweep, too."""
+"""How to upload what W&B has written offline. Nothing heavy is imported: a sweep says it too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OFFLINE = "wandb/offline-run-*"
 def how_to_sync(folder: Path) -> str | None:
     """The command that uploads the offline runs below a folder; None where there are none, or all are uploaded.
 
-    A job that was continued has an offline run for each of its parts, under one id; they are given in their order.
+    A job that was continued has an offline run for each of its parts, under one id; they are listed in order.
 
     Args:
         folder: Folder of a run, or of a sweep with runs in it.

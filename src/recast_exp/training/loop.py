@@ -30,9 +30,10 @@ from recast_exp.errors import RecastError, UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
+from recast_exp.runs import layout
 from recast_exp.system import seeded, threads
-from recast_exp.tracking.start import History
 from recast_exp.training.environment import OneProcess, check_device, own_rank, thread_count
+from recast_exp.training.history import History
 from recast_exp.training.module import TaskModule
 from recast_exp.training.recipe import Recipe
 
@@ -118,7 +119,7 @@ def fit(
     def measured() -> dict[str, float]:
         return adapted.coefficient_changes() | adapted.adapter.measure(adapted.network)
 
-    history = History(run_dir / "metrics.csv" if run_dir else None, measured)
+    history = History(run_dir / layout.HISTORY if run_dir else None, measured)
     callbacks: list[Callback] = [EpochSeed(recipe.seed), history, *more]
     if recipe.trainer.early_stopping:
         callbacks.append(Patience("val/loss", patience=recipe.trainer.early_stopping))

@@ -1,0 +1,271 @@
+"""Weights & Biases: one run for each job, online or offline, and all that is sent to it.
+
+Importing `wandb` takes a second or two, so this module is imported only for `logger=wandb`.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+import logging
+import re
+import secrets
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from recast_exp.config.keys import leaves
+from recast_exp.config.schema import LoggerConfig
+from recast_exp.errors import UserError, one_line
+from recast_exp.files import json_hash, write_json
+from recast_exp.runs import layout
+from recast_exp.runs.adopt import WITHOUT_EFFECT, read_record
+from recast_exp.tracking.base import RunFacts, Tracker
+
+log = logging.getLogger(__name__)
+
+_NOT_HASHED = frozenset(
+    {
+        *("resume", "skip_unfit", "label", "model.label", "search.storage"),  # no result depends on them
+        *("mimicry.options", "logger.options"),  # later keys
+    }
+)
+"""Keys of today's configuration that are not in the hash that version 0.1 recorded instead of the settings."""
+
+MATRIX_CLASSES = 100
+"""The most classes of W&B's own confusion matrix: its table has a row for each pair, and at most 10,000 rows."""
+
+CONNECT_SECONDS = 3.0
+INIT_SECONDS = 30.0
+TAG, GROUP = 64, 128  # W&B's limits, in characters
+
+
+class WandbRun(WandbLogger, Tracker):
+    """The W&B run of one job: Lightning's logger, with the results and the end of a job.
+
+    Args:
+        started: The run that has been started; None in all but the first process of a distributed job.
+        run: What the job is.
+    """
+
+    def __init__(self, started: Any, run: RunFacts) -> None:
+        super().__init__(experiment=started)
+        self._run = run
+
+    @rank_zero_only
+    def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
+        """Send the results of a finished job, its plots, and its task file as an artifact.
+
+        If they cannot be sent, a warning says so and the job ends well: its results are in its folder.
+
+        Args:
+            run_dir: Folder of the run.
+            summary: Name → result, which replaces what the last epoch has logged under that name.
+        """
+        try:
+            media = {f"plots/{path.stem}": wandb.Image(str(path)) for path in layout.plots(run_dir)}
+            self.experiment.log(media | confusion_matrix(run_dir))
+            self.experiment.summary.update(dict(summary))
+            task = run_dir / layout.TASK
+            if task.is_file():
+                artifact = task_artifact(task, self._run, summary)
+                aliases = ["latest", f"seed{self._run.seed}", artifact.metadata["sha256"][:12]]
+                self.experiment.log_artifact(artifact, aliases=aliases)
+        except (wandb.errors.Error, OSError) as error:
+            log.warning("W&B: the results could not be sent (%s); they are in %s", _line(error), run_dir)
+
+    @rank_zero_only
+    def close(self, *, failed: bool) -> None:
+        """End the run, so that the next job of this process starts one of its own."""
+        try:
+            self.experiment.finish(exit_code=int(failed))
+        except wandb.errors.Error as error:
+            log.warning("W&B: the run could not be ended (%s)", _line(error))
+
+
+def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
+    """Start the run of a job, or go on with it where the job is continued.
+
+    Args:
+        logger: Project, entity, group and mode.
+        run: What the job is; its group is W&B's where `logger` names none.
+        run_dir: Folder of the job.
+
+    Raises:
+        UserError: If `logger.mode=online` asks for a connection that cannot be had.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return WandbRun(None, run)
+    mode, reason = choose_mode(logger.mode)
+    if reason:
+        log.info("W&B: %s (%s)", mode, reason)
+    adapter = [run.adapter] if run.adapter != "none" else []
+    what = [run.model, *adapter, run.dataset]
+    options: dict[str, Any] = {
+        "id": run_id(run.config, run_dir),
+        "resume": "allow",
+        "dir": run_dir,
+        "entity": logger.entity,
+        "project": logger.project,
+        "group": (logger.group or run.group or "")[-GROUP:] or None,
+        "job_type": run.stage,
+        "name": "-".join([*what, str(run.seed)]),
+        "tags": [text[:TAG] for text in dict.fromkeys((*what, f"seed{run.seed}"))],
+        "config": {**run.flat(), "config": dict(run.config)},
+        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+    }
+    try:
+        started = wandb.init(mode=mode, **options)
+    except wandb.errors.Error as error:
+        if mode != "online" or logger.mode == "online":
+            raise UserError(
+                f"logger.mode: W&B cannot start a run ({_line(error)}); logger.mode=offline does without a connection"
+            ) from error
+        log.info("W&B: offline (%s)", _line(error))
+        started = wandb.init(mode="offline", **options)
+    started.define_metric("epoch")
+    started.define_metric("*", step_metric="epoch", step_sync=True)
+    if started.url:
+        log.info("W&B: %s", started.url)
+    return WandbRun(started, run)
+
+
+def choose_mode(asked: str) -> tuple[Any, str]:
+    """W&B's mode for `logger.mode`, and the reason for it where one is needed; else an empty text.
+
+    `auto` follows W&B's own settings (WANDB_MODE, `wandb offline`). Where they leave it at online, a key and a server
+    that answers are needed for that. Nothing is ever asked at the terminal.
+
+    Raises:
+        UserError: If `online` is asked for and there is no key, or W&B's settings cannot be read.
+    """
+    try:
+        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    except ValueError as error:  # pydantic's, several lines
+        raise UserError(f"logger: W&B's settings (WANDB_… in the environment) are invalid: {_line(error)}") from error
+    if asked == "offline":
+        return "offline", ""
+    if asked == "auto" and settings.mode in ("offline", "dryrun", "disabled"):
+        return "disabled" if settings.mode == "disabled" else "offline", f"W&B's settings say {settings.mode}"
+    problem = key_problem()
+    if asked == "online":
+        if problem:
+            raise UserError(f"logger.mode: got online, but there is {problem}; or use logger.mode=auto")
+        return "online", ""
+    problem = problem or connection_problem(settings.base_url)
+    return ("offline", problem) if problem else ("online", "")
+
+
+def key_problem() -> str:
+    """Why W&B could not log in without asking; empty where it can."""
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except wandb.errors.Error as error:
+        return f"no usable API key: {_line(error)}"
+    return "" if has_key else "no API key: set WANDB_API_KEY, or run `wandb login`"
+
+
+@functools.cache
+def connection_problem(url: str) -> str:
+    """Why a server does not answer within a few seconds; empty where it does. Asked once in a process.
+
+    A proxy of the environment is used. It is asked in a thread, as looking up a name may take any time.
+    """
+    problem = [f"{url} does not answer within {CONNECT_SECONDS:.0f} s"]
+
+    def connect() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
+            problem[0] = ""
+        except urllib.error.HTTPError:  # an answer
+            problem[0] = ""
+        except (OSError, ValueError) as error:
+            problem[0] = f"{url} cannot be reached: {_line(getattr(error, 'reason', error))}"
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS + 1)
+    return problem[0]
+
+
+def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
+    """The id of a job's W&B run: that of a job with this configuration that was begun in this folder, or a new one.
+
+    A configuration is the same if all keys have the same values that it and the recorded one both know: a key that a
+    later version adds does not begin another run.
+
+    Args:
+        config: The whole configuration, nested.
+        run_dir: Folder of the job.
+    """
+    path = run_dir / layout.WANDB_RECORD
+    settings = dict(leaves(config))
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if _is_same(record, settings):
+            return str(record["id"])
+    new = secrets.token_hex(4)
+    write_json(path, {"id": new, "settings": settings})
+    return new
+
+
+def _is_same(record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the record of a folder is that of a job with these settings."""
+    if "settings" in record:
+        before: Mapping[str, Any] = record["settings"]
+        known = (before.keys() & settings.keys()) - WITHOUT_EFFECT
+        return all(before[name] == settings[name] for name in known)
+    hashed = {name: value for name, value in settings.items() if name not in _NOT_HASHED}
+    return bool(record.get("configuration") == json_hash(hashed))
+
+
+def confusion_matrix(run_dir: Path) -> dict[str, Any]:
+    """`confusion_matrix` → W&B's own chart of `predictions.csv`; empty where there are too many classes."""
+    path = run_dir / layout.PREDICTIONS
+    classes = json.loads((run_dir / layout.DATASET).read_text(encoding="utf-8"))["classes"] if path.is_file() else []
+    if not 0 < len(classes) <= MATRIX_CLASSES:
+        return {}
+    positions = {name: position for position, name in enumerate(classes)}
+    with path.open(encoding="utf-8", newline="") as file:
+        pairs = [(positions[row["class"]], positions[row["predicted"]]) for row in csv.DictReader(file)]
+    true, predicted = ([pair[side] for pair in pairs] for side in (0, 1))
+    chart = wandb.plot.confusion_matrix(y_true=true, preds=predicted, class_names=classes, title="test images")
+    return {"confusion_matrix": chart}
+
+
+def task_artifact(path: Path, run: RunFacts, summary: Mapping[str, Any]) -> wandb.Artifact:
+    """A task file as an artifact, with the main facts of its record.
+
+    There is one artifact for each method and dataset; its versions are the seeds. The file is referred to in its
+    place, not copied: that of full fine-tuning has hundreds of MB.
+    """
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    record = read_record(path)
+    kept = ("test/accuracy", "val/accuracy", "parameters/task_specific", "parameters/task_bits", "parameters/head")
+    metadata = {
+        **run.flat(),
+        "backbone": record["backbone"]["name"],
+        "backbone_fingerprint": record["backbone"]["fingerprint"],
+        "bank": record["bank"],
+        "classes": len(record["classes"]),
+        "version": record["version"],
+        "sha256": content,
+        **{name: summary[name] for name in kept if name in summary},
+    }
+    name = re.sub(r"[^\w.-]+", "_", f"{run.method}-{run.dataset}", flags=re.ASCII)
+    artifact = wandb.Artifact(name[:GROUP], type="task", metadata=metadata)
+    artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
+    return artifact
+
+
+def _line(error: object) -> str:
+    return one_line(error, limit=300)

@@ -1,0 +1,18 @@
+"""`logger=csv`: no tracker alongside `metrics.csv`, which every run has. `logger=none` is another name for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recast_exp.config.schema import LoggerConfig
+from recast_exp.tracking.trackers._options import expect_none
+
+if TYPE_CHECKING:
+    from recast_exp.tracking.base import RunFacts, Tracker
+
+
+def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
+    """Start nothing."""
+    expect_none(logger)
+    return None

@@ -1,0 +1,7 @@
+"""`logger=none`: the same as `logger=csv`."""
+
+from __future__ import annotations
+
+from recast_exp.tracking.trackers.csv import start
+
+__all__ = ["start"]

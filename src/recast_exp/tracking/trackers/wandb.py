@@ -1,0 +1,24 @@
+"""`logger=wandb`: a run of Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recast_exp.config.schema import LoggerConfig
+from recast_exp.tracking.trackers._options import expect_none
+
+if TYPE_CHECKING:
+    from recast_exp.tracking.base import RunFacts, Tracker
+
+
+def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
+    """Start the W&B run of a job, or continue it.
+
+    Raises:
+        UserError: If `logger.mode=online` asks for a connection that cannot be had.
+    """
+    expect_none(logger)
+    from recast_exp.tracking import _wandb_run
+
+    return _wandb_run.start(logger, run, run_dir)

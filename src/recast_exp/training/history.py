@@ -1,0 +1,93 @@
+"""The history of a run: one row per epoch, in metrics.csv, in the checkpoint, and sent to the trackers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+from lightning.pytorch.callbacks import Callback
+
+from recast_exp.data.loader import ImageLoader
+from recast_exp.files import write_text
+from recast_exp.runs import record as job_record
+
+
+class History(Callback):
+    """One row per epoch: metrics, learning rates, seconds. Part of the checkpoint, so a continued run has all of it.
+
+    A row goes to metrics.csv and, under the same names, to the trackers: nothing else logs while a run trains.
+
+    Args:
+        path: The file metrics.csv; None writes none.
+        measure: Gives further measurements at the end of each epoch, by name.
+    """
+
+    def __init__(self, path: Path | None, measure: Callable[[], dict[str, float]] = dict) -> None:
+        self.path = path
+        self._measure = measure
+        self.rows: list[dict[str, float]] = []
+        self.running = False
+        self._started = self._validating = 0.0
+        self._images = 0
+        self._rates: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, and note the learning rates before the schedule changes them."""
+        self.running = True
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
+        self._started, self._validating, self._images = time.perf_counter(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images of all processes."""
+        assert isinstance(trainer.train_dataloader, ImageLoader)
+        self._images += trainer.train_dataloader.batch_sampler.share(batch_idx).total
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop counting training time."""
+        self._validating -= time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count training time again."""
+        self._validating += time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch's row, rewrite metrics.csv, and send the row to the trackers."""
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        row |= {name: metrics[name] for name in sorted(metrics) if name.startswith(("train/", "val/"))}
+        row |= self._rates | self._measure()
+        row["images"] = self._images
+        row["seconds"] = time.perf_counter() - self._started - self._validating
+        self.rows.append(row)
+        if self.path and trainer.is_global_zero:
+            write_text(self.path, as_csv(self.rows))
+            accuracy = {"val/accuracy": row.get("val/accuracy")}
+            job_record.update(self.path.parent, epoch=int(row["epoch"]), **accuracy)
+        for tracker in trainer.loggers:
+            tracker.log_metrics(row, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+def as_csv(rows: list[dict[str, float]]) -> str:
+    """Rows as CSV, floats to the last bit; empty where a row lacks a name that another has."""
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,59 @@
+"""The tables in the terminal: their titles, and what they count."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recast_exp.config.schema import Config, ModelConfig
+from recast_exp.display import console
+
+METRICS = {
+    "probe/val/accuracy": 0.7, "probe/test/accuracy": 0.6, "val/accuracy": 0.9, "test/accuracy": 0.85, "test/loss": 0.5,
+    "epoch": 3.0, "epochs": 5.0, "seconds": 12.4, "images_per_second": 99.0, "device": "cpu (1 threads)",
+}  # fmt: skip
+PARAMETERS = {
+    "coefficients": 48, "adapter": 1000, "backbone_trained": 0, "buffers": 0, "head": 485, "task_specific": 1048,
+    "task_file_bytes": 4900, "templates": 331_776, "frozen": 1_016_928,
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings() -> Config:
+    model = ModelConfig(name="vit_att", backbone="vit_small.augreg", weights="somewhere/a · b.safetensors")
+    settings = Config(model=model, adapter={"name": "melo", "rank": 4}, select="best", seed=7)
+    settings.dataset.name = "cub"
+    return settings
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    return re.sub(r"[\s─]+", " ", capsys.readouterr().out)
+
+
+def test_a_finished_run(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_adaptation(settings, METRICS, PARAMETERS)
+    out = shown(capsys)
+    assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors · seed 7 parameters head val test ")
+    assert "linear probe 0 485 70.0 % 60.0 % vit_att + melo 1,048 485 90.0 % 85.0 %" in out
+    assert "Task: 48 coefficients + 1,000 adapter + 485 head, 4.9 kB task file." in out
+    assert "Shared: 331,776 template parameters, 1,016,928 frozen." in out
+    assert "Epoch 3 of 5 is reported (best); 12 s of training" in out
+
+
+def test_a_task_file(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_evaluation(settings, Path("t.safetensors"), METRICS, PARAMETERS)
+    assert "seed 7, from t.safetensors test/accuracy test/loss 85.0 % 0.5000" in shown(capsys)
+    console.show_evaluation(settings, Path("t.safetensors"), METRICS | {"test/accuracy_top5": 0.99}, PARAMETERS)
+    assert "85.0 % 99.0 % 0.5000" in shown(capsys)
+
+
+def test_a_comparison_of_several_seeds_names_none(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {"task_specific": 48, "task_bits": 1536, "seeds": 3, "seconds": 5.0}
+    row |= {f"{part}/accuracy{spread}": 0.5 for part in ("val", "test") for spread in ("", "/spread")}
+    console.show_comparison(settings, {"RECAST-Att": row})
+    out = shown(capsys)
+    assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors method params bytes ")
+    assert "RECAST-Att 48 192 50.0 ± 50.0 50.0 ± 50.0 5 s" in out
