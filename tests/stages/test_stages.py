@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,6 +29,8 @@ from recast_exp.files import cache_folder
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.recast import Banks
+from recast_exp.training import loop
+from recast_exp.training.recipe import Recipe
 
 Compose = Callable[..., Config]
 Stage = Callable[..., tuple[dict[str, Any], Path]]
@@ -390,3 +397,78 @@ def test_a_corrupted_cached_bank_is_made_anew_for_adapt(stage: Stage, adapted: A
     assert bank.read_bytes() == whole
     assert again["test/loss"] == metrics["test/loss"]
     assert (other / "task.safetensors").read_bytes() == (folder / "task.safetensors").read_bytes()
+
+
+# Ranks
+
+
+@pytest.fixture
+def second_rank(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """This process is the second one of a run on two devices; the overrides of such a run."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return "trainer.devices=2", "trainer.strategy=ddp"
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "check"])
+def test_the_first_rank_alone_writes_and_prints(
+    name: str, second_rank: tuple[str, ...], stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, folder = stage("model=vit_att", f"stage={name}", *second_rank)
+    assert metrics
+    assert list(folder.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_the_first_rank_alone_writes_and_prints_an_evaluation(
+    adapted: Any, second_rank: tuple[str, ...], stage: Stage, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole, folder = adapted("att")
+    capsys.readouterr()
+
+    def alone(recipe: Recipe, *args: Any) -> loop.Tested:
+        """The first rank, which the test would wait for, is not there."""
+        trainer = dataclasses.replace(recipe.trainer, devices=1, strategy="auto")
+        return loop.test(dataclasses.replace(recipe, trainer=trainer), *args)
+
+    monkeypatch.setattr("recast_exp.stages.evaluate.test", alone)
+    metrics, other = stage("model=vit_att", *task_of(folder), *second_rank)
+    assert metrics["test/loss"] == whole["test/loss"]
+    assert list(other.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_ranks_of_a_program_around_it_do_not_matter_to_a_run_on_one_device(
+    adapted: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder = adapted("att")
+    variables = {"NODE_RANK": 1, "LOCAL_RANK": 1, "RANK": 3, "WORLD_SIZE": 4}
+    variables |= {"SLURM_NTASKS": 4, "SLURM_JOB_NAME": "train", "SLURM_PROCID": 3, "SLURM_LOCALID": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", 3)  # as where Lightning is imported with these variables
+    metrics, other = stage(*KINDS["att"], "logger=tensorboard")
+    assert metrics["test/loss"] == whole["test/loss"]
+    assert (other / "task.safetensors").read_bytes() == (folder / "task.safetensors").read_bytes()
+    assert read(other / "metrics.json") == metrics
+    assert list(other.rglob("events.out.tfevents.*"))
+    assert rank_zero_only.rank == 3
+    assert os.environ["WORLD_SIZE"] == "4"
+    stage("model=vit_att", *task_of(other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variables", [{"NODE_RANK": "1", "LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"}]
+)
+def test_a_command_among_other_processes_writes_its_results(
+    variables: dict[str, str], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_batches=1", "probe=false")
+    command = [sys.executable, "-m", "recast_exp", *options, f"model.weights={weights['digits_vit']}"]
+    done = subprocess.run(
+        [*command, "hydra.run.dir=run"], cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"metrics.json", "task.safetensors"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert "test" in done.stdout
