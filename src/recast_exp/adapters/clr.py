@@ -70,7 +70,7 @@ class Reprogramming(nn.Module):
 
 
 def _layers(network: nn.Module, pointwise: bool) -> list[tuple[str, nn.Conv2d]]:
-    """The convolutions of a CNN: those larger than 1x1, or all; a ViT, whose only one cuts out the patches, has none."""
+    """The convolutions of a CNN: those larger than 1x1, or all. Cutting an image into patches does not count."""
     found = [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Conv2d)]
     larger = [(path, layer) for path, layer in found if layer.kernel_size != (1, 1)]
     if all(layer.kernel_size == layer.stride for _, layer in larger):
