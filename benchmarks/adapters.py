@@ -4,7 +4,7 @@ Forward, loss, backward and AdamW, 224 px, float32. Targets: RECAST-Att with MeL
 alone; plain MeLo at most 1.05 of peft's LoRA, rank 4, on the fused projection of the same backbone.
 
 peft puts one update of rank r on the whole fused projection (queries, keys and values share A); MeLo has one each for
-queries and values. Both have 4·d·r numbers in a block.
+queries and values. Both have 4·d·r parameters in a block.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         "adapters",
         times,
         RECAST,
-        columns={"trained numbers": {name: f"{count:,}" for name, count in numbers.items()}},
+        columns={"trained parameters": {name: f"{count:,}" for name, count in numbers.items()}},
         notes=[
             verdict(f"{RECAST_MELO} {stacked.median:.3f} of {RECAST}, target at most 1.10", stacked, at_most=1.10),
             verdict(f"{MELO} {plain.median:.3f} of {LORA}, target at most 1.05", plain, at_most=1.05),

@@ -45,19 +45,21 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_example_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks(DOCS / "adding-an-adapter.md", "python")
+    """In the place of a module of this project; `test_plugin_adapter.py` installs it as one of another package."""
+    code, program = blocks(DOCS / "adding-an-adapter.md", "python")
     (preset,) = blocks(DOCS / "adding-an-adapter.md", "yaml")
     (tmp_path / "mlp_shift.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     try:
         assert "mlp_shift" in adapters.names()
-        cfg = OmegaConf.create(preset).adapter
+        adapter = adapters.from_config(OmegaConf.create(preset).adapter)
+        assert (adapter.name, adapter.label) == ("mlp_shift", "MLPShift")
         model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             before = model.eval()(images)
-            names = adapters.inject_adapter(model, adapters.from_config(cfg))
+            names = adapters.inject_adapter(model, adapter)
             assert torch.equal(model(images), before)
             assert list(names) == ["blocks.0.mlp.shift", "blocks.1.mlp.shift"]
             model.get_parameter(names["blocks.1.mlp.shift"]).normal_()
@@ -65,7 +67,10 @@ def test_the_example_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(UserError, match=r"adapter\.scale: expected a number > 0, got 0\.0"):
             adapters.from_config({"name": "mlp_shift", "scale": 0.0})
         with pytest.raises(UserError, match="mlp_shift does not fit ResNet; it needs blocks with an mlp"):
-            adapters.inject_adapter(timm.create_model("resnet18"), adapters.from_config(cfg))
+            adapters.inject_adapter(timm.create_model("resnet18"), adapter)
+        namespace = {"network": timm.create_model("vit_tiny_patch16_224", depth=1), "MLPShift": type(adapter)}
+        exec(program, namespace)
+        assert namespace["trained"] == {"blocks.0.mlp.shift": "blocks.0.mlp.shift.vector"}
     finally:
         sys.modules.pop("recast_exp.adapters.mlp_shift", None)
 

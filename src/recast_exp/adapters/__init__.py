@@ -9,7 +9,7 @@ entry point (see `recast_exp.plugins`). Nothing is registered anywhere else.
 
     trained = inject_adapter(network, MeLo(rank=2))
 
-`models.adapted` applies the one rule of what trains: the parameters that `inject` returns, and nothing else.
+`models.adapted` applies one rule: the parameters that `inject` returns train, and all others are frozen.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
 
 
 def merge(network: nn.Module) -> nn.Module:
-    """Make every adapter that can be a part of the weights one, in place; after RECAST's own `merge`."""
+    """Make adapters a part of the weights where possible, in place; call RECAST's own `merge` first."""
     for name in names():
         with contextlib.suppress(RecastError):  # what cannot be imported is not in the network either
             load(name).merge(network)

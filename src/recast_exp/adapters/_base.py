@@ -1,8 +1,8 @@
-"""What adapters have in common: how they find their places in a timm model and hang on to them.
+"""The base class of adapters, and how they find their places in a timm model and attach to them.
 
-An adapter is a small module beside a layer, registered under the layer's name, with its methods as the layer's forward
-hooks; or a parametrisation of the layer's weight. So the layer keeps its own name and weights, a deep copy takes its
-own adapter along (methods are copied with their objects), and taking the adapter off leaves the stock model.
+An adapter attaches a small module to a layer, registered below the layer's name, with methods that are the layer's
+forward hooks; or it parametrises the layer's weight. The layer keeps its own name and weights, a deep copy takes its
+own adapter along (bound methods are copied with their objects), and removing the adapter leaves the stock model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.inject import BANKS
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
-"""Normalisation layers, timm's own included: those derive from torch's."""
+"""Normalisation layers; timm's own derive from these."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Adapter(ABC):
 
     @property
     def label(self) -> str:
-        """What tables and plots call the adapter: the name of its class, unless a class says otherwise."""
+        """The adapter's name in tables and plots: by default the name of its class."""
         return type(self).__name__
 
     @abstractmethod
@@ -67,11 +67,11 @@ class Adapter(ABC):
         """
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Numbers worth recording after each epoch, by name (`adapter/…`); by default none."""
+        """Numbers to record after each epoch, by name (`adapter/…`); none by default."""
         return {}
 
     def remark(self, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
-        """A warning about a finished run; by default, and where there is nothing to say, empty.
+        """A warning about a finished run, in one line; empty if there is nothing to say, and by default.
 
         Args:
             reported: The measures of the reported epoch.
@@ -81,7 +81,7 @@ class Adapter(ABC):
 
     @staticmethod
     def merge(network: nn.Module) -> None:
-        """Make the adapter a part of the weights and remove it, where that is possible; by default nothing happens.
+        """Make the adapter a part of the weights and remove it, if that is possible; does nothing by default.
 
         Called for every adapter, on networks that have it and on networks that do not.
         """
@@ -89,7 +89,7 @@ class Adapter(ABC):
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names and modules of a timm model without its classifier and its template banks."""
+    """Yield names and modules of a timm model, except for its classifier, template banks and parametrisations."""
     timm_model: Any = network
     classifier = timm_model.get_classifier()
     heads = classifier if isinstance(classifier, tuple | list) else [classifier]
@@ -100,11 +100,16 @@ def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[type, ...] = ()) -> dict[str, str]:
-    """The parameters of a backbone that its layers call by one of `names`, of layers of one of `kinds`; all if none.
+    """Find parameters of the backbone by the name that their layer gives them.
+
+    Args:
+        network: A timm model.
+        names: Names within a layer: "weight", "bias".
+        kinds: Classes of layers to look at; empty for all layers.
 
     Returns:
-        Parameter name → the same, as `inject` returns it. Weights that are combinations of templates are not among
-        them: what trains there are the coefficients.
+        Parameter name → the same name, as `Adapter.inject` returns it. Weights that are combinations of templates are
+        left out, since their coefficients train instead.
     """
     found = []
     for path, module in backbone_modules(network):
@@ -115,16 +120,18 @@ def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[t
 
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
-    """Register an adapter at a layer, on the device and in the mode of its weights."""
+    """Register the module of an adapter at a layer, on the device of the layer's parameters."""
     weight = next(layer.parameters())
     layer.add_module(name, adapter.to(weight.device))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
-    """Let an adapter compute a layer's weight, from what it was: its own, or a combination of templates.
+    """Let the module of an adapter compute a layer's weight from the weight so far.
+
+    That is the layer's own weight, or the combination of templates that another parametrisation makes.
 
     Returns:
-        The adapter's name below the layer.
+        The module's name below the layer.
     """
     own: Any = layer
     depth = len(own.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
@@ -133,7 +140,7 @@ def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
 
 
 def detach(layer: nn.Module, name: str) -> None:
-    """Take an adapter off its layer, with the hooks that are its methods."""
+    """Remove the module of an adapter from its layer, with the hooks that are its methods."""
     adapter = layer.get_submodule(name)
     for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is adapter]:

@@ -1,7 +1,7 @@
-"""The options of an adapter as its dataclass declares them: types and ranges, from the fields and their metadata.
+"""Check the options of an adapter against the types and bounds that its dataclass declares.
 
-A value is converted as OmegaConf converts those of all other keys: `4` is a number, and so is the string "4"; the
-string "yes" is true; 2.5 is no integer.
+Values are converted by the rules that OmegaConf applies to all other keys: the string "4" becomes the integer 4, the
+string "yes" becomes true, and 2.5 is not an integer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recast_exp.config import schema
+from recast_exp.config import fields
 from recast_exp.errors import UserError
 
 _BOOLEANS = {
@@ -35,17 +35,17 @@ def check(owner: Any) -> None:
             converted = _convert(value, hints[field.name])
         except (TypeError, ValueError):
             raise UserError(f"{field.name}: expected {_accepted(field)}, got {value!r}") from None
-        if schema.range_problem(field.name, field, converted):
+        if fields.range_problem(field.name, field, converted):
             raise UserError(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
         setattr(owner, field.name, converted)
 
 
 def _accepted(field: dataclasses.Field[Any]) -> str:
-    """What an option takes, in words; in a module without postponed annotations, the type is a class, not its name."""
+    """Describe the accepted values; without postponed annotations, the field's type is a class instead of its name."""
     named = copy.copy(field)
     if isinstance(field.type, type):
         named.type = field.type.__name__
-    return schema.accepted(named)
+    return fields.accepted(named)
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -121,7 +121,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Nested mappings and sequences, which may be nodes of OmegaConf, as dicts and lists."""
+    """Turn nested mappings and sequences, which may be nodes of OmegaConf, into dicts and lists."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

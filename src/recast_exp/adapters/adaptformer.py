@@ -1,8 +1,9 @@
-"""AdaptFormer: a bottleneck beside each MLP (Chen et al., NeurIPS 2022, arXiv 2205.13535).
+"""AdaptFormer: a bottleneck in parallel with each MLP (Chen et al., NeurIPS 2022, arXiv 2205.13535).
 
     x ← x + MLP(norm₂(x)) + s·W_up ReLU(W_down x + b_down) + s·b_up
 
-on the residual stream x as it is before the second norm. The up-projection starts at zero. 595,200 numbers on a ViT-S.
+on the residual stream x, before the second normalisation layer. The up-projection starts at zero. 595,200 parameters on
+a ViT-S.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class AdaptFormer(Adapter):
     fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
 
     width: int = option(64, "width of the bottleneck", ge=1)
-    scale: float = option(0.1, "scale s of what it adds", gt=0)
+    scale: float = option(0.1, "scale s of the bottleneck's output", gt=0)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Add a bottleneck to every block."""
@@ -42,7 +43,13 @@ class AdaptFormer(Adapter):
 
 
 class Bottleneck(nn.Module):
-    """The bottleneck of one block."""
+    """The bottleneck of one block.
+
+    Args:
+        width: Width of the residual stream.
+        hidden: Width of the bottleneck.
+        scale: s.
+    """
 
     def __init__(self, width: int, hidden: int, scale: float) -> None:
         super().__init__()
@@ -55,23 +62,23 @@ class Bottleneck(nn.Module):
         self._added: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the residual stream x [..., width]."""
+        """Compute the update of the residual stream x [..., width], of the same shape."""
         result: Tensor = self.up(torch.relu(self.down(x))) * self.scale
         return result
 
     def before_norm(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Compute it where the residual stream is at hand; a forward pre-hook of norm2."""
+        """Compute the update from the input of norm2, which is the residual stream; its forward pre-hook."""
         self._added = self(inputs[0])
 
     def after_branch(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Add it to what the MLP's branch gives in the end; a forward hook of drop_path2."""
+        """Add the update to the output of the MLP's branch; a forward hook of drop_path2."""
         added, self._added = self._added, None
         assert added is not None
         return output + added
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, Any]]:
-    """The blocks that normalise before the MLP: those that do it afterwards have the layers in another order."""
+    """The blocks that normalise before the MLP; those that normalise after it declare norm2 after mlp."""
     found = []
     for path, module in backbone_modules(network):
         names = [name for name, _ in module.named_children()]

@@ -2,10 +2,10 @@
 
 Ge et al., ICCV 2023, arXiv 2307.11386.
 
-    y = conv(x)  →  K * y,   K of 3x3 for each channel, at first the identity
+    y = conv(x)  →  K * y,   one 3x3 kernel K per channel, which starts as the identity
 
-After every convolution larger than 1x1. The original also trains the scale and shift of BatchNorm. 68,544 numbers on a
-ResNet-34, and 17,024 of BatchNorm.
+It follows every convolution larger than 1x1. The original also trains the scale and shift of BatchNorm. 68,544
+parameters on a ResNet-34, plus 17,024 of BatchNorm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CLR(Adapter):
             raise UserError(f"kernel_size: expected an odd integer, got {self.kernel_size}")
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Add the kernels after every convolution."""
+        """Add the kernels after every convolution larger than 1x1, or after every convolution (`downsample`)."""
         names: dict[str, str] = {}
         for path, layer in _layers(network, self.downsample):
             adapter = Reprogramming(layer.out_channels, self.kernel_size)
@@ -51,7 +51,12 @@ class CLR(Adapter):
 
 
 class Reprogramming(nn.Module):
-    """One kernel for each channel of a layer's output."""
+    """One kernel for each channel of a layer's output.
+
+    Args:
+        channels: Number of channels.
+        kernel_size: Height and width of a kernel; odd.
+    """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -65,7 +70,7 @@ class Reprogramming(nn.Module):
 
 
 def _layers(network: nn.Module, pointwise: bool) -> list[tuple[str, nn.Conv2d]]:
-    """Convolutions of a CNN; the one that cuts a ViT's image into patches is none."""
+    """The convolutions of a CNN: those larger than 1x1, or all. Cutting an image into patches does not count."""
     found = [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Conv2d)]
     larger = [(path, layer) for path, layer in found if layer.kernel_size != (1, 1)]
     if all(layer.kernel_size == layer.stride for _, layer in larger):

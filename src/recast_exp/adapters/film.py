@@ -1,8 +1,8 @@
-"""FiLM: scale and shift every channel behind each norm.
+"""FiLM: a scale and a shift for every channel after each normalisation layer.
 
 Perez et al., AAAI 2018, arXiv 1709.07871; to adapt a frozen backbone: Requeima et al., NeurIPS 2019, arXiv 1906.07697.
 
-    y ← γ ⊙ y + β,   γ = 1 and β = 0 at first
+    y ← γ ⊙ y + β,   starting at γ = 1 and β = 0
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Modulation(nn.Module):
     """Scale and shift of one layer's channels.
 
     Args:
-        channels: How many.
-        dim: Which dimension of the output they are.
+        channels: Number of channels.
+        dim: Dimension of the layer's output that holds them.
     """
 
     def __init__(self, channels: int, dim: int) -> None:
@@ -52,12 +52,12 @@ class Modulation(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Modulate the output of the layer; a forward hook."""
+        """Scale and shift the output of the layer; a forward hook."""
         shape = [1] * output.dim()
         shape[self.dim] = -1
         return output * self.scale.view(shape) + self.shift.view(shape)
 
 
 def _channels(layer: nn.Module) -> int:
-    """The dimension of the channels: the last one for LayerNorm, but for timm's that work on images."""
+    """The dimension of the channels: the last one for LayerNorm, except for timm's variants for images."""
     return -1 if isinstance(layer, nn.LayerNorm) and not type(layer).__name__.endswith("2d") else 1

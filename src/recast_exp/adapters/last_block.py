@@ -1,4 +1,4 @@
-"""Train the last block, and the norm behind it: the classical partial fine-tuning."""
+"""The last block, and the normalisation layers after it: classical partial fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from recast_exp.adapters._base import NORMS, Adapter, backbone_modules
 
 @dataclass
 class LastBlock(Adapter):
-    """Trains the last block and the normalisation layers behind it; it has no options."""
+    """Trains the last block and the normalisation layers after it; it has no options."""
 
     fits = "blocks in a list, as in timm's ViTs, ResNets and ConvNeXts"
     label = "last block"
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Name the parameters of the last block and of the normalisation layers behind it.
+        """Name the parameters of the last block and of the normalisation layers after it.
 
         Weights that are combinations of templates are not among them.
         """
@@ -33,7 +33,7 @@ class LastBlock(Adapter):
 
 
 def _is_inside_block(path: str, modules: dict[str, nn.Module]) -> bool:
-    """Whether a numbered module has a parent that is a block itself: one with more than numbered children."""
+    """Whether a parent of a numbered module is a block itself: numbered, with other than numbered children."""
     parents = path.split(".")
     for length in range(1, len(parents)):
         parent = ".".join(parents[:length])

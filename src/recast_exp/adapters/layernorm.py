@@ -1,4 +1,4 @@
-"""LayerNorm tuning: train scale and shift of the norms.
+"""LayerNorm tuning: train the scale and the shift of the normalisation layers.
 
 Basu et al., AAAI 2024, arXiv 2304.01917; for BatchNorm: Frankle, Schwab and Morcos, ICLR 2021, arXiv 2003.00152.
 """

@@ -2,10 +2,10 @@
 
     q = W_q x + s·B_q A_q x,   v = W_v x + s·B_v A_v x,   s = α / r
 
-for the fused weight of a ViT's attention. A starts kaiming-uniform, B at zero. 18,432·r numbers on a ViT-S.
+for the fused weight of a ViT's attention. A starts Kaiming-uniform, B at zero. 18,432·r parameters on a ViT-S.
 
 The update B A is added where it costs less: to the output of a frozen layer, whose weight needs no gradient; to the
-weight of a layer that trains coefficients, which has that gradient anyway and is much smaller than the output.
+weight of a layer that trains coefficients, whose gradient is computed anyway and is much smaller than the output.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class LowRank(nn.Module):
 
     Args:
         width: Width d of the model.
-        rank: r.
-        scale: s.
+        rank: Rank r of each update.
+        scale: Scale s of both.
     """
 
     def __init__(self, width: int, rank: int, scale: float) -> None:
@@ -83,14 +83,14 @@ class LowRank(nn.Module):
     def on_output(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """Add the updates to the layer's output [..., 3d]; a forward hook.
 
-        One product for both updates, added as it is computed: to take the output apart and put it together again would
-        copy it, forward and backward.
+        One product computes both updates and adds them. Splitting the output and concatenating it again would copy it,
+        forward and backward.
         """
         low = F.linear(inputs[0], self.a.flatten(0, 1))
         return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), self._up().t()).view_as(output)
 
     def _up(self) -> Tensor:
-        """Scaled B of both, from [A_q x, A_v x] to queries, keys and values [3d, 2r]."""
+        """The scaled B of both updates, [3d, 2r]: from [A_q x, A_v x] to queries, keys and values."""
         queries, values = self.scale * self.b
         nothing = torch.zeros_like(queries)
         rows = (queries, nothing), (nothing, nothing), (nothing, values)
@@ -104,6 +104,6 @@ def _layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:
         if path.rpartition(".")[2] == "qkv"
         and isinstance(layer, nn.Linear)
         and layer.out_features == 3 * layer.in_features
-        # Where there is one, the attention takes the weight out of the layer and never calls it (BEiT, Swin v2)
+        # Attention with a q_bias uses the layer's weight without calling the layer (BEiT, Swin v2)
         and not hasattr(network.get_submodule(path.rpartition(".")[0]), "q_bias")
     ]

@@ -1,4 +1,4 @@
-"""No adapter: RECAST, a linear probe or full fine-tuning alone."""
+"""No adapter: RECAST, a linear probe or full fine-tuning on its own."""
 
 from __future__ import annotations
 

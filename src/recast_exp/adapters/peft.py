@@ -1,8 +1,8 @@
-"""Any method of Hugging Face `peft` that works on linear layers or convolutions, by its own configuration.
+"""Any method of Hugging Face `peft` for linear layers or convolutions, with the arguments of its own configuration.
 
     adapter=peft adapter.method=LORA adapter.arguments.r=8 'adapter.arguments.target_modules=[qkv,fc1]'
 
-peft puts modules of its own in the places of the layers; the frozen layer, with RECAST's templates, lives on inside.
+peft replaces each layer by a module of its own that contains the layer, frozen, with RECAST's templates.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Peft(Adapter):
 
     fits = "layers that match adapter.arguments.target_modules"
 
-    method: str = option("LORA", "method, as peft names it: LORA, VERA, IA3, ...")
-    arguments: dict[str, Any] = option({}, "arguments of its own configuration; target_modules is the fused qkv or the convolutions, if not given")  # fmt: skip # noqa: E501
+    method: str = option("LORA", "method, as named by peft: LORA, VERA, IA3, ...")
+    arguments: dict[str, Any] = option({}, "arguments of the method's configuration; target_modules defaults to the fused qkv, or to the convolutions")  # fmt: skip # noqa: E501
 
     @property
     def label(self) -> str:
@@ -34,7 +34,7 @@ class Peft(Adapter):
         return f"peft {self.method}"
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Let peft change the network in place.
+        """Let peft replace the layers that match.
 
         Raises:
             UserError: If peft is not installed, has no such method, or refuses its arguments or the layers.
@@ -57,12 +57,12 @@ class Peft(Adapter):
         arguments.setdefault("target_modules", _targets(network))
         if not arguments["target_modules"]:
             return {}
-        if "feedforward_modules" in takes:  # IA3 insists on being told
+        if "feedforward_modules" in takes:  # required by IA3
             arguments.setdefault("feedforward_modules", [])
         before = {id(parameter) for parameter in network.parameters()}
         try:
             config = config_class(**arguments)
-            peft.get_peft_model(network, config)  # in place; what it returns around the network is not needed
+            peft.get_peft_model(network, config)  # in place; the wrapper that it returns is not needed
         except (TypeError, ValueError, KeyError, NotImplementedError, AttributeError) as error:
             raise UserError(
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
@@ -72,7 +72,7 @@ class Peft(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Let peft merge what it can, and put the layers back where they were."""
+        """Let peft merge its updates into the layers, and put the layers back in their places."""
         try:
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError:

@@ -2,8 +2,8 @@
 
     Ŵ = W ⊙ [m > t],   ∂L/∂m = ∂L/∂Ŵ ⊙ W   (straight-through)
 
-The real mask m starts at one value above the threshold t, so that all weights are kept at first. A task file holds one
-bit for each weight: 2.66 MB for a ResNet-34.
+The real-valued mask m starts above the threshold t everywhere, so that all weights are kept at first. A task file holds
+one bit per weight: 2.66 MB for a ResNet-34.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Piggyback(Adapter):
 
     fits = "linear layers and convolutions, as in all of timm's models"
 
-    start: float = option(1e-2, "first value of the real mask")
-    threshold: float = option(5e-3, "above it, a weight is kept; below `start`")
+    start: float = option(1e-2, "initial value of the real-valued mask")
+    threshold: float = option(5e-3, "weights whose mask is above it are kept; less than `start`")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class Piggyback(Adapter):
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """The share of the weights that are masked."""
+        """The fraction of weights that are masked, as `adapter/masked`."""
         masks = [module for module in network.modules() if isinstance(module, Mask)]
         return {MASKED: sum(mask.masked() for mask in masks) / sum(mask.mask.numel() for mask in masks)}
 
@@ -62,8 +62,8 @@ class Piggyback(Adapter):
                 f"{100 * last[MASKED]:.1f} %"
             )
         return (
-            "Piggyback has masked no weight: a real mask moves by about optimizer.adapter_lr (times "
-            f"optimizer.lr_scale) in a step and has {self.start - self.threshold:g} to go; raise the learning rate, or "
+            "Piggyback has masked no weight: the mask's values move by about optimizer.adapter_lr (times "
+            f"optimizer.lr_scale) per step and have {self.start - self.threshold:g} to go; raise the learning rate, or "
             "train for more steps"
         )
 
@@ -73,17 +73,22 @@ class Piggyback(Adapter):
         """Set the masked weights to zero and remove the masks."""
         for _, layer in _layers(network):
             if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[-1], Mask):
-                own = type(layer)  # a deep copy shares it with its original, whose parametrisation is to stay
+                own = type(layer)  # shared with deep copies, which stay parametrised
                 layer.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
                 layer.weight.requires_grad_(False)
 
 
 class Mask(nn.Module):
-    """Parametrisation of a weight by a mask over it; what it masks may itself be a combination of templates.
+    """Parametrisation of a weight by a mask; the masked weight may itself be a combination of templates.
+
+    Args:
+        weight: The weight to mask; only its shape and its device are used.
+        start: Initial value of the real-valued mask.
+        threshold: Weights whose mask is above it are kept.
 
     Attributes:
-        bits: How many bits a number of the mask takes in a task file.
+        bits: Bits that one entry of the mask takes in a task file.
     """
 
     bits = 1
@@ -100,7 +105,7 @@ class Mask(nn.Module):
         return weight * (kept + (self.mask - self.mask.detach()))  # the bracket is 0, with a gradient of 1
 
     def masked(self) -> int:
-        """How many weights are masked."""
+        """The number of masked weights."""
         return int((self.mask <= self.threshold).sum())
 
     def pack(self) -> Tensor:
@@ -110,7 +115,7 @@ class Mask(nn.Module):
 
     @torch.no_grad()
     def unpack(self, packed: Tensor) -> None:
-        """Take over a packed mask; a weight that is kept gets the real mask's first value, another one 0."""
+        """Load a packed mask; entries of kept weights become `start`, the others 0."""
         kept = np.unpackbits(packed.cpu().numpy(), count=self.mask.numel()).astype(np.float32)
         self.mask.copy_(torch.from_numpy(kept).view_as(self.mask) * self.start)
 

@@ -1,0 +1,29 @@
+"""AdaptFormer against its formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from recast_exp.adapters.adaptformer import Bottleneck
+from support.adapted import Make
+
+
+def test_adaptformer_adds_to_the_residual_before_the_norm(make: Make) -> None:
+    """One block, computed by the formula."""
+    adapted = make("adaptformer", "vit", "frozen", width=3, scale=0.7)
+    block: Any = adapted.network.get_submodule("blocks.1").eval()
+    adapter: Bottleneck = block.adaptformer
+    nn.init.normal_(adapter.up.weight)
+    nn.init.normal_(adapter.down.bias)
+    x = torch.randn(2, 5, 24)
+    found = block(x)
+    x = x + block.attn(block.norm1(x))
+    bottleneck = torch.relu(x @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias
+    mlp = block.mlp.fc2(
+        block.mlp.act(block.mlp.fc1(F.layer_norm(x, (24,), block.norm2.weight, block.norm2.bias, 1e-6)))
+    )
+    torch.testing.assert_close(found, x + mlp + 0.7 * bottleneck)

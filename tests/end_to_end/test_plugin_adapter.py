@@ -1,0 +1,102 @@
+"""An adapter of another package, installed by pip: the example of the documentation, word for word."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding-an-adapter.md"
+TINY = (
+    *("trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.accelerator=cpu", "probe=false"),
+    *("model.pretrained=false", "dataset.num_workers=0"),
+)
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found, language
+    return found[1]
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel that a build backend makes of the example's pyproject.toml; written by hand, to need no network."""
+    project = tomllib.loads(block("toml"))["project"]
+    name, version = project["name"].replace("-", "_"), project["version"]
+    info = f"{name}-{version}.dist-info"
+    groups = project["entry-points"]
+    ((group, points),) = groups.items()
+    lines = [f"[{group}]", *(f"{point} = {module}" for point, module in points.items())]
+    files = {
+        f"{name}/__init__.py": "",
+        f"{name}/mlp_shift.py": block("python"),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "\n".join(lines) + "\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the program with the example's package installed and its preset in a folder of its own."""
+    pytest.importorskip("pip")
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "my_conf" / "adapter").mkdir(parents=True)
+    (folder / "my_conf" / "adapter" / "mlp_shift.yaml").write_text(block("yaml"), encoding="utf-8")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
+    subprocess.run([*pip, "--target", folder / "site", build_wheel(folder)], check=True, timeout=120)
+    path = os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH"))))
+
+    def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "recast_exp", "--config-dir=my_conf", *arguments]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    return program
+
+
+@pytest.mark.slow
+def test_an_installed_adapter_trains_and_its_task_file_is_evaluated(
+    program: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    trained = program("adapter=mlp_shift", *TINY, f"hydra.run.dir={tmp_path}/run")
+    assert trained.returncode == 0, trained.stderr
+    counts = json.loads((tmp_path / "run" / "parameters.json").read_text())
+    assert counts["adapter"] == 12 * 96  # one vector for each block of the embedded ViT
+    evaluated = program("stage=evaluate", f"task={tmp_path}/run/task.safetensors", f"hydra.run.dir={tmp_path}/again")
+    assert evaluated.returncode == 0, evaluated.stderr
+    accuracies = [
+        json.loads((tmp_path / run / "metrics.json").read_text())["test/accuracy"] for run in ("run", "again")
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("adapter.scale=0", r"error: adapter\.scale: expected a number > 0, got 0\.0"),
+        ("adapter.scael=1", r"error: adapter\.scael: unknown option.* takes scale; did you mean adapter\.scale\?"),
+    ],
+)
+def test_a_wrong_option_of_an_installed_adapter_is_refused_in_one_line(
+    program: Callable[..., subprocess.CompletedProcess[str]], typed: str, expected: str
+) -> None:
+    refused = program("adapter=mlp_shift", typed, "model.pretrained=false")
+    assert refused.returncode == 2
+    assert re.fullmatch(expected, refused.stderr.strip())
