@@ -126,7 +126,7 @@ MISTAKES = [
     ("trainer.devices=2", "trainer.devices: got 2 with strategy=auto; takes trainer=ddp"),
     ("task=x", "task: got a file with stage=adapt, which takes none; did you mean stage=evaluate?"),
     ("stage=evaluate", "task: got nothing, stage=evaluate takes a task file .*"),
-    ("dataset.name=nope", "dataset.name: got 'nope', takes one of .*"),
+    ("dataset.name=nope", "dataset.name: expected one of .*, got 'nope'"),
 ]
 
 

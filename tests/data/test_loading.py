@@ -281,6 +281,8 @@ def test_altering_on_the_device_gives_the_same_images(transform: str, monkeypatc
     there = epochs(module(digits(), transform, pin_memory=False), range(2))
     assert {len(batch) for batch in there} == {2 if transform == "none" else 3}
     assert_same(normalised, [data.on_after_batch_transfer(batch, 0) for batch in there])
+    monkeypatch.setattr(ImageDataModule, "_device", lambda self: "mps")  # where the loader does all of it
+    assert_same(here, epochs(module(digits(), transform), range(2)))
 
 
 def test_the_example_is_the_first_training_batch() -> None:

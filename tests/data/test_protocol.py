@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recast_exp import plugins
 from recast_exp.config.schema import DatasetConfig
-from recast_exp.data import check_dataset, names
+from recast_exp.data import check_dataset, names, sets
+from recast_exp.data.protocol import carve_validation, split_by_class
 from recast_exp.data.sets import cub
-from recast_exp.data.types import ImageSet, Official, Samples, carve_validation, split_by_class
+from recast_exp.data.types import ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.plugins import DATASETS
 from support.fixtures_data import make_cub, make_folder, write_image
 from support.helpers import assert_one_line, load
 
@@ -36,10 +40,44 @@ def test_every_dataset_has_its_two_functions_and_a_preset() -> None:
     )
 
 
+def test_helper_modules_are_no_datasets() -> None:
+    files = {path.stem for path in Path(sets.__path__[0]).glob("*.py")} - {"__init__"}
+    helpers = {name for name in files if name.startswith("_")}
+    assert {"_torchvision", "_cifar"} <= helpers
+    assert set(names()) == files - helpers
+    for name in names():
+        module = DATASETS.load(name)
+        assert callable(module.check)
+        assert callable(module.read)
+    with pytest.raises(UserError) as error:
+        load("_cifar")
+    assert_one_line(error, "dataset.name: expected one of aircraft, ", "got '_cifar'")
+
+
+def test_a_module_without_the_functions_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfway.py").write_text("def check(cfg, data_dir): pass")
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {
+        name: importlib.metadata.EntryPoint(name, name, DATASETS.group) for name in ("halfway", "broken", "absent")
+    }
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: points)
+    assert set(points) < set(names())
+    for key, options in {"name": {}, "reader": {"reader": "halfway"}}.items():
+        with pytest.raises(UserError) as error:
+            check_dataset(DatasetConfig(**{"name": "halfway", **options}), tmp_path)
+        assert_one_line(error, f"dataset.{key}: expected the module halfway of dataset halfway", "got none", "read")
+    for name in ("broken", "absent"):
+        with pytest.raises(UserError) as error:
+            check_dataset(DatasetConfig(name=name), tmp_path)
+        assert_one_line(error, f"dataset.name: the dataset {name} of {name} cannot be imported", "No module named")
+
+
 def test_checks_import_nothing_heavy() -> None:
     code = (
-        "import importlib, sys, recast_exp.data as data\n"
-        "for name in data.names(): importlib.import_module(f'recast_exp.data.sets.{name}').check\n"
+        "import sys, recast_exp.data as data\n"
+        "from recast_exp.plugins import DATASETS\n"
+        "for name in data.names(): DATASETS.load(name).check\n"
         "print([m for m in ('numpy', 'torch', 'torchvision', 'sklearn', 'PIL', 'lightning') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -48,10 +86,10 @@ def test_checks_import_nothing_heavy() -> None:
 def test_unknown_dataset() -> None:
     with pytest.raises(RecastError) as error:
         load("birds")
-    assert_one_line(error, "dataset.name", "'birds'", "cub, digits, flowers, folder")
+    assert_one_line(error, "dataset.name: expected one of aircraft, ", "cub, digits, flowers, folder", "got 'birds'")
     with pytest.raises(RecastError) as error:
         load("mine", reader="birds")
-    assert_one_line(error, "dataset.reader", "'birds'")
+    assert_one_line(error, "dataset.reader: expected one of aircraft, ", "got 'birds'")
 
 
 # Splits
@@ -87,7 +125,7 @@ def test_two_classes_of_one_name() -> None:
     none = Samples((), np.array([], dtype=np.int64))
     with pytest.raises(RecastError) as error:
         Official(("wren", "crow", "wren"), {"all": none}, index="classes.txt")
-    assert_one_line(error, "classes.txt: two classes have the name 'wren'")
+    assert_one_line(error, "classes.txt: expected each class once, got two with the name 'wren'")
 
 
 def test_image_set_names_what_is_empty() -> None:
@@ -192,14 +230,26 @@ def test_cub_missing(tmp_path: Path) -> None:
         ("images.txt", b"2 \xff\xfe\x00", ("images.txt, line 2", "expected a number")),
         ("images.txt", b"1 001.Bird_1/Bird_0001.jpg", ("images.txt, line 2", "a second time")),
         ("images.txt", b"2 001.Bird_1/gone.jpg", ("gone.jpg: missing", "images.txt lists it")),
-        ("images.txt", b"99 001.Bird_1/Bird_0001.jpg", ("image_class_labels.txt, line 2", "image 2 is not in")),
+        ("images.txt", b"99 001.Bird_1/Bird_0001.jpg", ("image_class_labels.txt, line 2", "images.txt, got number 2")),
         ("image_class_labels.txt", b"2 77", ("image_class_labels.txt, line 2", "'77'", "one of 1, 4, 12")),
-        ("image_class_labels.txt", b"99 1", ("image_class_labels.txt, line 2", "image 99 is not in")),
+        ("image_class_labels.txt", b"99 1", ("image_class_labels.txt, line 2", "images.txt, got number 99")),
         ("train_test_split.txt", b"2 yes", ("train_test_split.txt, line 2", "'yes'", "one of 1, 0")),
         ("classes.txt", b"four", ("classes.txt, line 2", "'four'")),
-        ("image_class_labels.txt", b"2 4", ("images.txt: image 2 is '001.Bird_1/", "the class '004.Bird_4'")),
-        ("images.txt", b"2 001.Bird_1/../../x.jpg", ("images.txt: image 2", "takes CLASS/FILE")),
-        ("classes.txt", b"4 001.Bird_1", ("images.txt: image 7 is '004.Bird_4/", "the class '001.Bird_1'")),
+        (
+            "image_class_labels.txt",
+            b"2 4",
+            ("images.txt: expected image 2 as CLASS/FILE of the class '004.Bird_4'", "'001.Bird_1/"),
+        ),
+        (
+            "images.txt",
+            b"2 001.Bird_1/../../x.jpg",
+            ("images.txt: expected image 2 as CLASS/FILE", "got '001.Bird_1/../../x.jpg'"),
+        ),
+        (
+            "classes.txt",
+            b"4 001.Bird_1",
+            ("images.txt: expected image 7 as CLASS/FILE of the class '001.Bird_1'", "'004.Bird_4/"),
+        ),
     ],
 )
 def test_cub_damaged_lists(tmp_path: Path, file: str, line: bytes, expected: tuple[str, ...]) -> None:
@@ -216,7 +266,7 @@ def test_cub_lists_of_different_length(tmp_path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(RecastError) as error:
         load("cub", tmp_path)
-    assert_one_line(error, "train_test_split.txt: nothing about image 18")
+    assert_one_line(error, "train_test_split.txt: no line for image 18")
 
 
 def test_cub_real_images() -> None:
@@ -271,16 +321,16 @@ def test_folder_errors(tmp_path: Path) -> None:
             load("folder", path=path and str(path))
         assert_one_line(error, *expected)
 
-    check("dataset.path: got nothing", "dataset.path=PATH", path=None)
-    check("no folder", tmp_path / "gone", missing=True, path=tmp_path / "gone")
-    check("no folders in", tmp_path, missing=True)
+    check("dataset.path: expected the folder of", "got nothing", "dataset.path=PATH", path=None)
+    check(f"got {tmp_path / 'gone'}, which is not a folder", missing=True, path=tmp_path / "gone")
+    check(f"got {tmp_path}, which holds no folders", missing=True)
     make_folder(tmp_path / "train")
-    check("has train but no test", "PATH/{train,val,test}/CLASS")
+    check("got train but no test", "PATH/{train,val,test}/CLASS", missing=True)
     make_folder(tmp_path / "test", ("class2", "class11"))
-    check("train and test differ in the class folders class10, class11")
+    check("expected the same class folders in train and test, got class10, class11 in one only")
     make_folder(tmp_path / "test", ("class10",))
     (tmp_path / "train" / "class11").mkdir()
-    check(tmp_path / "train" / "class11", "no image in this class folder")
+    check(tmp_path / "train" / "class11", "no image in this class folder", missing=True)
     for name in ("val", "valid"):
         make_folder(tmp_path / name)
     check("val and valid are the same split")
@@ -348,8 +398,8 @@ def test_classes_by_name_and_by_pattern(birds: Path) -> None:
     ("classes", "expected"),
     [
         (["012.Bird_13"], ("dataset.classes", "'012.Bird_13'", "none of the 4 classes", "012.Bird_12")),
-        (["00[1]*"], ("dataset.classes", "1 class is left")),
-        ([], ("dataset.classes", "0 class is left")),
+        (["00[1]*"], ("dataset.classes: expected at least two classes", "got 1")),
+        ([], ("dataset.classes: expected at least two classes", "got 0")),
     ],
 )
 def test_classes_that_make_no_task(birds: Path, classes: list[str], expected: tuple[str, ...]) -> None:
@@ -431,7 +481,7 @@ def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path: Path) -> None
 def test_a_cut_down_copy_is_refused_unless_asked_for(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecastError) as error:
         load("cub", birds, verify=True)
-    assert_one_line(error, "classes.txt has 4 lines, the official file 200", "dataset.verify=false")
+    assert_one_line(error, "classes.txt to have 200 lines like the official file, got 4;", "dataset.verify=false")
     layout = dataclasses.replace(cub.LAYOUT, lines={})
     monkeypatch.setattr(cub, "LAYOUT", layout)
     with pytest.raises(RecastError) as error:

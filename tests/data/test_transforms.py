@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from scipy import stats
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms import v2
 
 from recast_exp.config.schema import ModelConfig
@@ -44,7 +47,7 @@ def photo(count: int = 1, size: tuple[int, int] = (60, 84), seed: int = 0) -> Te
 
 def apply(transform: Augmentation, image: Tensor, uniform: Tensor) -> Tensor:
     cropped = transform.crop(transform.geometry(image), uniform[0].tolist())
-    return transform(cropped[None].clone(), uniform)[0]
+    return transform(cropped[None].clone(), transform.amounts(uniform))[0]
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -67,11 +70,57 @@ def test_transforms_are_random_where_they_should_be(name: str) -> None:
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_batch_is_altered_image_by_image(name: str) -> None:
     transform = augmentation(name, SPEC)
-    images, numbers = photo(40, (16, 16)), torch.rand(40, transform.draws)
-    whole = transform(images.clone(), numbers)
-    single = [transform(images[i : i + 1].clone(), numbers[i : i + 1]) for i in range(40)]
+    images, amounts = photo(40, (16, 16)), transform.amounts(torch.rand(40, transform.draws))
+    whole = transform(images.clone(), amounts)
+    single = [transform(images[i : i + 1].clone(), amounts[i : i + 1]) for i in range(40)]
     assert torch.equal(whole, torch.cat(single))
-    assert torch.equal(whole, transform.alter(images.clone(), numbers))  # all at once, as on an accelerator
+    assert torch.equal(whole, transform.alter(images.clone(), amounts))  # all at once, as on an accelerator
+
+
+class NoDoubles(TorchDispatchMode):
+    """Pretends that all tensors are on an accelerator that has no float64, as Apple's."""
+
+    def __enter__(self) -> Self:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(torch.Tensor, "device", torch.device("meta"), raising=False)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patch.undo()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, Tensor) and tensor.dtype in (torch.float64, torch.complex128):
+                raise TypeError(f"{func}: no float64 on this device")
+        return result
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_device_needs_no_float64(name: str) -> None:
+    transform = augmentation(name, SPEC)
+    images, uniform = photo(40, (16, 16)), torch.rand(40, transform.draws)
+    amounts = transform.amounts(uniform)
+    assert amounts.dtype == torch.float32
+    expected = transform(images.clone(), amounts)
+    with NoDoubles():
+        assert images.device.type != "cpu"
+        altered = transform(images.clone(), amounts)
+        if name == "shift":  # which computes in float64 in the loader
+            with pytest.raises(TypeError, match="no float64"):
+                transform.amounts(uniform)
+    assert torch.equal(altered, expected)
+
+
+def test_the_rest_of_a_factor_is_rounded_once() -> None:
+    """As in float64, which torchvision computes it in: for every factor that the jitter can have."""
+    for start in range(0, 2**24, 2**22):
+        factor = 0.6 + 0.8 * (torch.arange(start, start + 2**22) / 2**24)
+        assert torch.equal(1 - factor, (1 - factor.double()).float())
 
 
 def test_eval_geometry_keeps_the_aspect_and_the_centre() -> None:
@@ -202,12 +251,12 @@ def test_authors_squashes() -> None:
 def test_shift_moves_and_scales_within_its_bounds_and_continues_the_border() -> None:
     torch.manual_seed(0)
     shift = Shift(SPEC)
-    numbers = torch.rand(100, 3)
-    assert (shift(torch.full((100, 3, 32, 32), 200, dtype=torch.uint8), numbers) == 200).all()
+    amounts = shift.amounts(torch.rand(100, 3))
+    assert (shift(torch.full((100, 3, 32, 32), 200, dtype=torch.uint8), amounts) == 200).all()
     square = torch.zeros(100, 3, 100, 100, dtype=torch.uint8)
     square[..., 30:70, 30:70] = 255
     sides, centres = [], []
-    for moved in shift(square, numbers):
+    for moved in shift(square, amounts):
         rows = torch.nonzero(moved[0].amax(1) > 127)
         sides.append(len(rows))
         centres.append(rows.float().mean().item() - 49.5)
@@ -218,7 +267,7 @@ def test_shift_moves_and_scales_within_its_bounds_and_continues_the_border() -> 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(RecastError, match=r"dataset\.transform: got 'heavy', takes one of standard"):
+    with pytest.raises(RecastError, match=r"dataset\.transform: expected one of standard, .*, got 'heavy'"):
         augmentation("heavy", SPEC)
-    with pytest.raises(RecastError, match="'lanczos', takes one of bilinear, bicubic"):
+    with pytest.raises(RecastError, match="expected one of bilinear, bicubic, got 'lanczos'"):
         InputSpec(16, (0.0,) * 3, (1.0,) * 3, 1.0, "lanczos")

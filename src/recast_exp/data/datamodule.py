@@ -21,22 +21,22 @@ _READING_WORKERS = {"cpu": 0, "cuda": 4}
 
 
 class ImageDataModule(lightning.LightningDataModule):
-    """Loads the splits of an `ImageSet` as a backbone wants them.
+    """Loads the splits of an `ImageSet` as a backbone expects them.
 
     A batch is (images, labels): float32 [B, 3, S, S], normalised, and int64 [B]. It leaves the loader as uint8 and is
-    normalised by `on_after_batch_transfer`, where an accelerator also does the altering part of the augmentation. Order
-    and augmentation follow from (seed, epoch, index) alone. The trainer needs `use_distributed_sampler=False`: each
-    rank takes its share of each batch by itself, and `EpochBatchSampler.share` says what it is.
+    normalised by `on_after_batch_transfer`, which on a CUDA device also does the altering part of the augmentation.
+    Order and augmentation follow from (seed, epoch, index) alone. The trainer needs `use_distributed_sampler=False`:
+    each rank takes its share of each batch by itself (`EpochBatchSampler.share`).
 
     Args:
         image_set: Classes and splits.
-        spec: What the backbone wants.
+        spec: The input that the backbone expects.
         transform: Name of the training augmentation.
         batch_size: Images per optimisation step, over all devices. The last batch of an epoch may be smaller, or, to
             avoid a batch of a single image, larger by one.
         eval_batch_size: Images per evaluation batch, on each device.
         seed: Seed of order and augmentation.
-        stores: The resized images of each split, as `open_stores` makes them of `requests`; None decodes files each
+        stores: The resized images of each split, which `open_stores` makes from `requests`; None decodes files each
             time.
         num_workers: Loader processes of each device; None chooses by the device, and by whether files are decoded.
         prefetch_factor: Batches that each of them prepares ahead; None chooses by the device.
@@ -79,7 +79,8 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         """This rank's share of the training images, in the order of the trainer's epoch."""
         dataset = self.datasets["train"]
-        dataset.alter = self._device() == "cpu"
+        # On MPS too: it lacks some operations of the augmentations, such as grid_sample with borders before torch 2.13
+        dataset.alter = self._device() != "cuda"
         sampler = EpochSampler(len(dataset), self.seed)
         batches = EpochBatchSampler(sampler, self.batch_size, *self._place(), allow_single=False)
         return self._loader(dataset, batches)
@@ -104,14 +105,14 @@ class ImageDataModule(lightning.LightningDataModule):
         return images, labels
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Complete the augmentation of a batch, if the loader has left that, and normalise it, where it is."""
-        images, labels, *numbers = batch
-        if numbers:
-            images = self.datasets["train"].augmentation(images, *numbers)
+        """Alter the images of a batch, if the loader has not done so, and normalise them, on the device."""
+        images, labels, *amounts = batch
+        if amounts:
+            images = self.datasets["train"].augmentation(images, *amounts)
         return self.normalize(images), labels
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map uint8 pixels [B, 3, S, S] to float32 with the backbone's mean and deviation."""
+        """Map uint8 pixels [B, 3, S, S] to float32 with the backbone's mean and standard deviation."""
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
@@ -141,22 +142,22 @@ class ImageDataModule(lightning.LightningDataModule):
         )
 
     def _device(self) -> str:
-        """The kind of device that batches go to; outside of a trainer it is the processor."""
+        """The type of the device that batches go to; the CPU outside a trainer."""
         return str(self.trainer.strategy.root_device.type) if self.trainer is not None else "cpu"
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes; outside of a trainer there is one."""
+        """This process's rank, and the number of processes; one outside a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
 def requests(image_set: ImageSet, spec: InputSpec, transform: str, *, build: bool) -> dict[str, Request]:
-    """What a data module wants of `open_stores`.
+    """The stores that a data module needs, as arguments of `open_stores`.
 
     Args:
         image_set: Classes and splits.
-        spec: What the backbone wants.
+        spec: The input that the backbone expects.
         transform: Name of the training augmentation.
-        build: Whether to decode what is not kept yet.
+        build: Whether to decode images that are not in the cache yet.
     """
     return {
         split: Request(image_set.splits[split], augment.geometry, build)

@@ -1,6 +1,6 @@
 """Batches of images in an order, and with augmentations, that follow from (seed, epoch, index) alone.
 
-So a run repeats to the bit with any number of worker processes, and continues at any epoch as if it had never
+So a run repeats bit for bit with any number of worker processes, and continues at any epoch as if it had never
 stopped. The sampler yields (epoch, index) keys: that way the epoch reaches workers that outlive it.
 """
 
@@ -25,15 +25,15 @@ Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 class ImageDataset(Dataset[Any]):
-    """The samples of one split, in batches of what the backbone sees.
+    """The samples of one split, in batches of backbone inputs.
 
     Args:
         store: The resized images.
         labels: Class numbers [N].
-        augmentation: What is done with them.
+        augmentation: Crops and alters the images.
         seed: Seed of the augmentation's numbers.
-        alter: Whether the augmentation is completed here. Otherwise its numbers are part of the batch, and it is left
-            to whoever has the batch on a device.
+        alter: Whether the images are altered here. Otherwise the amounts (`Augmentation.amounts`) are part of the
+            batch, and the images are altered once the batch is on the device.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageDataset(Dataset[Any]):
         return images[0], int(labels[0])
 
     def __getitems__(self, keys: list[Key]) -> Batch | RecastError:
-        """Return a batch, or the error that an image of it met: see `ImageLoader`."""
+        """Return a batch, or the error of one of its images: see `ImageLoader`."""
         try:
             return self.batch(keys, alter=self.alter)
         except RecastError as error:
@@ -68,39 +68,39 @@ class ImageDataset(Dataset[Any]):
         """Return images, uint8 [B, 3, S, S], and labels, int64 [B].
 
         Args:
-            keys: Which images.
-            alter: Whether to complete the augmentation. Otherwise the numbers for it, float32 [B, draws], come third.
+            keys: Epochs and indices of the images.
+            alter: Whether to alter the images. Otherwise their amounts, float32 [B, A], come third.
 
         Raises:
             UserError: If an image cannot be read. One line that names the file.
         """
         size = self.augmentation.spec.size
         images = torch.empty((len(keys), 3, size, size), dtype=torch.uint8)
-        # Workers compute on one thread. A sum over an image may differ in its last bit with more, so do not use more
-        # in the main process either.
+        # Workers compute on one thread. With more, a sum over an image may differ in its last bit, so the main process
+        # uses one too.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            numbers = self._draw(keys)
-            rows = numbers.tolist()
-            for place, row, (_, index) in zip(images, rows, keys, strict=True):
-                place.copy_(self.augmentation.crop(self.store[index], row))
+            uniform = self._sample(keys)
+            for image, row, (_, index) in zip(images, uniform.tolist(), keys, strict=True):
+                image.copy_(self.augmentation.crop(self.store[index], row))
             labels = self.labels[[index for _, index in keys]]
+            amounts = self.augmentation.amounts(uniform)
             if not alter and self.augmentation.draws:
-                return images, labels, numbers
-            return self.augmentation(images, numbers), labels
+                return images, labels, amounts
+            return self.augmentation(images, amounts), labels
         finally:
             torch.set_num_threads(threads)
 
-    def _draw(self, keys: list[Key]) -> Tensor:
-        """Uniform numbers for each image, whichever batch and process it is in."""
-        numbers = torch.empty(len(keys), self.augmentation.draws)
+    def _sample(self, keys: list[Key]) -> Tensor:
+        """Uniform numbers [B, draws], for each image the same in any batch and process."""
+        uniform = torch.empty(len(keys), self.augmentation.draws)
         if self.augmentation.draws:
             generator = torch.Generator()
-            for row, (epoch, index) in zip(numbers, keys, strict=True):
+            for row, (epoch, index) in zip(uniform, keys, strict=True):
                 generator.manual_seed(derive_seed(self.seed, epoch, index))
                 torch.rand(len(row), generator=generator, out=row)
-        return numbers
+        return uniform
 
 
 class EpochSampler(Sampler[Key]):
@@ -135,10 +135,10 @@ class EpochSampler(Sampler[Key]):
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes has of a global batch.
+    """The part of a global batch that one of several processes has.
 
     Attributes:
-        start: Place of the batch's first sample in the order of the epoch.
+        start: Position of the batch's first sample in the order of the epoch.
         total: Samples of the batch, over all processes.
         own: Samples that this process has. They are the first of its batch; any others are stand-ins.
     """
@@ -149,19 +149,19 @@ class Share:
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """This rank's shares of the batches of all keys; none is dropped, the last batch takes what is left.
+    """This rank's shares of the batches of all keys; none is dropped, the last batch may be smaller.
 
-    The global batches are the same for any number of ranks, and every rank has as many as the others: what ranks do
-    together, they do at every batch. A rank takes every so-manieth sample of a batch. Where that leaves it fewer than
-    batches may have, it gets stand-ins, which count for nothing (`share`).
+    The global batches are the same for any number of ranks, and every rank has as many batches as the others, because
+    ranks synchronise at every batch. Rank r takes every world_size-th sample of a batch, starting at r. If these are
+    fewer than a batch must have, stand-ins are added, which do not count (`share`).
 
     Args:
-        sampler: Where the keys come from. Lightning finds it by this name, to set its epoch.
+        sampler: The source of the keys. Lightning finds it by this name, to set its epoch.
         batch_size: Keys in a batch, over all ranks.
         rank: Number of this process.
         world_size: Number of processes.
-        allow_single: Whether a last batch of one sample may stand alone. Otherwise it joins the batch before it: in
-            training, BatchNorm has no variance to take from a single image.
+        allow_single: Whether the last batch may have a single sample. Otherwise that sample joins the batch before it:
+            in training, BatchNorm cannot compute a variance from a single image.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.allow_single = allow_single
 
     def share(self, batch: int) -> Share:
-        """What this rank has of a batch, by its number in the epoch."""
+        """This rank's share of a batch, by the number of the batch in the epoch."""
         start = batch * self.batch_size
         total = len(self.sampler) - start if batch == len(self) - 1 else self.batch_size
         return Share(start, total, max(0, -(-(total - self.rank) // self.world_size)))
@@ -195,7 +195,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader that raises a worker's `UserError` as it is.
+    """A DataLoader that raises a worker's `RecastError` unchanged.
 
     A plain one raises it with the worker's traceback as its message. So the dataset returns such an error in place of
     a batch, and it is raised here.
@@ -223,7 +223,7 @@ class ImageLoader(DataLoader[Any]):
             dataset,
             batch_sampler=batch_sampler,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -242,8 +242,8 @@ class ImageLoader(DataLoader[Any]):
             yield batch
         else:
             return
-        # Stop persistent workers now: found in a reference cycle later, which an error and the frames that it passed
-        # may well be part of, they would take five seconds to stop.
+        # Stop persistent workers now. If they were stopped later, by the collection of a reference cycle (an error and
+        # the frames that it passed often form one), that would take five seconds.
         self._iterator = None
         raise batch
 
@@ -254,6 +254,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     """The dataset makes whole batches."""
     return batch

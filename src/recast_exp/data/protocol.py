@@ -1,8 +1,8 @@
-"""From a published set to a task: which images train, which choose, which test. The same for every dataset.
+"""From a published set to a task: which images train, which validate, which test. The same for every dataset.
 
-    official split, or 80/20 at random → classes → validation set aside → shots → at most so many of each class
+    official split, or 80/20 at random → classes → validation set aside → shots → a maximum for each class
 
-Every choice is made by `dataset.split_seed` and stratified by class, so all runs see the same images.
+Every choice depends on `dataset.split_seed` alone and is stratified by class, so all runs see the same images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recast_exp.data.images import damaged_files
-from recast_exp.data.types import SPLITS, ImageSet, Official, Samples, carve_validation, split_by_class
+from recast_exp.data.types import SPLITS, ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNDIVIDED = (0.6, 0.2, 0.2)
-"""Shares of train, validation and test where a set has no official split."""
+"""Shares of train, validation and test for a set without an official split."""
 
 
 def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
@@ -39,11 +39,12 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
         official: The set.
 
     Raises:
-        UserError: If an image is missing or (with `bad_images=skip`, where all are looked at) every image of a split
-            is damaged, if a class is unknown or has too few images to be divided.
+        MissingInputError: If an image is missing and `cfg.bad_images` is "error".
+        UserError: If every image of a split is missing or damaged (with `bad_images=skip`, which decodes all of them),
+            or a class is unknown or has too few images to be divided.
     """
     splits, skipped = _sound(cfg, official)
-    classes, splits, numbers = _chosen_classes(cfg, official, _divided(cfg, splits, official.classes))
+    classes, splits, numbers = _select_classes(cfg, official, _divide(cfg, splits, official.classes))
     if "val" not in splits:
         splits |= _with_validation(cfg, splits["train"])
     if cfg.shots is not None:
@@ -59,8 +60,78 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
     return ImageSet(cfg.name, classes, {split: splits[split] for split in SPLITS}, numbers, skipped)
 
 
+def missing_files(paths: Sequence[Path]) -> list[Path]:
+    """The paths that lead to no regular file; each folder is listed once. A pipe is not one: reading it would block."""
+    existing: set[Path] = set()
+    for folder in {path.parent for path in paths}:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                existing.update(Path(entry.path) for entry in entries if entry.is_file())
+    return [path for path in paths if path not in existing]
+
+
+def split_by_class(
+    labels: NDArray[np.int64], fractions: Sequence[float], seed: int, classes: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """Divide samples into parts that hold each class in the same proportion.
+
+    Every part gets at least one sample of every class; otherwise a class is divided by `fractions`, rounded.
+    scikit-learn's stratified split has no such minimum: it leaves small classes out of small parts.
+
+    Args:
+        labels: Class numbers [N].
+        fractions: Share of each part; they sum to 1.
+        seed: Seed of the choice. The same seed gives the same parts on every machine.
+        classes: Class names, for the message.
+
+    Returns:
+        For each part, its sample numbers, ascending.
+
+    Raises:
+        UserError: If a class has fewer samples than there are parts.
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen, so a split never changes with numpy
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in fractions]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < len(fractions):
+            raise UserError(
+                f"class {classes[label]}: expected at least {len(fractions)} images, one for each split, got "
+                f"{len(members)}; add images, or name the other classes in dataset.classes"
+            )
+        bounds = np.round(np.cumsum([0.0, *fractions]) * len(members)).astype(int)
+        sizes = np.diff(bounds)
+        while sizes.min() == 0:
+            sizes[sizes.argmax()] -= 1
+            sizes[sizes.argmin()] += 1
+        shuffled = random.permutation(members)
+        for part, selected in zip(parts, np.split(shuffled, np.cumsum(sizes)[:-1]), strict=True):
+            part.append(selected)
+    return [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
+
+
+def carve_validation(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """Set a stratified share of the training samples aside, for a dataset without a validation split.
+
+    Args:
+        samples: The training samples.
+        fraction: Share of each class to set aside: at least one sample, but none of a class that has only one.
+        seed: Seed of the choice.
+
+    Returns:
+        The remaining training samples, and the validation samples, which may be none.
+    """
+    counts = np.bincount(samples.labels)
+    single = counts[samples.labels] == 1
+    train, val = np.flatnonzero(single), np.flatnonzero(~single)
+    if len(val):
+        parts = split_by_class(samples.labels[~single], (1 - fraction, fraction), seed, [])
+        train, val = np.sort(np.concatenate([train, val[parts[0]]])), val[parts[1]]
+    return samples.select(train), samples.select(val)
+
+
 def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], dict[str, str]]:
-    """Refuse images that are not there; or leave those, and the damaged ones, out and say so."""
+    """Refuse missing images; or leave out missing and damaged ones, and report how many."""
     skipped: dict[str, str] = {}
     splits = dict(official.splits)
     for split, samples in official.splits.items():
@@ -72,7 +143,7 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise MissingInputError(
                 f"{first}: missing{more}, though {official.index or 'the index'} lists it; unpack the archive again, "
-                "or set dataset.bad_images=skip to go on without"
+                "or set dataset.bad_images=skip to leave it out"
             )
         if cfg.bad_images == "skip":
             bad |= damaged_files([path for path in samples.images if path not in bad])
@@ -86,21 +157,11 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
     return splits, skipped
 
 
-def missing_files(paths: Sequence[Path]) -> list[Path]:
-    """The paths that are no files, or lead to none; each folder is listed once. A pipe is none: it would block."""
-    there: set[Path] = set()
-    for folder in {path.parent for path in paths}:
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                there.update(Path(entry.path) for entry in entries if entry.is_file())
-    return [path for path in paths if path not in there]
-
-
-def _divided(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[str]) -> dict[str, Samples]:
-    """The splits that were asked for; without "val" where it is still to be set aside."""
+def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[str]) -> dict[str, Samples]:
+    """The requested splits; without "val" if that has yet to be set aside."""
     if cfg.split == "random_80_20":
         # The authors' protocol: a plain random choice among all images, not by class
-        everything = _joined(list(splits.values()))
+        everything = _join(list(splits.values()))
         order = np.random.RandomState(cfg.split_seed).permutation(len(everything))
         bound = round(0.8 * len(everything))
         return {"train": everything.select(np.sort(order[:bound])), "test": everything.select(np.sort(order[bound:]))}
@@ -111,7 +172,7 @@ def _divided(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[s
     return splits
 
 
-def _joined(samples: Sequence[Samples]) -> Samples:
+def _join(samples: Sequence[Samples]) -> Samples:
     images: tuple[Path, ...] | NDArray[np.uint8]
     if isinstance(samples[0].images, tuple):
         images = tuple(path for part in samples for path in part.images)
@@ -120,43 +181,43 @@ def _joined(samples: Sequence[Samples]) -> Samples:
     return Samples(images, np.concatenate([part.labels for part in samples]))
 
 
-def _chosen_classes(
+def _select_classes(
     cfg: DatasetConfig, official: Official, splits: dict[str, Samples]
 ) -> tuple[tuple[str, ...], dict[str, Samples], tuple[int, ...] | None]:
-    """Keep the classes that were asked for, number them from 0, and keep their official numbers."""
+    """Keep the requested classes, number them from 0, and keep their official numbers."""
     classes = official.classes
-    there = {label for samples in splits.values() for label in np.unique(samples.labels).tolist()}
+    present = {label for samples in splits.values() for label in np.unique(samples.labels).tolist()}
     # A cut-down copy may lack whole classes
-    known = [label for label in range(len(classes)) if cfg.verify or label in there]
-    keep = known if cfg.classes is None else _matching(cfg.classes, {classes[label]: label for label in known})
-    if without := [classes[label] for label in keep if label not in there]:
-        raise UserError(f"dataset {cfg.name}: no image of class {', '.join(without)}")
+    available = [label for label in range(len(classes)) if cfg.verify or label in present]
+    keep = available if cfg.classes is None else _matching(cfg.classes, {classes[label]: label for label in available})
+    if empty := [classes[label] for label in keep if label not in present]:
+        raise UserError(f"dataset {cfg.name}: no image of class {', '.join(empty)}")
     if len(keep) < 2:
-        raise UserError(f"dataset.classes: {len(keep)} class is left of dataset={cfg.name}; takes at least two")
+        raise UserError(f"dataset.classes: expected at least two classes of dataset={cfg.name}, got {len(keep)}")
     numbers = official.numbers
     if len(keep) < len(classes) or numbers is not None:
         numbers = tuple(numbers[label] if numbers else label for label in keep)
-    new = np.full(len(classes), -1, dtype=np.int64)
-    new[keep] = np.arange(len(keep))
-    chosen = {split: samples.select(np.flatnonzero(new[samples.labels] >= 0)) for split, samples in splits.items()}
-    relabelled = {split: Samples(samples.images, new[samples.labels]) for split, samples in chosen.items()}
+    new_label = np.full(len(classes), -1, dtype=np.int64)
+    new_label[keep] = np.arange(len(keep))
+    kept = {split: samples.select(np.flatnonzero(new_label[samples.labels] >= 0)) for split, samples in splits.items()}
+    relabelled = {split: Samples(samples.images, new_label[samples.labels]) for split, samples in kept.items()}
     return tuple(classes[label] for label in keep), relabelled, numbers
 
 
 def _matching(patterns: Sequence[str], classes: dict[str, int]) -> list[int]:
-    """The labels of the classes that patterns name, in the order of the set."""
-    found: set[int] = set()
+    """The labels of the classes that match one of the patterns, in the order of the set."""
+    labels: set[int] = set()
     for pattern in patterns:
-        labels = [classes[pattern]] if pattern in classes else []
-        labels = labels or [label for name, label in classes.items() if fnmatch.fnmatchcase(name, pattern)]
-        if not labels:
+        matches = [classes[pattern]] if pattern in classes else []
+        matches = matches or [label for name, label in classes.items() if fnmatch.fnmatchcase(name, pattern)]
+        if not matches:
             near = difflib.get_close_matches(pattern, classes, n=3, cutoff=0.4) or list(classes)[:3]
             raise UserError(
-                f"dataset.classes: got {pattern!r}, which none of the {len(classes)} classes matches; takes names or "
-                f"patterns such as {', '.join(near)}"
+                f"dataset.classes: expected names or patterns such as {', '.join(near)}, got {pattern!r}, which "
+                f"matches none of the {len(classes)} classes"
             )
-        found.update(labels)
-    return sorted(found)
+        labels.update(matches)
+    return sorted(labels)
 
 
 def _with_validation(cfg: DatasetConfig, samples: Samples) -> dict[str, Samples]:
@@ -168,10 +229,10 @@ def _with_validation(cfg: DatasetConfig, samples: Samples) -> dict[str, Samples]
 
 
 def _at_most(samples: Samples, count: int, seed: int) -> Samples:
-    """`count` random samples of each class, or all where there are no more."""
+    """`count` random samples of each class, or all of a class that has fewer."""
     random = np.random.RandomState(seed)
-    chosen = []
+    selected = []
     for label in np.unique(samples.labels):
         members = np.flatnonzero(samples.labels == label)
-        chosen.append(random.permutation(members)[:count])
-    return samples.select(np.sort(np.concatenate(chosen))) if chosen else samples
+        selected.append(random.permutation(members)[:count])
+    return samples.select(np.sort(np.concatenate(selected))) if selected else samples

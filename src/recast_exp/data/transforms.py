@@ -3,12 +3,13 @@
 Three steps, so that each runs where it is cheapest:
 
 1. `Geometry`: decode → resize. The same every time, so its results can be kept (`store.py`).
-2. `Augmentation.crop`: one image, cut out of what was kept. Runs in the loader.
-3. `Augmentation.__call__`: a batch, flipped, recoloured, turned. Runs on the device where there is one.
+2. `Augmentation.crop`: one image, cut out of the resized one. Runs in the loader.
+3. `Augmentation.__call__`: a batch, flipped, recoloured, turned. Runs on the GPU, if there is one.
 
-Randomness comes in as uniform numbers from [0, 1), a row for each image: torchvision's transforms would draw one set of
-numbers for a whole batch. The functions below compute what torchvision.transforms.v2.functional computes on uint8 for
-those numbers, but for roundings (tested against it), in fewer passes over the pixels.
+Randomness comes in as uniform numbers from [0, 1), a row for each image: torchvision's transforms would sample one set
+of numbers for a whole batch. `Augmentation.amounts` turns them, in the loader, into the numbers of step 3; nothing in
+step 3 is computed in float64, which some devices lack. The functions below compute the same as
+torchvision.transforms.v2.functional on uint8, except for rounding (tested against it), in fewer passes over the pixels.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ ORDERS = tuple(itertools.permutations(range(4)))
 """The orders of brightness, contrast, saturation and hue."""
 
 _CHUNK = 2**16
-"""Pixels that a processor alters at once: what is in its cache is altered several times as fast."""
+"""Pixels that a processor alters at once: pixels in its cache are altered several times as fast."""
 
 _INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone wants to see.
+    """The input that a backbone expects.
 
     Attributes:
         size: Height and width in pixels.
         mean: Channel means, of pixels from 0 to 1.
-        std: Channel deviations, of pixels from 0 to 1.
+        std: Channel standard deviations, of pixels from 0 to 1.
         crop_pct: Share of the short side that the centre crop of evaluation keeps.
         interpolation: "bilinear" or "bicubic".
         squash: Whether evaluation squashes images to a square instead of keeping their aspect (timm's crop_mode).
 
     Raises:
-        UserError: If the interpolation is another one.
+        UserError: If the interpolation is unknown.
     """
 
     size: int
@@ -59,16 +60,16 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
-            raise UserError(f"interpolation: got {self.interpolation!r}, takes one of {', '.join(_INTERPOLATIONS)}")
+            raise UserError(f"interpolation: expected one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images of any size are resized before anything is cut out of them.
+    """How images of any size are resized before they are cropped.
 
     Attributes:
-        size: Length of the short side; of both where the image is squashed.
-        squash: Whether the result is a square; otherwise the aspect is kept.
+        size: Length of the short side; of both sides if the image is squashed.
+        squash: Whether the result is a square; otherwise the aspect ratio is kept.
         interpolation: "bilinear" or "bicubic", with antialiasing.
     """
 
@@ -92,7 +93,7 @@ class Geometry:
 
 
 def chunks(images: Tensor) -> Iterator[slice]:
-    """Divide a batch [B, C, H, W] into parts that fit a processor's cache; for an accelerator, leave it whole."""
+    """Divide a batch [B, C, H, W] into parts that fit a processor's cache; on an accelerator, leave it whole."""
     whole = images.device.type != "cpu"
     count = len(images) if whole else _CHUNK // (images.shape[-1] * images.shape[-2])
     return (slice(start, start + max(1, count)) for start in range(0, len(images), max(1, count)))
@@ -107,7 +108,7 @@ class Augmentation:
     """No augmentation: the centre crop of evaluation. The base of the others.
 
     Attributes:
-        draws: Uniform numbers that an image takes.
+        draws: How many uniform numbers an image needs.
         geometry: The resizing before it.
     """
 
@@ -118,7 +119,7 @@ class Augmentation:
         self.geometry = eval_geometry(spec)
 
     def crop(self, image: Tensor, uniform: Sequence[float]) -> Tensor:
-        """Cut uint8 [3, S, S] out of a resized image [3, H, W]; a view of it, where that is possible."""
+        """Cut uint8 [3, S, S] out of a resized image [3, H, W]; a view of it, if possible."""
         size = self.spec.size
         if min(image.shape[1:]) < size:  # a crop_pct above 1: the borders are filled
             centred: Tensor = v2.functional.center_crop(image, [size, size])
@@ -126,18 +127,25 @@ class Augmentation:
         top, left = (round((side - size) / 2.0) for side in image.shape[1:])
         return image[:, top : top + size, left : left + size]
 
-    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """Alter a batch, uint8 [B, 3, S, S], by the numbers [B, draws] on the same device; may work in place."""
+    def amounts(self, uniform: Tensor) -> Tensor:
+        """Turn the uniform numbers [B, draws] of images into the amounts, float32 [B, A], by which they are altered.
+
+        Runs on the CPU, so it may compute in float64. Here the amounts are the numbers themselves.
+        """
+        return uniform
+
+    def __call__(self, images: Tensor, amounts: Tensor) -> Tensor:
+        """Alter a batch, uint8 [B, 3, S, S], by its `amounts`, on the same device; may work in place."""
         if type(self).alter is Augmentation.alter:
             return images
         if images.device.type != "cpu":
-            return self.alter(images, uniform)
+            return self.alter(images, amounts)
         for part in chunks(images):
-            images[part] = self.alter(images[part], uniform[part])
+            images[part] = self.alter(images[part], amounts[part])
         return images
 
-    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """What `__call__` does, for as many images as are altered at once."""
+    def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
+        """Alter as many images as are altered at once; see `__call__`."""
         return images
 
 
@@ -146,9 +154,9 @@ class Light(Augmentation):
 
     draws = 1
 
-    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+    def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
         """Flip."""
-        return flip(images, uniform[:, 0] < 0.5)
+        return flip(images, amounts[:, 0] < 0.5)
 
 
 class Standard(Augmentation):
@@ -160,7 +168,7 @@ class Standard(Augmentation):
     draws = 2 * attempts + 3
 
     def crop(self, image: Tensor, uniform: Sequence[float]) -> Tensor:
-        """Choose a part of the image and resize it."""
+        """Cut out a random part of the image and resize it."""
         top, left, height, width = self.box(image.shape[1], image.shape[2], uniform)
         size, mode = self.spec.size, _INTERPOLATIONS[self.spec.interpolation]
         part = image[:, top : top + height, left : left + width]
@@ -168,7 +176,7 @@ class Standard(Augmentation):
         return resized
 
     def box(self, height: int, width: int, uniform: Sequence[float]) -> tuple[int, int, int, int]:
-        """Choose top, left, height and width of a part with a random share of the area and a random aspect."""
+        """Choose top, left, height and width of a part with a random share of the area and a random aspect ratio."""
         low, high = (math.log(ratio) for ratio in self.ratio)
         for i in range(self.attempts):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniform[2 * i])
@@ -179,13 +187,13 @@ class Standard(Augmentation):
                     int(u * (room + 1)) for u, room in zip(uniform[-3:], (height - h, width - w), strict=False)
                 )
                 return top, left, h, w
-        w = min(width, round(height * self.ratio[1]))  # the largest part with an allowed aspect, in the centre
+        w = min(width, round(height * self.ratio[1]))  # the largest part with an allowed aspect ratio, in the centre
         h = min(height, round(width / self.ratio[0]))
         return (height - h) // 2, (width - w) // 2, h, w
 
-    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+    def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
         """Flip."""
-        return flip(images, uniform[:, -1] < 0.5)
+        return flip(images, amounts[:, -1] < 0.5)
 
 
 class Authors(Augmentation):
@@ -201,9 +209,9 @@ class Authors(Augmentation):
         super().__init__(spec)
         self.geometry = Geometry(spec.size, True, spec.interpolation)
 
-    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
+    def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
         """Flip, jitter, move."""
-        mirrored, order, brightness, contrast, saturation, hue, turn, right, down, zoom = uniform.T
+        mirrored, order, brightness, contrast, saturation, hue, turn, right, down, zoom = amounts.T
         images = flip(images, mirrored < 0.5)
         factors = [*(0.6 + 0.8 * factor for factor in (brightness, contrast, saturation)), 0.4 * hue - 0.2]
         images = jitter(images, factors, (order * len(ORDERS)).long())
@@ -221,12 +229,15 @@ class Shift(Augmentation):
     translate = 0.06  # largest shift, as a share of the side
     scale = 0.1  # largest change of the size, as a share of it
 
-    def alter(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """Move and scale, with bilinear interpolation."""
+    def amounts(self, uniform: Tensor) -> Tensor:
+        """The map from the result back to the image: a factor, and offsets in a grid's coordinates, from -1 to 1."""
         zoom, right, down = (uniform * 2 - 1).double().T
-        factor = (1 / (1 + zoom * self.scale)).float()  # the map leads from the result back to the image
-        # In a grid's coordinates, a side goes from -1 to 1
-        offset = (2 * self.translate * torch.stack([right, down], 1)).float()
+        factor = 1 / (1 + zoom * self.scale)
+        return torch.stack([factor, 2 * self.translate * right, 2 * self.translate * down], 1).float()
+
+    def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
+        """Move and scale, with bilinear interpolation."""
+        factor, offset = amounts[:, 0], amounts[:, 1:]
         grid = _identity_grid(*images.shape[2:], images.device)
         grid = torch.addcmul(offset[:, None, None], grid, factor[:, None, None, None])
         moved = nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
@@ -248,13 +259,13 @@ def augmentation(name: str, spec: InputSpec) -> Augmentation:
     Args:
         name: `standard` (random resized crop, flip), `light` (flip), `authors` (RECAST's: squashed to the square, flip,
             colour jitter, affine), `shift` (small shifts and changes of size, no flip: for characters) or `none`.
-        spec: What the backbone wants.
+        spec: The input that the backbone expects.
 
     Raises:
         UserError: If there is no augmentation of that name.
     """
     if name not in _AUGMENTATIONS:
-        raise UserError(f"dataset.transform: got {name!r}, takes one of {', '.join(_AUGMENTATIONS)}")
+        raise UserError(f"dataset.transform: expected one of {', '.join(_AUGMENTATIONS)}, got {name!r}")
     return _AUGMENTATIONS[name](spec)
 
 
@@ -289,22 +300,22 @@ def jitter(images: Tensor, factors: Sequence[Tensor], orders: Tensor) -> Tensor:
     return pixels.int().to(torch.uint8)  # by way of int32, which takes half of the time
 
 
-# Below, pixels are whole numbers from 0 to 255 in float32, [B, 3, H, W], and a result is cut off to whole numbers, as
-# torchvision does on uint8. They may work in place.
+# Below, pixels are integers from 0 to 255 in float32, [B, 3, H, W], and results are truncated to integers, as in
+# torchvision on uint8. The functions may work in place.
 
 
 def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
-    return _whole(pixels.mul_(factor))
+    return _truncated(pixels.mul_(factor))
 
 
 def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
     mean = _gray(pixels).mean(dim=(-3, -2, -1), keepdim=True)
-    return _whole(pixels.mul_(factor).add_(mean * _rest(factor)))
+    return _truncated(pixels.mul_(factor).add_(mean * (1 - factor)))
 
 
 def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
-    gray = _gray(pixels).mul_(_rest(factor))
-    return _whole(pixels.mul_(factor).add_(gray))
+    gray = _gray(pixels).mul_(1 - factor)
+    return _truncated(pixels.mul_(factor).add_(gray))
 
 
 def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
@@ -316,7 +327,7 @@ def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
     red, green, blue = pixels.unbind(1)
     light, dark = pixels.amax(1), pixels.amin(1)
     chroma = light - dark
-    # 0 where red (green) is the lightest, else 1: pixels are whole numbers
+    # 0 where red (green) is the lightest, else 1: pixels are integers
     not_red, not_green = ((light - channel).clamp_(max=1) for channel in (red, green))
     from_green, from_blue = (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
     hue = (green - blue).lerp_(from_green.lerp_(from_blue, not_green), not_red)
@@ -328,23 +339,18 @@ def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
     return pixels.mul_((256 - 1e-3) / 255).floor_()
 
 
-def _rest(factor: Tensor) -> Tensor:
-    """1 - factor, rounded once: torchvision computes it in double precision."""
-    return (1 - factor.double()).float()
-
-
 def _gray(pixels: Tensor) -> Tensor:
-    """Brightness [B, 1, H, W], cut off to whole numbers."""
+    """Brightness [B, 1, H, W], truncated to integers."""
     red, green, blue = (pixels[:, channel : channel + 1] for channel in range(3))
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
 
-def _whole(pixels: Tensor) -> Tensor:
+def _truncated(pixels: Tensor) -> Tensor:
     return pixels.clamp_(0, 255).floor_()
 
 
 def affine(images: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Turn, scale and shift images about their centre: the nearest pixel, black where there is none.
+    """Turn, scale and shift images about their centre, with the nearest pixel, or black outside the image.
 
     Args:
         images: uint8 [B, 3, H, W].
@@ -364,7 +370,7 @@ def affine(images: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tenso
     y = torch.arange(height, device=images.device) - (height - 1) / 2 - shift[:, 1:]
     column = (cos * x)[:, None, :] + (sin * y + (width - 1) / 2)[:, :, None]
     row = (-sin * x)[:, None, :] + (cos * y + (height - 1) / 2)[:, :, None]
-    # What lies outside is taken from a border of black, one pixel wide
+    # Pixels outside the image are taken from a black border, one pixel wide
     bordered = nn.functional.pad(images, (1, 1, 1, 1))
     column = column.round_().add_(1).clamp_(0, width + 1).int()
     row = row.round_().add_(1).clamp_(0, height + 1).int()
@@ -374,5 +380,5 @@ def affine(images: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tenso
 
 @functools.lru_cache(maxsize=8)
 def _identity_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """The grid [1, H, W, 2] that maps an image to itself; kept, as making it takes as long as all the rest."""
+    """The grid [1, H, W, 2] that maps an image to itself; cached, as computing it takes as long as all the rest."""
     return nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False).to(device)

@@ -1,6 +1,6 @@
 """FGVC-Aircraft 2013b: 10,000 images of aircraft, labelled with 100 variants, 70 families or 30 manufacturers.
 
-The layout is the official archive's, read by torchvision; `dataset.level` chooses the labels.
+The layout is that of the official archive, read by torchvision; `dataset.level` chooses the labels.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
-from recast_exp.data.sets.torchvision import reading, samples
-from recast_exp.data.types import SPLITS, Layout, Official
+from recast_exp.data.layout import Layout
+from recast_exp.data.sets._torchvision import reading, samples
+from recast_exp.data.types import SPLITS, Official
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def layout(cfg: DatasetConfig) -> Layout:
     """The published set, with the labels of one level.
 
     Raises:
-        UserError: If there is no such level.
+        UserError: If the level is unknown.
     """
     level = _level(cfg)
     classes, num_classes = _LEVELS[level]
@@ -47,7 +48,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder, the lists of the level and the images; see `Layout.check`."""
+    """Check that the folder, the lists of the level and the images are there; see `Layout.check`."""
     layout(cfg).check(cfg, data_dir, "level")
 
 
@@ -55,7 +56,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """Read the lists.
 
     Raises:
-        UserError: If a line cannot be understood. Names file and line.
+        UserError: If a line is malformed. Names file and line.
     """
     from torchvision.datasets import FGVCAircraft
 
@@ -71,7 +72,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
 def _level(cfg: DatasetConfig) -> str:
     level = cfg.level or "variant"
     if level not in _LEVELS:
-        raise UserError(f"dataset.level: got {level!r}, dataset={cfg.name} takes one of {', '.join(_LEVELS)}")
+        raise UserError(f"dataset.level: expected one of {', '.join(_LEVELS)} for dataset={cfg.name}, got {level!r}")
     return level
 
 
@@ -80,12 +81,12 @@ def _list(level: str, split: str) -> str:
 
 
 def _check_list(path: Path, classes: Path) -> None:
-    """Find the line that torchvision would stumble over without saying where."""
-    known = {line.strip() for line in classes.read_text(encoding="utf-8", errors="replace").splitlines()}
+    """Report the line that torchvision would fail on without naming it."""
+    names = {line.strip() for line in classes.read_text(encoding="utf-8", errors="replace").splitlines()}
     for line, content in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         image, _, name = content.strip().partition(" ")
-        if not image or name not in known:
+        if not image or name not in names:
             raise UserError(
-                f"{path}, line {line}: got {content[:80]!r}, expected an image, a space and one of the {len(known)} "
-                f"names in {classes.name}"
+                f"{path}, line {line}: expected an image, a space and one of the {len(names)} names in {classes.name}, "
+                f"got {content[:80]!r}"
             )

@@ -1,6 +1,6 @@
-"""CIFAR-100: 32x32 photographs of 100 kinds of things, 50,000 for training and 10,000 for tests.
+"""CIFAR-100: 32x32 photographs of 100 classes of objects, 50,000 training and 10,000 test images.
 
-The labels are the fine ones. The layout is the official archive's for Python, read as CIFAR-10 is.
+The labels are the fine ones. The layout is that of the official archive for Python, read like CIFAR-10.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
-from recast_exp.data.sets.cifar10 import read_batches
-from recast_exp.data.types import Layout, Official
+from recast_exp.data.layout import Layout
+from recast_exp.data.sets._cifar import read_batches
+from recast_exp.data.types import Official
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
@@ -44,7 +45,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder and its files; see `Layout.check`."""
+    """Check that the folder and its files are there; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 

@@ -1,7 +1,7 @@
-"""Caltech-UCSD Birds-200-2011: 200 kinds of birds, 5994 training and 5794 test images.
+"""Caltech-UCSD Birds-200-2011: 200 species of birds, 5994 training and 5794 test images.
 
-The layout is the official archive's. A copy cut down to some of the classes has gaps in its class numbers: they are
-mapped to 0, 1, 2, ... in their order.
+The layout is that of the official archive. A copy cut down to some of the classes has gaps in its class numbers: they
+are mapped to 0, 1, 2, ... in their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
-from recast_exp.data.types import Layout, Official, Samples
+from recast_exp.data.layout import Layout
+from recast_exp.data.types import Official, Samples
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder, its four lists and its images; see `Layout.check`."""
+    """Check that the folder, its four lists and its images are there; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 
@@ -52,7 +53,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """Read the lists.
 
     Raises:
-        UserError: If a line cannot be understood, or the lists disagree. Names file and line.
+        UserError: If a line is malformed, or the lists disagree. Names file and line.
     """
     import numpy as np
 
@@ -74,15 +75,15 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
         folder, _, file = name.partition("/")
         if folder != numbered[class_of[image]][1] or not file or "/" in file or file == "..":
             raise UserError(
-                f"{root / _IMAGES}: image {image} is {name!r}, but {_LABELS} gives it the class "
-                f"{numbered[class_of[image]][1]!r}; takes CLASS/FILE of the same class"
+                f"{root / _IMAGES}: expected image {image} as CLASS/FILE of the class "
+                f"{numbered[class_of[image]][1]!r}, which {_LABELS} gives it, got {name!r}"
             )
     numbers, names = tuple(number for number, _ in numbered), tuple(name for _, name in numbered)
     return Official(names, splits, numbers, index=str(root / _IMAGES))
 
 
 def _read(path: Path) -> Iterator[tuple[int, int, str]]:
-    """Yield the lines of a list: the line's own number, and the number from 1 and the text that it holds."""
+    """Yield the lines of a list: the number of the line, and the number (counted from 1) and the text on it."""
     seen = set()
     # Damaged bytes are replaced, so that the message below can name the line they are in
     for line, content in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
@@ -90,23 +91,23 @@ def _read(path: Path) -> Iterator[tuple[int, int, str]]:
             continue
         number, _, text = content.strip().partition(" ")
         if not (number.isascii() and number.isdigit() and text) or "\ufffd" in text:
-            raise UserError(f"{path}, line {line}: got {content[:80]!r}, expected a number, a space and a text")
+            raise UserError(f"{path}, line {line}: expected a number, a space and a name, got {content[:80]!r}")
         if int(number) in seen:
-            raise UserError(f"{path}, line {line}: number {number} comes a second time")
+            raise UserError(f"{path}, line {line}: expected each number once, got {number} a second time")
         seen.add(int(number))
         yield line, int(number), text
 
 
 def _choices(path: Path, images: dict[int, str], meaning: dict[str, int]) -> dict[int, int]:
     """Read a list that gives one of the values in `meaning` to each image, and return their meanings."""
-    found = {}
+    choices = {}
     for line, number, value in _read(path):
         if number not in images:
-            raise UserError(f"{path}, line {line}: image {number} is not in {path.parent / _IMAGES}")
+            raise UserError(f"{path}, line {line}: expected an image of {path.parent / _IMAGES}, got number {number}")
         if value not in meaning:
-            shown = (", ".join(list(meaning)[:10]) or "none: there is no class") + (", …" if len(meaning) > 10 else "")
-            raise UserError(f"{path}, line {line}: got {value!r} for image {number}, expected one of {shown}")
-        found[number] = meaning[value]
-    if without := [number for number in images if number not in found]:
-        raise UserError(f"{path}: nothing about image {without[0]}, which {path.parent / _IMAGES} lists")
-    return found
+            names = (", ".join(list(meaning)[:10]) or "no class at all") + (", …" if len(meaning) > 10 else "")
+            raise UserError(f"{path}, line {line}: expected one of {names} for image {number}, got {value!r}")
+        choices[number] = meaning[value]
+    if unlisted := [number for number in images if number not in choices]:
+        raise UserError(f"{path}: no line for image {unlisted[0]}, which {path.parent / _IMAGES} lists")
+    return choices

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast_exp.data.types import SPLITS, Official, Samples, refuse, split_by_class
+from recast_exp.data.layout import refuse
+from recast_exp.data.types import SPLITS, Official, Samples
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     """Check the options; the data itself comes with scikit-learn.
 
     Raises:
-        UserError: If `cfg.part` is unknown, or an option is set that the digits do not have.
+        UserError: If `cfg.part` is unknown, or an option is set that the digits do not take.
     """
     refuse(cfg, "part")
     if cfg.part is not None and cfg.part not in _PARTS:
-        raise UserError(f"dataset.part: got {cfg.part!r}, dataset=digits takes one of {', '.join(_PARTS)}")
+        raise UserError(f"dataset.part: expected one of {', '.join(_PARTS)} for dataset=digits, got {cfg.part!r}")
 
 
 def read(cfg: DatasetConfig, data_dir: Path) -> Official:
@@ -39,13 +40,15 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     import numpy as np
     from sklearn.datasets import load_digits
 
+    from recast_exp.data.protocol import split_by_class
+
     digits = _PARTS[cfg.part or "target"]
     data = load_digits()
-    chosen = np.isin(data.target, digits)
-    gray = np.round(data.images[chosen] * (255 / 16)).astype(np.uint8)  # the scans have 17 levels of gray
+    selected = np.isin(data.target, digits)
+    gray = np.round(data.images[selected] * (255 / 16)).astype(np.uint8)  # the scans have 17 levels of gray
     samples = Samples(
         np.repeat(gray[..., None], 3, axis=3),
-        (data.target[chosen] - digits[0]).astype(np.int64),
+        (data.target[selected] - digits[0]).astype(np.int64),
     )
     classes = tuple(str(digit) for digit in digits)
     parts = split_by_class(samples.labels, _FRACTIONS, cfg.split_seed, classes)

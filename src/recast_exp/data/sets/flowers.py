@@ -1,4 +1,4 @@
-"""Oxford Flowers-102: 102 kinds of flowers, 1020 training, 1020 validation and 6149 test images.
+"""Oxford Flowers-102: 102 species of flowers, 1020 training, 1020 validation and 6149 test images.
 
 The layout is the official one, read by torchvision. The official class numbers run from 1 to 102.
 """
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
-from recast_exp.data.sets.torchvision import reading, samples
-from recast_exp.data.types import SPLITS, Layout, Official
+from recast_exp.data.layout import Layout
+from recast_exp.data.sets._torchvision import reading, samples
+from recast_exp.data.types import SPLITS, Official
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
@@ -44,7 +45,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder, its two lists and its images; see `Layout.check`."""
+    """Check that the folder, its two lists and its images are there; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 
@@ -52,7 +53,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """Read the lists.
 
     Raises:
-        UserError: If a list is not the official one and `cfg.verify` is on, or cannot be read.
+        UserError: If a list is not the official one and `cfg.verify` is set, or cannot be read.
     """
     from torchvision.datasets import Flowers102
 

@@ -1,7 +1,7 @@
 """Any folder of class folders, with or without split folders above them.
 
     path/CLASS/**/*.jpg                    divided by class: 60 % train, 20 % validation, 20 % test
-    path/{train,val,test}/CLASS/**/*.jpg   as it is; without val, it is taken from train
+    path/{train,val,test}/CLASS/**/*.jpg   as divided; without val, it is taken from train
 
 Classes are the class folders in natural order (2 before 10).
 """
@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast_exp.data.types import Official, Samples, refuse
+from recast_exp.data.layout import refuse
+from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
@@ -22,26 +23,26 @@ if TYPE_CHECKING:
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-"""Files with another extension are no images."""
+"""Files with another extension are ignored."""
 
-_LAYOUT = "dataset=folder takes PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
+_LAYOUT = "PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look whether the folder is there and holds folders.
+    """Check that the folder is there and holds folders.
 
     Raises:
-        UserError: If `cfg.path` is not set, or some split folder is there twice.
-        MissingInputError: If there is no such folder, no folder in it, nothing in one of them, or a split is missing.
+        UserError: If `cfg.path` is not set, or two folders are the same split.
+        MissingInputError: If the folder, all class folders, all files of one of them, or a split is missing.
     """
     refuse(cfg, "path")
     if cfg.path is None:
-        raise UserError(f"dataset.path: got nothing; {_LAYOUT}: set dataset.path=PATH")
+        raise UserError(f"dataset.path: expected the folder of {_LAYOUT}, got nothing; set dataset.path=PATH")
     root = Path(cfg.path).expanduser()
     if not root.is_dir():
-        raise MissingInputError(f"dataset.path: no folder {root}; {_LAYOUT}, with your own images")
+        raise MissingInputError(f"dataset.path: expected the folder of {_LAYOUT}, got {root}, which is not a folder")
     if not _folders(root):
-        raise MissingInputError(f"dataset.path: no folders in {root}; {_LAYOUT}, with your own images")
+        raise MissingInputError(f"dataset.path: expected {_LAYOUT}, got {root}, which holds no folders")
     for split in list(_split_folders(root).values()) or [root]:
         for folder in _folders(split):
             if next(_files(folder), None) is None:
@@ -64,30 +65,32 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     classes = scanned["train"][0]
     for split, (others, _) in scanned.items():
         if different := sorted(set(classes) ^ set(others), key=_natural):
-            raise UserError(f"{root}: train and {split} differ in the class folders {', '.join(different)}")
+            raise UserError(
+                f"{root}: expected the same class folders in train and {split}, got {', '.join(different)} in one only"
+            )
     return Official(classes, {split: samples for split, (_, samples) in scanned.items()})
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each split, or nothing where `root` holds the class folders themselves.
+    """Return the folder of each split, or nothing if `root` holds the class folders themselves.
 
-    One such name among others is a class: trains are a class in more than one dataset.
+    A single such name among others is a class: several datasets have a class of trains.
     """
     folders = _folders(root)
     named = [folder for folder in folders if folder.name.lower() in _SPLIT_FOLDERS]
     if len(named) < min(2, len(folders)):
         return {}
-    found: dict[str, Path] = {}
+    by_split: dict[str, Path] = {}
     for folder in named:
         split = _SPLIT_FOLDERS[folder.name.lower()]
-        if split in found:
-            raise UserError(f"{root}: {found[split].name} and {folder.name} are the same split; keep one of them")
-        found[split] = folder
-    if missing := [split for split in ("train", "test") if split not in found]:
+        if split in by_split:
+            raise UserError(f"{root}: {by_split[split].name} and {folder.name} are the same split; keep one of them")
+        by_split[split] = folder
+    if missing := [split for split in ("train", "test") if split not in by_split]:
         raise MissingInputError(
-            f"{root}: has {', '.join(found)} but no {' and no '.join(missing)}; {_LAYOUT} (val is optional)"
+            f"{root}: expected {_LAYOUT} (val is optional), got {', '.join(by_split)} but no {' and no '.join(missing)}"
         )
-    return found
+    return by_split
 
 
 def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
@@ -109,7 +112,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden; linked folders count too, but none twice."""
+    """All files below a folder that are not hidden; linked folders are followed, but none twice."""
     seen = set()
     for below, folders, names in os.walk(folder, followlinks=True):
         status = Path(below).stat()
@@ -125,12 +128,12 @@ def _without_image(folder: Path) -> MissingInputError:
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in `root` in natural order, without hidden ones and what macOS leaves in archives."""
-    found = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
-    return sorted(found, key=lambda path: _natural(path.name))
+    """The folders in `root` in natural order, without hidden ones and those that macOS leaves in archives."""
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    return sorted(folders, key=lambda path: _natural(path.name))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that takes digits as numbers; the name itself decides between 1 and 01."""
+    """Sort key that compares digits as numbers; the name itself decides between 1 and 01."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

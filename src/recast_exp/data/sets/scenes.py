@@ -1,4 +1,4 @@
-"""MIT Indoor-67: 67 kinds of indoor scenes, 5360 training and 1340 test images.
+"""MIT Indoor-67: 67 classes of indoor scenes, 5360 training and 1340 test images.
 
 The two official lists choose 100 images of each class among the 15,620 of the archive.
 """
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
-from recast_exp.data.types import Layout, Official, Samples
+from recast_exp.data.layout import Layout
+from recast_exp.data.types import Official, Samples
 from recast_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look for the folder, its two lists and its images; see `Layout.check`."""
+    """Check that the folder, its two lists and its images are there; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 
@@ -50,7 +51,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """Read the lists. Classes are in the order of their names.
 
     Raises:
-        UserError: If a line cannot be understood, an image is listed twice, or a class in one list only.
+        UserError: If a line is malformed, an image is listed twice, or a class is in one list only.
     """
     import numpy as np
 
@@ -59,14 +60,14 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     listed = {split: _read(root / file, seen) for split, file in _LISTS.items()}
     present = {split: {name for name, _ in images} for split, images in listed.items()}
     for one, other in (("train", "test"), ("test", "train")):
-        if without := sorted(present[other] - present[one]):
-            raise UserError(f"{root / _LISTS[one]}: no image of {', '.join(without)}, which {_LISTS[other]} lists")
+        if unlisted := sorted(present[other] - present[one]):
+            raise UserError(f"{root / _LISTS[one]}: no image of {', '.join(unlisted)}, which {_LISTS[other]} lists")
     classes = tuple(sorted(present["train"]))
-    number = {name: label for label, name in enumerate(classes)}
+    label_of = {name: label for label, name in enumerate(classes)}
     splits = {
         split: Samples(
             tuple(root / "Images" / name / file for name, file in images),
-            np.array([number[name] for name, _ in images], dtype=np.int64),
+            np.array([label_of[name] for name, _ in images], dtype=np.int64),
         )
         for split, images in listed.items()
     }
@@ -74,7 +75,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
 
 
 def _read(path: Path, seen: dict[str, str]) -> list[tuple[str, str]]:
-    """Read the classes and file names of a list, and note in `seen` where each image is listed."""
+    """Read the classes and file names of a list, and record in `seen` where each image is listed."""
     images = []
     # Damaged bytes are replaced, so that the message below can name the line they are in
     for line, content in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
@@ -82,9 +83,11 @@ def _read(path: Path, seen: dict[str, str]) -> list[tuple[str, str]]:
             continue
         name, _, file = content.partition("/")
         if not name or not file or "/" in file or ".." in (name, file) or "\ufffd" in content:
-            raise UserError(f"{path}, line {line}: got {content[:80]!r}, expected CLASS/FILE")
+            raise UserError(f"{path}, line {line}: expected CLASS/FILE, got {content[:80]!r}")
         if content in seen:
-            raise UserError(f"{path}, line {line}: {content} comes a second time, after {seen[content]}")
+            raise UserError(
+                f"{path}, line {line}: expected each image once, got {content} a second time, after {seen[content]}"
+            )
         seen[content] = f"{path.name}, line {line}"
         images.append((name, file))
     return images

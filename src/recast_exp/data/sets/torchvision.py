@@ -1,22 +1,22 @@
 """The classification sets of torchvision, by the names of their classes: `dataset=torchvision dataset.name=DTD`.
 
-The splits are the official ones; a set that has none is divided by class. Readers of single sets share `reading`,
-`samples` and `unverified`.
+The splits are the official ones; a set that has none is divided by class.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_exp.data.download import fetch
-from recast_exp.data.types import Official, Samples, refuse
+from recast_exp.data.layout import refuse
+from recast_exp.data.sets._torchvision import reading, reason, unverified
+from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_text
 
@@ -29,9 +29,9 @@ class _Set:
     """A set of torchvision.
 
     Attributes:
-        entries: What must be below `data_dir`.
-        splits: For each split, the arguments of the class that choose it.
-        by_hand: How to get it, where torchvision cannot download it.
+        entries: The files and folders that must be below `data_dir`.
+        splits: For each split, the arguments of the class that select it.
+        by_hand: How to get the set if torchvision cannot download it.
     """
 
     entries: tuple[str, ...]
@@ -44,7 +44,7 @@ def _split(**names: str) -> dict[str, dict[str, Any]]:
 
 
 def _idx(name: str, *parts: str) -> tuple[str, ...]:
-    """The files of MNIST and of what followed it."""
+    """The files of MNIST and its successors."""
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     return tuple(f"{name}/raw/{part}-{kind}" for part in parts or ("train", "t10k") for kind in kinds)
 
@@ -89,43 +89,45 @@ _SETS = {
     "SVHN": _Set(("train_32x32.mat", "test_32x32.mat"), _TRAIN_TEST),
     "USPS": _Set(("usps.bz2", "usps.t.bz2"), _TRAIN_OR_NOT),
 }
-_OWN_READERS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "FGVCAircraft": "aircraft", "Flowers102": "flowers"}
+_SEPARATE_READERS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "FGVCAircraft": "aircraft", "Flowers102": "flowers"}
 _RESERVED = {"root", "transform", "target_transform", "transforms", "target_type", "target_types", "loader", "download"}
-"""Arguments that the reader sets, or that would make the labels something else."""
+"""Arguments that the reader sets, or that would change the kind of labels."""
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Look whether the set is there, unless it may be downloaded.
+    """Check that the set is there, unless it may be downloaded.
 
     Raises:
         UserError: If torchvision has no such set, or an option is set that it does not take.
-        MissingInputError: If it is not there.
+        MissingInputError: If the set is not there.
     """
     refuse(cfg, "options")
-    if cfg.name in _OWN_READERS:
-        own = _OWN_READERS[cfg.name]
-        raise UserError(f"dataset.name: got {cfg.name!r}, which has a reader of its own: set dataset={own} instead")
+    if cfg.name in _SEPARATE_READERS:
+        raise UserError(
+            f"dataset.name: expected a set without a reader of its own, got {cfg.name!r}; set "
+            f"dataset={_SEPARATE_READERS[cfg.name]} instead"
+        )
     if cfg.name not in _SETS:
         lower = {name.lower(): name for name in _SETS}
         near = [lower[name] for name in difflib.get_close_matches(cfg.name.lower(), lower)] or list(_SETS)
         got = repr(cfg.name) if cfg.name else "nothing"
-        raise UserError(f"dataset.name: got {got}, dataset=torchvision takes one of {', '.join(near)}")
+        raise UserError(f"dataset.name: expected one of {', '.join(near)} for dataset=torchvision, got {got}")
     by_hand = _SETS[cfg.name].by_hand
     if cfg.download and not by_hand:
         return
     missing = _missing(cfg, data_dir)
     if missing or _unfinished(cfg, data_dir).exists():
-        found = f"{data_dir} has no {', '.join(missing)}" if missing else "its download has not finished"
+        problem = f"{data_dir} has no {', '.join(missing)}" if missing else "its download has not finished"
         advice = by_hand or "set dataset.download=true to download it"
-        raise MissingInputError(f"dataset {cfg.name}: {found}; {advice}, or say where it is with data_dir=…")
+        raise MissingInputError(f"dataset {cfg.name}: {problem}; {advice}, or say where it is with data_dir=…")
 
 
 def read(cfg: DatasetConfig, data_dir: Path) -> Official:
-    """Read the index (or, where they are small, the images); download them first, if asked to.
+    """Read the index (or the images, if they are small); download the set first, if `cfg.download` is set.
 
     Raises:
         UserError: If an option is unknown, or torchvision cannot read the set.
-        MissingInputError: If it cannot be downloaded.
+        MissingInputError: If the set cannot be downloaded.
     """
     from torchvision import datasets
 
@@ -139,7 +141,10 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     if not cfg.verify:
         dataset_class = unverified(dataset_class)
     with reading(cfg, data_dir):
-        opened = {split: dataset_class(data_dir, **own, **arguments) for split, own in _SETS[cfg.name].splits.items()}
+        opened = {
+            split: dataset_class(data_dir, **selection, **arguments)
+            for split, selection in _SETS[cfg.name].splits.items()
+        }
         pairs = {split: _pairs(cfg.name, dataset) for split, dataset in opened.items()}
     for split, (_, labels) in pairs.items():
         if None in labels:
@@ -150,84 +155,39 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     first, *others = names.values()
     if any(other != first for other in others):
         raise UserError(
-            f"dataset {cfg.name}: {' and '.join(names)} below {data_dir} have different classes; get it whole"
+            f"dataset {cfg.name}: {' and '.join(names)} below {data_dir} have different classes; get the whole set"
         )
     return _official(cfg, first, pairs, data_dir)
 
 
-@contextlib.contextmanager
-def reading(cfg: DatasetConfig, place: Path) -> Iterator[None]:
-    """Make one line of what torchvision raises over files that are missing or damaged, which can be anything.
-
-    Args:
-        cfg: The `dataset` node of the configuration.
-        place: Where the files are.
-
-    Raises:
-        UserError: If the block raises.
-    """
-    try:
-        yield
-    except RecastError:
-        raise
-    except Exception as error:
-        advice = ", or set dataset.verify=false if it is a cut-down copy" if cfg.verify else ""
-        raise UserError(
-            f"dataset {cfg.name}: torchvision cannot read what is in {place} ({_reason(error)}); get it whole{advice}"
-        ) from error
-
-
-def samples(dataset: Any) -> Samples:
-    """List the paths and labels of a torchvision dataset that was made with `loader=Path`, so that none is decoded."""
-    import numpy as np
-
-    paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-    return Samples(paths, np.array(labels, dtype=np.int64))
-
-
-def unverified(dataset_class: Any) -> Any:
-    """Derive a class of torchvision that does not compare checksums, where its public attributes hold them."""
-    own: dict[str, Any] = {
-        name: [[*entry[:-1], None] for entry in getattr(dataset_class, name)]
-        for name in ("train_list", "test_list")
-        if hasattr(dataset_class, name)
-    }
-    if hasattr(dataset_class, "split_list"):
-        own["split_list"] = {split: [*entry[:-1], None] for split, entry in dataset_class.split_list.items()}
-    if hasattr(dataset_class, "meta"):
-        own["meta"] = {**dataset_class.meta, "md5": None}
-    # Some classes derive the name of their folder from their own name
-    return type(dataset_class.__name__, (dataset_class,), own) if own else dataset_class
-
-
 def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The arguments that the user adds, if the class takes them."""
-    chosen = {argument for arguments in _SETS[cfg.name].splits.values() for argument in arguments}
+    """The arguments that the user adds, checked against those of the class."""
+    selecting = {argument for arguments in _SETS[cfg.name].splits.values() for argument in arguments}
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    takes = [name for name in named if name not in _RESERVED | chosen]
+    allowed = [name for name in named if name not in _RESERVED | selecting]
     for name in cfg.options:
-        if name not in takes:
-            raise UserError(f"dataset.options: got {name!r}, {cfg.name} takes {', '.join(takes) or 'none'}")
+        if name not in allowed:
+            raise UserError(f"dataset.options: expected {' or '.join(allowed) or 'none'} for {cfg.name}, got {name!r}")
     return dict(cfg.options)
 
 
 def _missing(cfg: DatasetConfig, data_dir: Path) -> list[str]:
-    """What is not there yet; as written in the table, but for the size in the name of Imagenette's folder."""
+    """The entries that are not there yet: those of the table, with the size in the name of Imagenette's folder."""
     size = str(cfg.options.get("size", "full")).removesuffix("px")
     entries = [entry.format(size="" if size == "full" else f"-{size}") for entry in _SETS[cfg.name].entries]
     return [entry for entry in entries if not (data_dir / entry).exists()]
 
 
 def _unfinished(cfg: DatasetConfig, data_dir: Path) -> Path:
-    """The file that lists what a download is about to put below `data_dir`; it is gone when all of it is there."""
+    """The file that lists what a download is about to put below `data_dir`; it is removed when all of it is there."""
     return data_dir / ".downloads" / f"torchvision-{cfg.name}.unfinished"
 
 
 def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments: Mapping[str, Any]) -> None:
-    """Let torchvision download what is missing; only one process does. A download that was cut off is continued.
+    """Let torchvision download the missing entries, in one process at a time. An interrupted download is continued.
 
-    torchvision takes what is there for whole. So what a killed run may have unpacked in part is removed first; archives
-    stay.
+    torchvision assumes that an existing folder is complete. So entries that a killed run may have unpacked in part are
+    removed first; archives stay.
     """
     from filelock import FileLock
     from torchvision.datasets import utils
@@ -236,7 +196,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
         try:
             fetch(url, Path(filename), description=f"dataset {cfg.name}")
         except RecastError as error:
-            raise RuntimeError(str(error)) from error  # which makes torchvision try the next mirror, where there is one
+            raise RuntimeError(str(error)) from error  # makes torchvision try the next mirror, if there is one
 
     unfinished = _unfinished(cfg, data_dir)
     original = getattr(utils, "_urlretrieve", None)
@@ -245,7 +205,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
         unfinished.with_suffix(".lock").touch()
     except OSError as error:
         raise UserError(
-            f"data_dir: {data_dir} cannot be written to ({error.strerror}); takes a folder that can"
+            f"data_dir: expected a folder that can be written to, got {data_dir} ({error.strerror})"
         ) from error
     try:
         with FileLock(unfinished.with_suffix(".lock")):
@@ -259,15 +219,17 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
                 return
             if original:
                 utils._urlretrieve = retrieve
-            for own in _SETS[cfg.name].splits.values():
+            for selection in _SETS[cfg.name].splits.values():
                 write_text(unfinished, "\n".join(_missing(cfg, data_dir)))
-                dataset_class(data_dir, **own, **arguments, download=True)
+                dataset_class(data_dir, **selection, **arguments, download=True)
             unfinished.unlink()
+    except RecastError:
+        raise
     except Exception as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise MissingInputError(
-            f"dataset {cfg.name}: torchvision cannot download it to {data_dir} ({_reason(error)}); check the network "
+            f"dataset {cfg.name}: torchvision cannot download it to {data_dir} ({reason(error)}); check the network "
             "and its proxy settings and run again, or get the set by hand and say where it is with data_dir=…"
         ) from error
     finally:
@@ -276,7 +238,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
 
 
 def _pairs(name: str, dataset: Any) -> tuple[Any, Sequence[int | None]]:
-    """The images, paths or an array, and the labels of one split."""
+    """The images (paths or an array) and the labels of one split."""
     import numpy as np
 
     pairs: list[tuple[Any, Any]]
@@ -287,7 +249,7 @@ def _pairs(name: str, dataset: Any) -> tuple[Any, Sequence[int | None]]:
         folders = [Path(dataset.root, "256_ObjectCategories", category) for category in dataset.categories]
         pairs = [(folders[y] / f"{y + 1:03d}_{i:04d}.jpg", y) for i, y in zip(dataset.index, dataset.y, strict=True)]
     elif name == "GTSRB":
-        # In a cut-down copy, torchvision would number the training folders anew, but not the test images
+        # In a cut-down copy, torchvision would renumber the training folders, but not the test images
         pairs = [(Path(path), label) for path, label in dataset._samples]
         pairs = [(path, label if path.parent.name == "Images" else int(path.parent.name)) for path, label in pairs]
     elif name == "OxfordIIITPet":
@@ -306,26 +268,20 @@ def _official(
     pairs: Mapping[str, tuple[Any, Sequence[int | None]]],
     data_dir: Path,
 ) -> Official:
-    """Number the classes from 0; without names, the labels that there are become the names."""
+    """Number the classes from 0; without names, the existing labels become the names."""
     import numpy as np
 
-    labels = {split: np.array(found, dtype=np.int64) for split, (_, found) in pairs.items()}
+    labels = {split: np.array(numbers, dtype=np.int64) for split, (_, numbers) in pairs.items()}
     numbers = np.unique(np.concatenate(list(labels.values())))
     official = None
     if names is None:
         names, official = [str(number) for number in numbers], tuple(numbers.tolist())
-        labels = {split: np.searchsorted(numbers, found).astype(np.int64) for split, found in labels.items()}
+        labels = {split: np.searchsorted(numbers, original).astype(np.int64) for split, original in labels.items()}
     elif numbers[0] < 0 or numbers[-1] >= len(names):
         raise UserError(
-            f"dataset {cfg.name}: below {data_dir} are labels from {numbers[0]} to {numbers[-1]}, but {len(names)} "
-            "classes; get it whole"
+            f"dataset {cfg.name}: expected labels from 0 to {len(names) - 1}, one for each class, got {numbers[0]} to "
+            f"{numbers[-1]} below {data_dir}; get the whole set"
         )
     classes = tuple(name if isinstance(name, str) else str(name[0]) for name in names)  # Imagenette has synonyms
-    splits = {split: Samples(pairs[split][0], found) for split, found in labels.items()}
+    splits = {split: Samples(pairs[split][0], split_labels) for split, split_labels in labels.items()}
     return Official(classes, splits, official, index=f"torchvision's {cfg.name}")
-
-
-def _reason(error: Exception) -> str:
-    """What torchvision said, without its advice on an argument that users do not see."""
-    text = " ".join(str(error).split()).partition(" You can use download")[0]
-    return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}"

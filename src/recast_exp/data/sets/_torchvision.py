@@ -1,0 +1,66 @@
+"""Helpers of the datasets whose files torchvision reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast_exp.data.types import Samples
+from recast_exp.errors import RecastError, UserError
+
+if TYPE_CHECKING:
+    from recast_exp.config.schema import DatasetConfig
+
+
+@contextlib.contextmanager
+def reading(cfg: DatasetConfig, folder: Path) -> Iterator[None]:
+    """Report in one line whatever torchvision raises over missing or damaged files.
+
+    Args:
+        cfg: The `dataset` node of the configuration.
+        folder: Where the files are.
+
+    Raises:
+        UserError: If the block raises anything but a `RecastError`.
+    """
+    try:
+        yield
+    except RecastError:
+        raise
+    except Exception as error:
+        advice = ", or set dataset.verify=false if it is a cut-down copy" if cfg.verify else ""
+        raise UserError(
+            f"dataset {cfg.name}: torchvision cannot read the files in {folder} ({reason(error)}); get the whole "
+            f"set{advice}"
+        ) from error
+
+
+def samples(dataset: Any) -> Samples:
+    """List the paths and labels of a torchvision dataset that was made with `loader=Path`, so that none is decoded."""
+    import numpy as np
+
+    paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    return Samples(paths, np.array(labels, dtype=np.int64))
+
+
+def unverified(dataset_class: Any) -> Any:
+    """Derive a class of torchvision that does not compare checksums, if its public attributes hold them."""
+    attributes: dict[str, Any] = {
+        name: [[*entry[:-1], None] for entry in getattr(dataset_class, name)]
+        for name in ("train_list", "test_list")
+        if hasattr(dataset_class, name)
+    }
+    if hasattr(dataset_class, "split_list"):
+        attributes["split_list"] = {split: [*entry[:-1], None] for split, entry in dataset_class.split_list.items()}
+    if hasattr(dataset_class, "meta"):
+        attributes["meta"] = {**dataset_class.meta, "md5": None}
+    # Some classes derive the name of their folder from their own name
+    return type(dataset_class.__name__, (dataset_class,), attributes) if attributes else dataset_class
+
+
+def reason(error: Exception) -> str:
+    """The message of torchvision in one line, without its advice on an argument that users do not see."""
+    text = " ".join(str(error).split()).partition(" You can use download")[0]
+    return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}"
