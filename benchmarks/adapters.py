@@ -10,20 +10,20 @@ queries and values. Both have 4·d·r numbers in a block.
 from __future__ import annotations
 
 import torch
-from omegaconf import OmegaConf
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from measuring import arguments, interleaved, report, use_threads, verdict
 from models import CLASSES, frozen, recast
 from recast_exp.adapters import inject_adapter
+from recast_exp.adapters.melo import MeLo
 from training_step import make_step
 
 RECAST, RECAST_MELO, MELO, LORA = "vit_att", "vit_att + melo", "melo", "peft's LoRA"
 
 
-def with_adapter(model: nn.Module, name: str) -> nn.Module:
-    for path in inject_adapter(model, OmegaConf.create({"name": name})).values():
+def with_melo(model: nn.Module) -> nn.Module:
+    for path in inject_adapter(model, MeLo()).values():
         model.get_parameter(path).requires_grad_(True)
     return model
 
@@ -45,8 +45,8 @@ def main() -> None:
     images, labels = torch.randn(args.batch_size, 3, 224, 224), torch.randint(CLASSES, (args.batch_size,))
     models = {
         RECAST: recast("vit_att"),
-        RECAST_MELO: with_adapter(recast("vit_att"), "melo"),
-        MELO: with_adapter(frozen(), "melo"),
+        RECAST_MELO: with_melo(recast("vit_att")),
+        MELO: with_melo(frozen()),
         LORA: with_lora(frozen()),
     }
     numbers = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}

@@ -14,13 +14,13 @@ Example: python benchmarks/gradients.py dataset=digits --models vit_att vit_mlp 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import statistics
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,24 +28,25 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.config.compose import Composer
 from recast_exp.config.grammar import rewrite
-from recast_exp.experiment.experiment import Experiment, with_values
+from recast_exp.config.schema import Config, typed
+from recast_exp.experiment.experiment import Experiment
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.training.loop import fit
 
 MEASURES = ("train loss", "test loss", "train slope", "test slope", "agreement", "carried over")
 
 
-def configured(texts: list[str]) -> DictConfig:
-    """The configuration of one run; of an experiment that is a comparison, the data, backbone and recipe."""
-    return with_values(Composer().compose(rewrite(texts, multirun=False)).cfg, stage__name="adapt")
+def configured(texts: list[str]) -> Config:
+    """The settings of one run; of an experiment that is a comparison, the data, backbone and recipe."""
+    return typed(Composer().compose(rewrite(texts, multirun=False)).cfg)
 
 
-def probe_head(cfg: DictConfig) -> dict[str, Tensor]:
-    """The head of a linear probe, trained as the configuration says."""
-    cfg = with_values(cfg, model__method="frozen", adapter={"name": "none"})
-    experiment = Experiment.open(cfg)
+def probe_head(settings: Config) -> dict[str, Tensor]:
+    """The head of a linear probe, trained as the settings say."""
+    model = dataclasses.replace(settings.model, method="frozen")
+    experiment = Experiment.open(dataclasses.replace(settings, model=model, adapter={"name": "none"}))
     adapted = experiment.adapt(None)
-    fit(cfg, adapted, experiment.data(keep=True), description="linear probe")
+    fit(experiment.recipe, adapted, experiment.data(keep=True), description="linear probe")
     return {name: parameter.detach() for name, parameter in adapted.parameters("head")}
 
 
@@ -69,9 +70,9 @@ def gradients(network: nn.Module, coefficients: list[Tensor], images: Tensor, la
     return torch.stack(losses), torch.stack(found)
 
 
-def measure(cfg: DictConfig, head: dict[str, Tensor]) -> dict[str, float]:
+def measure(settings: Config, head: dict[str, Tensor]) -> dict[str, float]:
     """The measures of one model: its training images as the first epoch augments them, and the test images."""
-    experiment = Experiment.open(cfg)
+    experiment = Experiment.open(settings)
     adapted, data = with_head(experiment, head), experiment.data(keep=True)
     coefficients = [parameter for _, parameter in adapted.parameters("coefficients")]
     seen, labels = data.example(len(data.datasets["train"]))
@@ -121,9 +122,9 @@ def main() -> None:
     for seed in args.seeds:
         head: dict[str, Tensor] = {}
         for model in args.models:
-            cfg = configured([*args.overrides, f"model={model}", f"seed={seed}"])
-            head = head or probe_head(cfg)
-            measured[model].append(measure(cfg, head))
+            settings = configured([*args.overrides, f"model={model}", f"seed={seed}"])
+            head = head or probe_head(settings)
+            measured[model].append(measure(settings, head))
     Console().print(table(measured))
     if args.json:
         args.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

@@ -18,11 +18,13 @@ from torch import nn
 from recast_exp.config import grammar as overrides
 from recast_exp.config import schema as config
 from recast_exp.config.compose import Composer
+from recast_exp.config.schema import Config, typed
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.runs import adopt as saved
+from recast_exp.training.recipe import Recipe
 
 TINY = (
     "trainer.accelerator=cpu",
@@ -38,7 +40,8 @@ TINY = (
 class Run:
     """What a training run needs."""
 
-    cfg: DictConfig
+    settings: Config
+    recipe: Recipe
     experiment: Experiment
     adapted: AdaptedModel
     data: ImageDataModule
@@ -64,16 +67,22 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def compose() -> Callable[..., DictConfig]:
-    """Overrides as typed → the configuration that a run gets."""
+def compose_cfg() -> Callable[..., DictConfig]:
+    """Overrides as typed → the configuration that Hydra gives a run."""
     composer = Composer()
 
-    def compose(*typed: str) -> DictConfig:
-        cfg = saved.adopt(copy.deepcopy(composer.compose(overrides.rewrite(typed, multirun=False)).cfg))
+    def compose_cfg(*texts: str) -> DictConfig:
+        cfg = saved.adopt(copy.deepcopy(composer.compose(overrides.rewrite(texts, multirun=False)).cfg))
         assert config.problems(cfg) == []
         return cfg
 
-    return compose
+    return compose_cfg
+
+
+@pytest.fixture(scope="session")
+def compose(compose_cfg: Callable[..., DictConfig]) -> Callable[..., Config]:
+    """Overrides as typed → the settings of a run."""
+    return lambda *texts: typed(compose_cfg(*texts))
 
 
 @pytest.fixture(scope="session")
@@ -115,25 +124,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory, enliven: Callable[..., nn.
 
 
 @pytest.fixture(scope="session")
-def tiny(compose: Callable[..., DictConfig], weights: dict[str, Path]) -> Callable[..., DictConfig]:
-    """As `compose`, for a run of seconds on the digits with random weights."""
+def tiny_cfg(compose_cfg: Callable[..., DictConfig], weights: dict[str, Path]) -> Callable[..., DictConfig]:
+    """As `compose_cfg`, for a run of seconds on the digits with random weights."""
 
-    def tiny(*typed: str) -> DictConfig:
-        own = any(text.startswith(("model.pretrained", "model.weights")) for text in typed)
-        name = "digits_resnet" if any(text.startswith("model=resnet") for text in typed) else "digits_vit"
-        return compose(*TINY, *(() if own else (f"model.weights={weights[name]}",)), *typed)
+    def tiny_cfg(*texts: str) -> DictConfig:
+        own = any(text.startswith(("model.pretrained", "model.weights")) for text in texts)
+        name = "digits_resnet" if any(text.startswith("model=resnet") for text in texts) else "digits_vit"
+        return compose_cfg(*TINY, *(() if own else (f"model.weights={weights[name]}",)), *texts)
 
-    return tiny
+    return tiny_cfg
 
 
 @pytest.fixture(scope="session")
-def build(tiny: Callable[..., DictConfig]) -> Callable[..., Run]:
-    """As `tiny`, with the model and the data that the configuration asks for."""
+def tiny(tiny_cfg: Callable[..., DictConfig]) -> Callable[..., Config]:
+    """As `compose`, for a run of seconds on the digits with random weights."""
+    return lambda *texts: typed(tiny_cfg(*texts))
 
-    def build(*typed: str) -> Run:
-        cfg = tiny(*typed)
-        experiment = Experiment.open(cfg)
+
+@pytest.fixture(scope="session")
+def build(tiny: Callable[..., Config]) -> Callable[..., Run]:
+    """As `tiny`, with the model and the data that the settings ask for."""
+
+    def build(*texts: str) -> Run:
+        settings = tiny(*texts)
+        experiment = Experiment.open(settings)
         banks, _ = experiment.banks()
-        return Run(cfg, experiment, experiment.adapt(banks), experiment.data())
+        return Run(settings, experiment.recipe, experiment, experiment.adapt(banks), experiment.data())
 
     return build

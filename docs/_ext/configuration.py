@@ -1,7 +1,7 @@
 """The reference of the configuration, written at every build from what the program itself reads.
 
 Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema` and of each
-adapter's `Options`. Options are the files of `conf/`, described by their first comment. The counts of the datasets are
+adapter's and stage's class. Options are the files of `conf/`, described by their first comment. The counts of the datasets are
 those of their layouts. The results replace the markers in `configuration.md` and `datasets.md`, so that a new option,
 adapter or dataset needs no edit here.
 """
@@ -16,10 +16,12 @@ from typing import Any
 import yaml
 from sphinx.application import Sphinx
 
+from recast_exp import adapters, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.fields import accepted
 from recast_exp.data.types import SPLITS
-from recast_exp.plugins import ADAPTERS, DATASETS
+from recast_exp.plugins import DATASETS
 
 TITLES = {
     "model": "The backbone and what trains in it",
@@ -57,6 +59,8 @@ def page(conf: Path | None = None) -> str:
         lines += _options(conf / group, group)
         if group == "adapter":
             lines += _adapters()
+        elif group == "stage":
+            lines += _stages()
         elif group == "search":
             lines += _search(conf)
         lines += _keys({name: field for name, field in keys.items() if name.startswith(f"{group}.")})
@@ -95,7 +99,7 @@ def _keys(fields: dict[str, dataclasses.Field[Any]]) -> Iterator[str]:
     for name, field in fields.items():
         help = field.metadata["help"]
         yield from (f"```{{confval}} {name}", f"{help[0].upper()}{help[1:]}.\\")
-        yield from (f"Takes {config.accepted(field)}; default {_default(field)}.", "```", "")
+        yield from (f"Takes {accepted(field)}; default {_default(field)}.", "```", "")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -167,11 +171,18 @@ def _text(value: Any) -> str:
 
 def _adapters() -> Iterator[str]:
     """The options of each adapter, under the names that the command line knows."""
-    for name in ADAPTERS.names():
-        module = ADAPTERS.load(name)
-        fields = {f"adapter.{field.name}": field for field in dataclasses.fields(module.Options)}
+    for name in adapters.names():
+        adapter = adapters.load(name)
+        fields = {f"adapter.{field.name}": field for field in dataclasses.fields(adapter)}
         if fields:
-            yield from (f"### adapter={name}", "", f"Needs {module.FITS}.", "", *_keys(fields))
+            yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_keys(fields))
+
+
+def _stages() -> Iterator[str]:
+    """The options of each stage."""
+    for name in stages.names():
+        if fields := {f"stage.{field.name}": field for field in dataclasses.fields(stages.load(name))}:
+            yield from (f"### stage={name}", "", *_keys(fields))
 
 
 def _search(conf: Path) -> Iterator[str]:

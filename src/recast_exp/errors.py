@@ -58,6 +58,21 @@ class Pruned(Exception):  # noqa: N818 - nothing went wrong
         return f"pruned after epoch {self.epoch} of {self.epochs} at {100 * self.accuracy:.1f} % validation accuracy"
 
 
+def one_line(error: object, limit: int | None = None) -> str:
+    """The text of an error, all of it on one line; the name of its type where it says nothing.
+
+    Args:
+        error: An error, or its text.
+        limit: Characters after which it is cut off.
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's text that is not empty; the name of its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def section(prefix: str) -> Iterator[None]:
     """Put `prefix` before the text of any `RecastError` of the block: `recast.` before `num_groups: …`.

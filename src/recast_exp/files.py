@@ -86,15 +86,3 @@ def cache_folder(cache_dir: str | None) -> Path:
             f"cache_dir: {folder} cannot be written to ({error.strerror}); takes a folder that can"
         ) from error
     return folder
-
-
-def usable_cores() -> int:
-    """The processor cores that this process may use: SLURM does not always bind a job to those that it gives it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(cores, max(1, int(given))) if given.isdecimal() else cores
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes: the only one, or the first of a distributed run."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"

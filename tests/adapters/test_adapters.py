@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import timm
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from recast_exp import adapters
-from recast_exp.adapters import check_adapter, inject_adapter, names, options_of
+from recast_exp.adapters import check_adapter, from_config, inject_adapter, names
 from recast_exp.adapters._base import NORMS
 from recast_exp.adapters.adaptformer import Bottleneck
-from recast_exp.adapters.melo import LowRank
-from recast_exp.adapters.piggyback import Mask
-from recast_exp.adapters.piggyback import Options as MaskOptions
+from recast_exp.adapters.melo import LowRank, MeLo
+from recast_exp.adapters.piggyback import Mask, Piggyback
+from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.models.adapted import AdaptedModel, assemble
-from recast_exp.models.task_file import apply_task, count, load_task, save_task
+from recast_exp.models.count import count
+from recast_exp.models.task_file import apply_task, load_task, save_task
 from recast_exp.recast import find_groups, merge, mimic
 from support.helpers import assert_one_line
 
@@ -42,16 +43,6 @@ BASES = ("recast", "frozen")
 Enliven = Callable[..., nn.Module]
 
 
-def config(name: str, base: str, options: dict[str, Any]) -> DictConfig:
-    return OmegaConf.create(
-        {
-            "seed": 3,
-            "model": {"method": base, "batchnorm_statistics": "frozen"},
-            "adapter": {"name": name, **options},
-        }
-    )
-
-
 @pytest.fixture(scope="module")
 def stock(enliven: Enliven) -> dict[str, nn.Module]:
     """The backbones, all weights redrawn."""
@@ -67,7 +58,8 @@ def make(stock: dict[str, nn.Module]) -> Callable[..., AdaptedModel]:
         network = copy.deepcopy(stock[kind])
         targets = NETWORKS[kind][2]
         banks = mimic(network, find_groups(network, targets=targets, num_groups=1)) if base == "recast" else None
-        return assemble(network, config(name, base, options), banks, num_classes=5)
+        adapter = from_config({"name": name, **options})
+        return assemble(network, ModelConfig(method=base), adapter, banks, num_classes=5, seed=3)
 
     return make
 
@@ -102,9 +94,8 @@ def test_every_adapter_has_a_preset_with_its_own_defaults() -> None:
         assert isinstance(node, dict)
         options = dict(node.get("adapter", node))
         assert options.pop("name") == name
-        defaults = dataclasses.asdict(options_of(OmegaConf.create({"name": name})))
-        assert options == defaults
-        assert all(field.metadata["help"] for field in dataclasses.fields(options_of(OmegaConf.create({"name": name}))))
+        assert options == dataclasses.asdict(adapters.load(name)())
+        assert all(field.metadata["help"] for field in dataclasses.fields(adapters.load(name)))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -116,13 +107,12 @@ def test_what_does_not_fit_is_refused_with_what_does(kind: str) -> None:
             return timm.create_model(name, num_classes=0, **options)
 
     for adapter in names():
-        cfg = OmegaConf.create({"name": adapter})
         if adapter in FITS[kind]:
-            check_adapter(create, cfg)
+            check_adapter(create, from_config({"name": adapter}))
         else:
             with pytest.raises(UserError) as error:
-                check_adapter(create, cfg)
-            listed = str(error.value).rpartition("takes one of ")[2].split(", ")
+                check_adapter(create, from_config({"name": adapter}))
+            listed = str(error.value).rpartition("choose one of ")[2].split(", ")
             assert set(listed) == FITS[kind]
             assert_one_line(error, f"adapter: {adapter} does not fit", "it needs")
 
@@ -130,19 +120,19 @@ def test_what_does_not_fit_is_refused_with_what_does(kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"name": "melow"}, ("adapter.name: got 'melow'", "takes one of", "melo")),
-        ({"name": "melo", "rnak": 3}, ("adapter.rnak: unknown option, adapter=melo takes rank, alpha",)),
-        ({"name": "melo", "rank": 0}, ("adapter.rank: got 0, takes a whole number ≥ 1",)),
-        ({"name": "melo", "rank": "four"}, ("adapter.rank: got 'four', takes a whole number ≥ 1",)),
-        ({"name": "melo", "alpha": -1.0}, ("adapter.alpha: got -1.0, takes a number > 0",)),
-        ({"name": "clr", "kernel_size": 4}, ("adapter.kernel_size: got 4, takes an odd number",)),
-        ({"name": "piggyback", "start": 1e-3}, ("adapter.start: got 0.001", "above adapter.threshold=0.005")),
-        ({"name": "bitfit", "rank": 3}, ("adapter.rank: unknown option, adapter=bitfit takes no options",)),
+        ({"name": "melow"}, ("adapter.name: expected one of", "melo", "got 'melow'")),
+        ({"name": "melo", "rnak": 3}, ("adapter.rnak: unknown option; adapter=melo takes rank, alpha",)),
+        ({"name": "melo", "rank": 0}, ("adapter.rank: expected ", " ≥ 1, got 0")),
+        ({"name": "melo", "rank": "four"}, ("adapter.rank: expected ", " ≥ 1, got 'four'")),
+        ({"name": "melo", "alpha": -1.0}, ("adapter.alpha: expected a number > 0, got -1.0",)),
+        ({"name": "clr", "kernel_size": 4}, ("adapter.kernel_size: expected an odd integer, got 4",)),
+        ({"name": "piggyback", "start": 1e-3}, ("adapter.start: expected a number above threshold=0.005, got 0.001",)),
+        ({"name": "bitfit", "rank": 3}, ("adapter.rank: unknown option; adapter=bitfit takes no options",)),
     ],
 )
 def test_wrong_options(options: dict[str, Any], expected: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
-        options_of(OmegaConf.create(options))
+        from_config(OmegaConf.create(options))
     assert_one_line(error, *expected)
 
 
@@ -286,8 +276,8 @@ def test_methods_of_peft(make: Any, tmp_path: Path, method: str, arguments: dict
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"method": "LORAX"}, ("adapter.method: got 'LORAX'", "takes one of", "LORA")),
-        ({"arguments": {"rr": 2}}, ("adapter.arguments.rr: unknown, LoraConfig takes", "lora_alpha")),
+        ({"method": "LORAX"}, ("adapter.method: expected one of", "LORA", "got 'LORAX'")),
+        ({"arguments": {"rr": 2}}, ("adapter.arguments.rr: unknown argument; LoraConfig takes", "lora_alpha")),
         ({"arguments": {"r": 0}}, ("peft's LORA refuses", "r")),
         ({"arguments": {"target_modules": ["nowhere"]}}, ("peft's LORA refuses", "nowhere")),
     ],
@@ -338,7 +328,7 @@ def test_what_trains_is_counted(make: Any, name: str, kind: str, base: str) -> N
 def test_numbers_that_train(network: str, name: str, options: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
         model = timm.create_model(network, num_classes=0)
-        found = inject_adapter(model, OmegaConf.create({"name": name, **options}))
+        found = inject_adapter(model, from_config({"name": name, **options}))
     assert sum(model.get_parameter(path).numel() for path in found.values()) == expected
 
 
@@ -443,7 +433,7 @@ def test_clr_convolves_each_channel_by_itself(make: Any) -> None:
 def test_piggybacks_gradient_goes_straight_through() -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 3, requires_grad=True)
-    mask = Mask(weight.detach(), MaskOptions())
+    mask = Mask(weight.detach(), start=1e-2, threshold=5e-3)
     with torch.no_grad():
         mask.mask[0, 0] = 4e-3  # below the threshold
     masked = mask(weight)
@@ -470,13 +460,13 @@ def test_masks_flip_in_training_at_the_canonical_rate(make: Any) -> None:
 
 
 def test_masks_of_a_reported_epoch_before_the_first_flip_are_no_reason_for_a_higher_rate() -> None:
-    cfg = OmegaConf.create({"name": "piggyback"})
-    assert "raise the rate" in adapters.remark(cfg, {"adapter/masked": 0.0}, {"adapter/masked": 0.0})
-    text = adapters.remark(cfg, {"adapter/masked": 0.0}, {"adapter/masked": 0.25})
+    remark = Piggyback().remark
+    assert "raise the learning rate" in remark({"adapter/masked": 0.0}, {"adapter/masked": 0.0})
+    text = remark({"adapter/masked": 0.0}, {"adapter/masked": 0.25})
     assert "25.0 %" in text and "raise" not in text
-    assert adapters.remark(cfg, {"adapter/masked": 0.1}, {"adapter/masked": 0.1}) == ""
-    assert adapters.remark(cfg, {}, {}) == ""  # of a run that began with an older version
-    assert adapters.remark(OmegaConf.create({"name": "melo"}), {}, {}) == ""
+    assert remark({"adapter/masked": 0.1}, {"adapter/masked": 0.1}) == ""
+    assert remark({}, {}) == ""  # of a run that began with an older version
+    assert MeLo().remark({}, {}) == ""
 
 
 def test_piggyback_masks_what_the_coefficients_make(make: Any) -> None:

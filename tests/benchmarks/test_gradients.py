@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch.nn import functional as F  # noqa: N812
 
+from recast_exp.config.schema import Config
 from recast_exp.experiment.experiment import Experiment
 
 
@@ -39,7 +39,7 @@ def test_agreement_is_the_mean_over_pairs_of_images(script: ModuleType) -> None:
     assert script.compare(g, -g)["carried over"] == pytest.approx(-found["train slope"])
 
 
-def test_gradients_of_images_are_those_of_the_batch(script: ModuleType, tiny: Callable[..., DictConfig]) -> None:
+def test_gradients_of_images_are_those_of_the_batch(script: ModuleType, tiny: Callable[..., Config]) -> None:
     cfg = tiny("model=vit_att", "dataset.max_per_class=8")
     head = script.probe_head(cfg)
     adapted = script.with_head(Experiment.open(cfg), head)

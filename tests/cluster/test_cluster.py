@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from cluster import ray_cluster, slurm
+from recast_exp.config.schema import Config
 from recast_exp.stages import run as run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]  # each process imports torch anew
@@ -76,7 +77,7 @@ def losses(results: list[dict[str, float]]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def expected(
-    compose: Callable[..., DictConfig], weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    compose: Callable[..., Config], weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[float]:
     """What the jobs give in this process."""
     found = []

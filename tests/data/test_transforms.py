@@ -27,7 +27,7 @@ from recast_exp.data.transforms import (
     jitter,
 )
 from recast_exp.errors import RecastError
-from recast_exp.models.backbones import _input_spec
+from recast_exp.models.create import input_of
 
 F = v2.functional
 SPEC = InputSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2), crop_pct=0.9, interpolation="bicubic")
@@ -90,7 +90,7 @@ def test_evaluation_is_timms(name: str, size: tuple[int, int]) -> None:
     cfg = timm.get_pretrained_cfg(name)
     network = torch.nn.Module()
     network.pretrained_cfg = cfg.to_dict()
-    spec = _input_spec(network, ModelConfig())
+    spec = input_of(network, ModelConfig())
     data = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict())
     pixels = photo(size=size)[0]
     mine = Augmentation(spec).crop(eval_geometry(spec)(pixels), ())

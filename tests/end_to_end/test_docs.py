@@ -24,7 +24,8 @@ from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config.compose import Composed, Composer
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.models.backbones import blueprint, check_model, input_spec
+from recast_exp.models.check import check_model
+from recast_exp.models.create import blueprint, input_spec
 from recast_exp.recast import find_groups
 from support.helpers import load
 
@@ -56,15 +57,15 @@ def test_the_example_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             before = model.eval()(images)
-            names = adapters.inject_adapter(model, cfg)
+            names = adapters.inject_adapter(model, adapters.from_config(cfg))
             assert torch.equal(model(images), before)
             assert list(names) == ["blocks.0.mlp.shift", "blocks.1.mlp.shift"]
             model.get_parameter(names["blocks.1.mlp.shift"]).normal_()
             assert not torch.equal(model(images), before)
-        with pytest.raises(UserError, match=r"adapter\.scale: got 0\.0, takes a number > 0"):
-            adapters.options_of(OmegaConf.create({"name": "mlp_shift", "scale": 0.0}))
-        with pytest.raises(UserError, match="mlp_shift does not fit ResNet, it needs blocks with an mlp"):
-            adapters.inject_adapter(timm.create_model("resnet18"), cfg)
+        with pytest.raises(UserError, match=r"adapter\.scale: expected a number > 0, got 0\.0"):
+            adapters.from_config({"name": "mlp_shift", "scale": 0.0})
+        with pytest.raises(UserError, match="mlp_shift does not fit ResNet; it needs blocks with an mlp"):
+            adapters.inject_adapter(timm.create_model("resnet18"), adapters.from_config(cfg))
     finally:
         sys.modules.pop("recast_exp.adapters.mlp_shift", None)
 
@@ -115,18 +116,19 @@ def test_the_example_backbones_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "model" / "swin_att.yaml").write_text(preset, encoding="utf-8")
     swin = CommandLine(("model=swin_att", "dataset=cifar10"), config_dir=str(tmp_path), inputs=False)
     (job,) = check(swin).jobs
-    groups = find_groups(blueprint(job.cfg), targets=job.cfg.recast.targets)
+    groups = find_groups(blueprint(job.cfg.model), targets=job.cfg.recast.targets)
     sets = job.cfg.recast.num_coefficient_sets
     assert sum(len(group.layers) * sets * group.num_templates for group in groups) == 48
-    check_model(job.cfg)
+    check_model(job.cfg.model, job.cfg.recast, job.cfg.adapter)
 
     (tmp_path / "small_vit.py").write_text(script, encoding="utf-8")
     runpy.run_path(str(tmp_path / "small_vit.py"), run_name="small_vit")
     typed = ("model=recast", "model.backbone=small_vit", "model.weights=small_vit.safetensors", "dataset=cifar10")
     found = check(CommandLine(typed, inputs=False))
     assert found.wrong == []
-    check_model(found.jobs[0].cfg)
-    assert input_spec(found.jobs[0].cfg).size == 32
+    cfg = found.jobs[0].cfg
+    check_model(cfg.model, cfg.recast, cfg.adapter)
+    assert input_spec(cfg.model).size == 32
     network = timm.create_model("small_vit", num_classes=0)
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 192)
 

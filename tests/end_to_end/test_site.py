@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from recast_exp import adapters
+from recast_exp import adapters, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.fields import accepted
 from recast_exp.plugins import DATASETS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -65,12 +66,14 @@ def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch)
     page = configuration.page()
     for name, field in config.fields():
         described = page.split(f"{{confval}} {name}\n", 1)[1].split("```", 1)[0]
-        assert config.accepted(field) in described
+        assert accepted(field) in described
         assert field.metadata["help"][1:] in described
     for name in adapters.names():
-        options = importlib.import_module(f"recast_exp.adapters.{name}").Options
-        for option in dataclasses.fields(options):
+        for option in dataclasses.fields(adapters.load(name)):
             assert f"{{confval}} adapter.{option.name}\n" in page.split(f"### adapter={name}\n", 1)[1]
+    for name in stages.names():
+        for option in dataclasses.fields(stages.load(name)):
+            assert f"{{confval}} stage.{option.name}\n" in page.split(f"### stage={name}\n", 1)[1]
     overview = page.split("## Keys of the run", 1)[0]
     for preset in conf_dir().glob("*/*.yaml"):
         option = f"{preset.parent.name}={preset.stem}"

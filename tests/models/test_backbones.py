@@ -14,26 +14,29 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants as hub
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.experiment import pretrain
 from recast_exp.experiment.experiment import Experiment
-from recast_exp.models import digits as embedded
-from recast_exp.models.backbones import Backbone, check_model, create_backbone, fingerprint
-from recast_exp.models.digits import EMBEDDED, pretrained_weights
+from recast_exp.experiment.pretrain import pretrained_weights
+from recast_exp.models.backbones import Backbone, create_backbone
+from recast_exp.models.check import check_model
+from recast_exp.models.digits import EMBEDDED
+from recast_exp.models.weights import fingerprint
 from recast_exp.recast import find_groups, inject, merge, mimic
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 
 
 @pytest.fixture
-def create(compose: Compose, cache_dir: Path) -> Callable[..., Backbone]:
+def create(compose: Compose) -> Callable[..., Backbone]:
     """The backbone of a configuration."""
-    return lambda *overrides: create_backbone(compose(*overrides), cache_dir)
+    return lambda *overrides: create_backbone(compose(*overrides).model)
 
 
 def assert_one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -> None:
@@ -390,23 +393,21 @@ def nearest_mean_accuracy(network: nn.Module, experiment: Experiment) -> float:
 
 
 @pytest.mark.slow
-def test_pretraining_gives_a_good_backbone_once(
-    compose: Compose, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretraining_gives_a_good_backbone_once(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose("model=resnet", "dataset.part=source")
     experiment = Experiment.open(cfg)
     assert nearest_mean_accuracy(experiment.backbone.network, experiment) > 0.97
-    untrained = create_backbone(compose("model=resnet", "model.pretrained=false"), cache_dir).network
+    untrained = create_backbone(compose("model=resnet", "model.pretrained=false").model).network
     assert nearest_mean_accuracy(untrained, experiment) < 0.93
-    monkeypatch.setattr(embedded, "_pretrain", None)
+    monkeypatch.setattr(pretrain, "_pretrain", None)
     assert Experiment.open(cfg).backbone.fingerprint == experiment.backbone.fingerprint
 
 
 def test_pretraining_is_deterministic_and_addressed_by_its_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = embedded.RECIPES["digits_resnet"] | {"epochs": 4, "channels": [8, 8, 8, 8]}
-    monkeypatch.setitem(embedded.RECIPES, "digits_resnet", recipe)
+    recipe = pretrain.RECIPES["digits_resnet"] | {"epochs": 4, "channels": [8, 8, 8, 8]}
+    monkeypatch.setitem(pretrain.RECIPES, "digits_resnet", recipe)
     files = []
     for number in range(2):
         torch.manual_seed(number)
@@ -416,9 +417,9 @@ def test_pretraining_is_deterministic_and_addressed_by_its_recipe(
     assert files[0].name == files[1].name
     assert files[0].read_bytes() == files[1].read_bytes()
     untrained = timm.create_model("digits_resnet", num_classes=0)
-    monkeypatch.setattr(embedded, "_pretrain", lambda name, recipe: untrained)
+    monkeypatch.setattr(pretrain, "_pretrain", lambda name, recipe: untrained)
     for change in ({"epochs": 5}, {"lr": 0.1}, {"seed": 1}):
-        monkeypatch.setitem(embedded.RECIPES, "digits_resnet", recipe | change)
+        monkeypatch.setitem(pretrain.RECIPES, "digits_resnet", recipe | change)
         assert pretrained_weights("digits_resnet", tmp_path / "0").name != files[0].name
 
 
@@ -448,7 +449,7 @@ def test_real_weights(file: str, options: list[str], create: Callable[..., Backb
         [] if "model.backbone" in " ".join(options) else ["model.backbone=vit_small_patch16_224.augreg_in21k_ft_in1k"]
     )
     cfg = compose(*options, *backbone_options, f"model.weights={path}")
-    network = create_backbone(cfg, Path("nowhere")).network
+    network = create_backbone(cfg.model).network
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.reset_classifier(10)
@@ -474,7 +475,8 @@ def test_real_weights(file: str, options: list[str], create: Callable[..., Backb
 def test_groups_are_checked_without_weights(
     typed: str, words: str, compose: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recast_exp.models.backbones._load_file", None)
-    check_model(compose("model=vit_att"))
+    monkeypatch.setattr("recast_exp.models.backbones.load_file", None)
+    fine, wrong = compose("model=vit_att"), compose("model=vit_att", typed)
+    check_model(fine.model, fine.recast, fine.adapter)
     with pytest.raises(UserError, match=re.escape(words)):
-        check_model(compose("model=vit_att", typed))
+        check_model(wrong.model, wrong.recast, wrong.adapter)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from omegaconf import DictConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recast_exp.adapters import NoAdapter
+from recast_exp.config.schema import Config
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import cache_folder
@@ -23,11 +24,13 @@ from recast_exp.models import bank_cache as bank_store
 from recast_exp.models.adapted import assemble
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import bank_by_hash, bank_for
-from recast_exp.models.task_file import apply_task, count, load_task, save_task
+from recast_exp.models.count import count
+from recast_exp.models.task_file import apply_task, load_task, save_task
 from recast_exp.recast import Banks, find_groups, mimic
 
 Build = Callable[..., Any]
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
+Bank = Callable[..., tuple[Banks, Path]]
 
 
 def assert_one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -> None:
@@ -80,8 +83,8 @@ def test_counts(overrides: list[str], coefficients: int, banks: int, templates: 
     found = None
     if cfg.model.method == "recast":
         backbone = Backbone(network, name, "", InputSpec(224, (0.5,), (0.5,), 1.0, "bicubic"))
-        found = mimic(network, bank_store.groups_of(backbone, cfg), num_sets=cfg.recast.num_coefficient_sets)
-    counts = count(assemble(network, cfg, found, 67), 1234)
+        found = mimic(network, bank_store.groups_of(backbone, cfg.recast), num_sets=cfg.recast.num_coefficient_sets)
+    counts = count(assemble(network, cfg.model, NoAdapter(), found, 67, cfg.seed), 1234)
     head = 67 * (network.num_features + 1)
     assert len(found.groups if found else ()) == banks
     expected = {
@@ -112,7 +115,7 @@ def test_counts_of_full_fine_tuning_and_of_running_statistics(update: bool, buff
     cfg = compose("model=resnet_full", "model.backbone=resnet18", f"model.batchnorm_statistics={mode}")
     network = timm.create_model("resnet18", num_classes=0)
     whole = sum(parameter.numel() for parameter in network.parameters())
-    counts = count(assemble(network, cfg, None, 5), 0)
+    counts = count(assemble(network, cfg.model, NoAdapter(), None, 5, cfg.seed), 0)
     assert (counts["backbone_trained"], counts["buffers"]) == (whole, buffers)
     assert counts["task_specific"] == whole + buffers
     assert counts["frozen"] == 0
@@ -123,7 +126,7 @@ def test_counts_of_full_fine_tuning_and_of_running_statistics(update: bool, buff
 def test_running_statistics_of_a_resnet34_are_the_numbers_that_nobody_counted(compose: Compose) -> None:
     cfg = compose("model=resnet", "model.backbone=resnet34", "model.batchnorm_statistics=update")
     network = timm.create_model("resnet34", num_classes=0)
-    counts = count(assemble(network, cfg, None, 5), 0)
+    counts = count(assemble(network, cfg.model, NoAdapter(), None, 5, cfg.seed), 0)
     assert counts["buffers"] == 17024
 
 
@@ -331,12 +334,15 @@ def test_files_that_are_no_banks_are_refused_in_one_line(
 
 
 @pytest.fixture
-def opened(tiny: Compose, tmp_path: Path) -> Callable[..., tuple[Backbone, DictConfig]]:
-    def opened(*overrides: str) -> tuple[Backbone, DictConfig]:
-        cfg = tiny("model=vit_att", *overrides)
-        return create_backbone(cfg, tmp_path), cfg
+def bank(tiny: Compose, tmp_path: Path) -> Callable[..., tuple[Banks, Path]]:
+    """The bank of a configuration, from a cache of the test's own."""
 
-    return opened
+    def bank(*overrides: str) -> tuple[Banks, Path]:
+        settings = tiny("model=vit_att", *overrides)
+        backbone = create_backbone(settings.model)
+        return bank_for(backbone, settings.recast, settings.mimicry, tmp_path, settings.bank)
+
+    return bank
 
 
 @pytest.fixture
@@ -352,25 +358,23 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def test_one_bank_serves_all_seeds_and_each_setting_has_its_own(
-    opened: Callable[..., Any], solved: list[int], tmp_path: Path
-) -> None:
-    first, path = bank_for(*opened("seed=1"), tmp_path)
-    again, same = bank_for(*opened("seed=2", "dataset.batch_size=8"), tmp_path)
+def test_one_bank_serves_all_seeds_and_each_setting_has_its_own(bank: Bank, solved: list[int], tmp_path: Path) -> None:
+    first, path = bank("seed=1")
+    again, same = bank("seed=2", "dataset.batch_size=8")
     assert (again.hash, same, len(solved)) == (first.hash, path, 1)
     assert path.name == f"{first.hash}.safetensors"
     hashes = {first.hash}
     others = ["recast.num_templates=1", "recast.num_groups=4", "recast.num_coefficient_sets=1", "mimicry.seed=7"]
     for number, override in enumerate([*others, "recast.granularity=head", "recast.targets=['*.fc1']"], start=2):
-        banks, _ = bank_for(*opened(override), tmp_path)
+        banks, _ = bank(override)
         hashes.add(banks.hash)
         assert len(solved) == len(hashes) == number
     assert len(list((tmp_path / "banks").glob("*.safetensors"))) == len(hashes)
 
 
-def test_other_weights_get_a_bank_of_their_own(opened: Callable[..., Any], solved: list[int], tmp_path: Path) -> None:
-    first, _ = bank_for(*opened(), tmp_path)
-    second, _ = bank_for(*opened("model.pretrained=false"), tmp_path)
+def test_other_weights_get_a_bank_of_their_own(bank: Bank, solved: list[int], tmp_path: Path) -> None:
+    first, _ = bank()
+    second, _ = bank("model.pretrained=false")
     assert first.hash != second.hash
     assert len(solved) == 2
 
@@ -378,54 +382,48 @@ def test_other_weights_get_a_bank_of_their_own(opened: Callable[..., Any], solve
 @pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
 @pytest.mark.parametrize("part", ["bank", "index"])
 def test_a_damaged_cache_is_made_anew(
-    part: str, damage: Callable[[Path], None], opened: Callable[..., Any], solved: list[int], tmp_path: Path
+    part: str, damage: Callable[[Path], None], bank: Bank, solved: list[int], tmp_path: Path
 ) -> None:
-    first, path = bank_for(*opened(), tmp_path)
+    first, path = bank()
     (index,) = (tmp_path / "banks" / "index").glob("*.json")
     if part == "index" and damage is newer:
         index.write_text("{}")
     else:
         damage(path if part == "bank" else index)
-    again, same = bank_for(*opened(), tmp_path)
+    again, same = bank()
     assert (again.hash, same, len(solved)) == (first.hash, path, 2)
     assert Banks.load(path, first.hash).hash == first.hash
 
 
-def test_a_given_bank_is_used_if_it_belongs_to_the_backbone(
-    opened: Callable[..., Any], solved: list[int], tmp_path: Path
-) -> None:
-    _, path = bank_for(*opened(), tmp_path)
+def test_a_given_bank_is_used_if_it_belongs_to_the_backbone(bank: Bank, solved: list[int], tmp_path: Path) -> None:
+    _, path = bank()
     given = tmp_path / "my bank=1.safetensors"
     path.rename(given)
     solved.clear()
-    banks, used = bank_for(*opened(f"bank={given}"), tmp_path)
+    banks, used = bank(f"bank={given}")
     assert (banks.hash, used, solved) == (path.stem, given, [])
     with pytest.raises(UserError) as error:
-        bank_for(*opened(f"bank={given}", "model.pretrained=false"), tmp_path)
+        bank(f"bank={given}", "model.pretrained=false")
     assert_one_line(error, "bank", given, "other weights")
     with pytest.raises(UserError) as error:
-        bank_for(*opened(f"bank={given}", "recast.num_groups=4"), tmp_path)
+        bank(f"bank={given}", "recast.num_groups=4")
     assert_one_line(error, "bank", given, "other groups")
 
 
-def test_a_bank_is_found_by_its_hash_and_never_made(
-    opened: Callable[..., Any], solved: list[int], tmp_path: Path
-) -> None:
-    banks, path = bank_for(*opened(), tmp_path)
-    _, cfg = opened()
+def test_a_bank_is_found_by_its_hash_and_never_made(bank: Bank, solved: list[int], tmp_path: Path) -> None:
+    banks, path = bank()
     solved.clear()
-    assert bank_by_hash(banks.hash, cfg, tmp_path).hash == banks.hash
+    assert bank_by_hash(banks.hash, tmp_path).hash == banks.hash
     with pytest.raises(MissingInputError) as error:
-        bank_by_hash("0" * 64, cfg, tmp_path)
+        bank_by_hash("0" * 64, tmp_path)
     assert_one_line(error, "bank", "0" * 16, tmp_path, "bank=FILE")
-    _, given = opened(f"bank={path}")
-    assert bank_by_hash(banks.hash, given, tmp_path / "elsewhere").hash == banks.hash
+    assert bank_by_hash(banks.hash, tmp_path / "elsewhere", str(path)).hash == banks.hash
     with pytest.raises(UserError) as error:
-        bank_by_hash("0" * 64, given, tmp_path)
+        bank_by_hash("0" * 64, tmp_path, str(path))
     assert_one_line(error, "bank", path, "0" * 16, banks.hash[:16])
     cut(path)
     with pytest.raises(UserError) as error:
-        bank_by_hash(banks.hash, cfg, tmp_path)
+        bank_by_hash(banks.hash, tmp_path)
     assert_one_line(error, "bank", path)
     assert solved == []
 

@@ -141,8 +141,8 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(
     assert "clr does not fit VisionTransformer" in " ".join(result.out.split())
 
 
-def test_a_failed_job_leaves_the_next_one_alone(tiny: Compose, tmp_path: Path) -> None:
-    cfg = tiny("model=vit_att", "trainer.max_epochs=1")
+def test_a_failed_job_leaves_the_next_one_alone(tiny_cfg: Compose, tmp_path: Path) -> None:
+    cfg = tiny_cfg("model=vit_att", "trainer.max_epochs=1")
     broken = cfg.copy()
     broken.optimizer.lr = 1e30
     with pytest.raises(UserError, match="diverged"):
@@ -178,8 +178,8 @@ def test_every_row_of_the_paper_is_a_job() -> None:
     assert {each.cfg.dataset.batch_size for each in small.jobs} == {32}  # what digits need, not what a method has
 
 
-def test_a_folder_has_one_job(tiny: Compose, tmp_path: Path) -> None:
-    cfg = tiny("model=vit_att", "trainer.max_epochs=1")
+def test_a_folder_has_one_job(tiny_cfg: Compose, tmp_path: Path) -> None:
+    cfg = tiny_cfg("model=vit_att", "trainer.max_epochs=1")
     first = running.run_job(cfg, tmp_path, overrides=[])
     other = cfg.copy()
     other.optimizer.lr = 1e-5

@@ -329,7 +329,7 @@ def test_a_pruned_run_stays_pruned_and_reports_each_epoch_once(build: Callable[.
     def train() -> Pruning:
         run = build("trainer.max_epochs=4", "trainer.limit_batches=1")
         pruning = Pruning(trial)
-        fit(run.cfg, run.adapted, run.data, run_dir=tmp_path, more=[pruning])
+        fit(run.recipe, run.adapted, run.data, run_dir=tmp_path, more=[pruning])
         return pruning
 
     with pytest.raises(Pruned) as error:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
 from PIL import Image
 
 from recast_exp import stages
+from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError
 from support.fixtures_data import make_cub, make_flowers, make_folder, write_image
 from support.helpers import assert_one_line
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 CUB = ("stage=check", "dataset=cub", "model.backbone=digits_vit", "dataset.verify=false")
 
 

@@ -26,9 +26,9 @@ TYPED = ("stage=compare", "model=vit_att", "stage.seeds=[1,2]", f"stage.methods=
 
 
 def test_methods_beside_each_other(
-    tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_cfg: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = stages.run(tiny(*TYPED), tmp_path)
+    metrics = stages.run(tiny_cfg(*TYPED), tmp_path)
     summary = json.loads((tmp_path / "comparison.json").read_text())
     assert list(summary) == METHODS
     for name, row in summary.items():
@@ -48,26 +48,26 @@ def test_methods_beside_each_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "adapt", None)  # nothing is run again
-        assert stages.run(tiny(*TYPED), tmp_path) == metrics
+        assert stages.run(tiny_cfg(*TYPED), tmp_path) == metrics
     ran = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda *arguments: ran.append(original(*arguments)))
-    stages.run(tiny(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
+    stages.run(tiny_cfg(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
     assert len(ran) == 1  # another configuration is
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tiny: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_a_terminal_of_80_columns(tiny_cfg: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "seeds": 3, "seconds": 53.2}
     row |= {f"{part}/accuracy{spread}": 0.9876 for part in ("val", "test") for spread in ("", "/spread")}
-    console.show_comparison(tiny("stage=compare"), {"RECAST-Att + AdaptFormer": row})
+    console.show_comparison(tiny_cfg("stage=compare"), {"RECAST-Att + AdaptFormer": row})
     out = capsys.readouterr().out
     assert "53 s" in out and "5,394,816" in out and "…" not in out
 
 
-def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> None:
-    rows = compare.methods(tiny("stage=compare", "model=vit_att"))
+def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny_cfg: Compose) -> None:
+    rows = compare.methods(tiny_cfg("stage=compare", "model=vit_att"))
     presets = (OmegaConf.load(composition.conf_dir() / "adapter" / f"{name}.yaml") for name in adapters.names())
-    fitting = [adapters.label(each.get("adapter", each)) for each in presets]
+    fitting = [adapters.from_config(each.get("adapter", each)).label for each in presets]
     fitting = [label for label in fitting if label not in ("", "CLR")]
     assert list(rows) == [
         *("linear probe", "RECAST-Att", "RECAST-Att+MLP", "RECAST-MLP"),
@@ -78,20 +78,20 @@ def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> 
     assert rows["MeLo"].adapter == {"name": "melo", "rank": 4, "alpha": 4.0}
     assert rows["MeLo"].model.method == "frozen"
     assert rows["RECAST-MLP"].recast.targets == ["*.mlp.fc1", "*.mlp.fc2"]
-    on_resnet = compare.methods(tiny("stage=compare", "model=resnet"))
+    on_resnet = compare.methods(tiny_cfg("stage=compare", "model=resnet"))
     assert "CLR" in on_resnet
     assert [name for name in on_resnet if name.startswith("RECAST-") and "+" not in name] == ["RECAST-ResNet"]
-    assert not any(name.startswith("RECAST") for name in compare.methods(tiny("stage=compare", "model=vit_frozen")))
+    assert not any(name.startswith("RECAST") for name in compare.methods(tiny_cfg("stage=compare", "model=vit_frozen")))
 
 
-def test_a_method_that_there_is_not(tiny: Compose, tmp_path: Path) -> None:
+def test_a_method_that_there_is_not(tiny_cfg: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        stages.run(tiny("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
+        stages.run(tiny_cfg("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
     assert_one_line(error, "stage.methods: got 'lora'", "RECAST-Att + MeLo")
 
 
 def test_validation_chooses_the_recipe_and_the_test_images_wait(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cfg: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = (
         *("stage=compare", "model=vit_att", "stage.seeds=[1,2]", "stage.methods=[linear probe,RECAST-Att]"),
@@ -101,7 +101,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     tested = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda cfg, *rest: tested.append(cfg) or original(cfg, *rest))
-    stages.run(tiny(*tuned), tmp_path)
+    stages.run(tiny_cfg(*tuned), tmp_path)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     # Where there is only a head, its rate is all there is to try; a second key is tried with the best of the first
     assert [(row["method"], row["recipe"]) for row in trials[:2]] == [
@@ -130,11 +130,11 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     assert measured["val/loss"] == validated["val/loss"]
     monkeypatch.setattr(compare, "adapt", None)
     monkeypatch.setattr(compare, "validate", None)
-    stages.run(tiny(*tuned), tmp_path)  # all is there
+    stages.run(tiny_cfg(*tuned), tmp_path)  # all is there
 
 
 def test_recipes_are_compared_by_their_mean_over_the_seeds(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cfg: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first seed alone would choose the other recipe."""
     losses = {(1, 1e-3): 0.1, (2, 1e-3): 0.9, (1, 1e-2): 0.2, (2, 1e-2): 0.2}
@@ -144,7 +144,7 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(
 
     monkeypatch.setattr(compare, "validate", validate)
     typed = ("stage=compare", "stage.seeds=[1,2,3]", "stage.tune_seeds=2", "stage.methods=[linear probe]")
-    stages.run(tiny(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]'), tmp_path)
+    stages.run(tiny_cfg(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]'), tmp_path)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     assert [(float(row["val/loss"]), row["chosen"]) for row in trials] == [(0.5, "False"), (0.2, "True")]
     tested = sorted(path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json"))
@@ -152,9 +152,9 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(
     assert not list(tmp_path.glob("runs/*/*/checkpoints/*.ckpt"))
 
 
-def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny: Compose, tmp_path: Path) -> None:
+def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny_cfg: Compose, tmp_path: Path) -> None:
     typed = ("stage=compare", "stage.seeds=[1]", "stage.methods=[linear probe]", "stage.tune=[optimizer.lr_scale=1]")
-    assert "linear probe/test/accuracy" in stages.run(tiny(*typed), tmp_path)
+    assert "linear probe/test/accuracy" in stages.run(tiny_cfg(*typed), tmp_path)
     assert not (tmp_path / "recipes.csv").exists()
     assert [path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json")] == ["1"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recast_exp import stages
+from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import probe as probing
 from recast_exp.files import cache_folder
@@ -25,7 +25,7 @@ from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.recast import Banks
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 Stage = Callable[..., tuple[dict[str, Any], Path]]
 
 
@@ -302,7 +302,7 @@ def test_evaluate_refuses_another_bank_and_makes_none(
 ) -> None:
     _, folder = adapted("att")
     cfg = tiny("model=vit_att", "mimicry.seed=1", f"cache_dir={tmp_path / 'other'}")
-    banks, path = bank_for(create_backbone(cfg, tmp_path), cfg, tmp_path / "other")
+    banks, path = bank_for(create_backbone(cfg.model), cfg.recast, cfg.mimicry, tmp_path / "other")
     with pytest.raises(UserError) as error:
         stage("model=vit_att", *task_of(folder), f"bank={path}")
     assert_one_line(error, "bank", path, banks.hash[:16])

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recast_exp.adapters import NoAdapter
+from recast_exp.config.schema import Config
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
-from recast_exp.experiment.experiment import with_values
 from recast_exp.files import write_json
 from recast_exp.models.adapted import assemble, normalisations_with_statistics
 from recast_exp.stages import run as run_stage
@@ -93,7 +93,7 @@ def test_only_what_is_declared_changes_and_all_of_it(overrides: list[str], kinds
     run = build(*overrides)
     network = run.adapted.network
     before = snapshot(network)
-    result = fit(run.cfg, run.adapted, run.data)
+    result = fit(run.recipe, run.adapted, run.data)
     after = network.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     declared = {path for names in run.adapted.trainable.values() for path in names.values()}
@@ -108,7 +108,7 @@ def test_only_what_is_declared_changes_and_all_of_it(overrides: list[str], kinds
 @pytest.mark.parametrize("mode", ["frozen", "update"])
 def test_frozen_batchnorm_stays_in_evaluation_mode(mode: str, build: Build) -> None:
     run = build("model=resnet", f"model.batchnorm_statistics={mode}")
-    module = TaskModule(run.adapted, run.cfg, 5).train()
+    module = TaskModule(run.adapted, run.recipe, 5).train()
     layers = [layer for _, layer in normalisations_with_statistics(run.adapted.network)]
     assert len(layers) > 30
     assert {layer.training for layer in layers} == {mode == "update"}
@@ -117,9 +117,7 @@ def test_frozen_batchnorm_stays_in_evaluation_mode(mode: str, build: Build) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(
-    compose: Callable[..., DictConfig], weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_two_processes_train_as_one(compose: Callable[..., Config], weights: dict[str, Path], tmp_path: Path) -> None:
     """The same numbers up to rounding, where shares are uneven: of the last batches, ranks have 2 and 1, and 1 and 0.
 
     Each forward pass of a ResNet under DDP exchanges its buffers, so unequally many batches would hang here.
@@ -161,7 +159,7 @@ def test_two_processes_train_as_one(
 
 def test_sets_of_coefficients_stay_equal(build: Build) -> None:
     run = build("model=vit_att", "recast.num_coefficient_sets=3")
-    fit(run.cfg, run.adapted, run.data)
+    fit(run.recipe, run.adapted, run.data)
     for _, coefficients in run.adapted.parameters("coefficients"):
         assert torch.equal(coefficients[0], coefficients[1])
         assert torch.equal(coefficients[0], coefficients[2])
@@ -180,7 +178,7 @@ def test_training_learns(build: Build) -> None:
     loss = {}
     for model in ("resnet_frozen", "resnet"):
         run = build(f"model={model}", *recipe, *rates)
-        history = fit(run.cfg, run.adapted, run.data).history
+        history = fit(run.recipe, run.adapted, run.data).history
         loss[model] = history[-1]["train/loss"]
         assert history[-1]["train/loss"] < history[0]["train/loss"]
     assert loss["resnet"] < 0.9 * loss["resnet_frozen"]
@@ -199,7 +197,7 @@ def test_head_first_keeps_everything_else_still_and_then_lets_go(
     run = build("model=vit_att", "trainer.head_first_epochs=2", "trainer.max_epochs=3", "trainer.limit_batches=2")
     start = run.adapted.start_coefficients()
     before = {name: tensor.clone() for name, tensor in run.adapted.task_tensors().items()}
-    fit(run.cfg, run.adapted, run.data)
+    fit(run.recipe, run.adapted, run.data)
     assert [distance(tensors, start) for tensors in epochs[:2]] == [0.0, 0.0]
     for name, tensor in epochs[2].items():
         assert not torch.equal(tensor, before[name]), name
@@ -222,7 +220,7 @@ def test_pull_keeps_coefficients_near_their_start(build: Build) -> None:
         with torch.no_grad():
             for name, coefficients in run.adapted.parameters("coefficients"):
                 coefficients.copy_(start[name])
-        fit(run.cfg, run.adapted, run.data)
+        fit(run.recipe, run.adapted, run.data)
         found[pull] = distance(run.adapted.task_tensors(), run.adapted.start_coefficients())
     displaced = 0.1 * math.sqrt(48)
     assert found[0.0] == pytest.approx(displaced, rel=0.01)
@@ -242,7 +240,7 @@ def test_best_restores_the_best_epoch(build: Build, epochs: list[dict[str, Tenso
         "trainer.limit_batches=4",
         "optimizer.lr=1e-2",
     )
-    result = fit(run.cfg, run.adapted, run.data)
+    result = fit(run.recipe, run.adapted, run.data)
     accuracies = [row["val/accuracy"] for row in result.history]
     best = accuracies.index(max(accuracies))
     assert best < 3
@@ -255,7 +253,7 @@ def test_best_restores_the_best_epoch(build: Build, epochs: list[dict[str, Tenso
 
 def test_last_reports_the_last_epoch(build: Build, epochs: list[dict[str, Tensor]]) -> None:
     run = build(*RUINOUS, "trainer.max_epochs=3")
-    result = fit(run.cfg, run.adapted, run.data)
+    result = fit(run.recipe, run.adapted, run.data)
     assert equal(run.adapted.task_tensors(), epochs[-1])
     assert result.metrics["epoch"] == 3
     assert result.metrics["val/loss"] == result.history[-1]["val/loss"]
@@ -263,7 +261,7 @@ def test_last_reports_the_last_epoch(build: Build, epochs: list[dict[str, Tensor
 
 def test_early_stopping_waits_for_its_patience(build: Build) -> None:
     run = build(*RUINOUS, "trainer.max_epochs=20", "trainer.early_stopping=2", "optimizer.lr=1e-2")
-    losses = [row["val/loss"] for row in fit(run.cfg, run.adapted, run.data).history]
+    losses = [row["val/loss"] for row in fit(run.recipe, run.adapted, run.data).history]
     assert len(losses) < 20
     assert losses.index(min(losses)) == len(losses) - 3
 
@@ -273,7 +271,7 @@ def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> N
     options = ("optimizer.lr=0.3", "optimizer.weight_decay=0.01", "optimizer.head_weight_decay=0.02")
     options += ("optimizer.lr_scale=2",)  # of all but the head
     run = build("model=vit_att", f"optimizer={optimizer}", *options, "optimizer.coefficients_lr=0.35")
-    groups = {group["name"]: group for group in make_optimizer(run.adapted, run.cfg.optimizer).param_groups}
+    groups = {group["name"]: group for group in make_optimizer(run.adapted, run.settings.optimizer).param_groups}
     assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
         "coefficients": (0.7, 0.0),
         "head": (0.3, 0.02),
@@ -281,7 +279,7 @@ def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> N
     for kind, group in groups.items():
         assert [id(each) for each in group["params"]] == [id(each) for _, each in run.adapted.parameters(kind)]
     full = build("model=vit_full", f"optimizer={optimizer}", *options, "optimizer.backbone_lr=0.025")
-    groups = {group["name"]: group for group in make_optimizer(full.adapted, full.cfg.optimizer).param_groups}
+    groups = {group["name"]: group for group in make_optimizer(full.adapted, full.settings.optimizer).param_groups}
     assert {name: group["lr"] for name, group in groups.items()} == {"backbone": 0.05, "head": 0.3}
     assert groups["backbone"]["weight_decay"] == 0.01
 
@@ -306,7 +304,7 @@ def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> N
 def test_schedules_over_the_epochs(options: list[str], factors: list[float], build: Build, tmp_path: Path) -> None:
     rates = ("optimizer.lr=0.4", "optimizer.coefficients_lr=0.02")
     run = build("model=vit_att", "trainer.max_epochs=5", "trainer.limit_batches=1", *rates, *options)
-    history = fit(run.cfg, run.adapted, run.data, run_dir=tmp_path).history
+    history = fit(run.recipe, run.adapted, run.data, run_dir=tmp_path).history
     assert [row["lr/head"] for row in history] == pytest.approx([0.4 * factor for factor in factors])
     assert [row["lr/coefficients"] for row in history] == pytest.approx([0.02 * factor for factor in factors])
     with (tmp_path / "metrics.csv").open() as file:
@@ -319,7 +317,7 @@ def test_bfloat16_runs_and_keeps_the_task_in_float32(build: Build) -> None:
         build("model=vit_att", "trainer.max_epochs=1", f"trainer.precision={precision}")
         for precision in ("bf16-mixed", "32-true")
     )
-    results = [fit(each.cfg, each.adapted, each.data) for each in (run, plain)]
+    results = [fit(each.recipe, each.adapted, each.data) for each in (run, plain)]
     assert {tensor.dtype for tensor in run.adapted.task_tensors().values()} == {torch.float32}
     losses = [result.metrics["val/loss"] for result in results]
     assert losses[0] != losses[1]  # it was not run in float32
@@ -350,7 +348,7 @@ def test_compiled_training_gives_the_same_result(build: Build, monkeypatch: pyte
     torch._dynamo.utils.counters.clear()  # of what other tests in this process have compiled
     for compiled in (False, True):
         run = build(*small, f"trainer.compile={compiled}", "trainer.max_epochs=1", "trainer.limit_batches=2")
-        losses.append(fit(run.cfg, run.adapted, run.data).metrics["val/loss"])
+        losses.append(fit(run.recipe, run.adapted, run.data).metrics["val/loss"])
         calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
         assert (calls > 0) == compiled
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -362,7 +360,7 @@ def test_seed_decides_the_run_and_nothing_else_does(build: Build) -> None:
         torch.manual_seed(derive_seed("surroundings", len(runs)))
         run = build("model=vit_att", f"seed={seed}")
         torch.rand(len(runs) + 1)
-        fit(run.cfg, run.adapted, run.data)
+        fit(run.recipe, run.adapted, run.data)
         runs.append(run.adapted.task_tensors())
     assert equal(runs[0], runs[1])
     assert not torch.equal(runs[0]["head/head.weight"], runs[2]["head/head.weight"])
@@ -375,7 +373,7 @@ def test_a_new_head_follows_the_seed_alone(model: str, build: Build) -> None:
     heads = []
     for number, seed in enumerate((7, 7, 8)):
         torch.manual_seed(number)
-        adapted = assemble(run.adapted.network, with_values(run.cfg, seed=seed), None, 5)
+        adapted = assemble(run.adapted.network, run.settings.model, NoAdapter(), None, 5, seed)
         heads.append(adapted.task_tensors()["head/head.weight"].clone())
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
@@ -384,7 +382,7 @@ def test_a_new_head_follows_the_seed_alone(model: str, build: Build) -> None:
 def test_measuring_counts_every_image_once(build: Build) -> None:
     """Against a plain loop over the test images, with a batch size that does not divide their number."""
     run = build("model=vit_frozen", "dataset.eval_batch_size=100", "trainer.limit_batches=null")
-    tested = measure(run.cfg, run.adapted, run.data)
+    tested = measure(run.recipe, run.adapted, run.data)
     found = tested.metrics
     images, labels = zip(
         *(run.data.datasets["test"][0, index] for index in range(len(run.data.datasets["test"]))), strict=True
@@ -444,7 +442,7 @@ def train(build: Build, run_dir: Path, *overrides: str) -> Trained:
     for module in run.adapted.network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1  # so that an epoch draws from torch's generator
-    result = fit(run.cfg, run.adapted, run.data, run_dir=run_dir)
+    result = fit(run.recipe, run.adapted, run.data, run_dir=run_dir)
     return result, run.adapted.task_tensors()
 
 
@@ -529,8 +527,8 @@ def die() -> None:
     import conftest
 
     plan = json.loads(Path(sys.argv[1]).read_text())
-    compose = conftest.compose.__wrapped__()
-    build = conftest.build.__wrapped__(conftest.tiny.__wrapped__(compose, plan["weights"]))
+    tiny_cfg = conftest.tiny_cfg.__wrapped__(conftest.compose_cfg.__wrapped__(), plan["weights"])
+    build = conftest.build.__wrapped__(conftest.tiny.__wrapped__(tiny_cfg))
     TaskModule.training_step = stop_at(2, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), "training_step")
     train(build, Path(plan["run_dir"]), *plan["options"])
 
@@ -580,11 +578,11 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
 def test_a_diverged_run_says_so(build: Callable[..., Any]) -> None:
     run = build("optimizer.lr=1e30", "optimizer.coefficients_lr=1e30", "trainer.gradient_clip=0")
     with quiet(), pytest.raises(UserError, match=r"optimizer\.lr: training diverged, \w+/loss is nan in epoch 1"):
-        fit(run.cfg, run.adapted, run.data)
+        fit(run.recipe, run.adapted, run.data)
 
 
 def test_a_device_that_is_not_there_is_refused(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run = build("trainer.accelerator=gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=r"trainer\.accelerator: got gpu"):
-        fit(run.cfg, run.adapted, run.data)
+        fit(run.recipe, run.adapted, run.data)

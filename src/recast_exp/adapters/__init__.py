@@ -1,115 +1,152 @@
-"""Adapters: one module each, named as the option of the config group `adapter`, with a preset under `conf/adapter/`.
+"""Adapters: a second method on the backbone, next to RECAST or instead of it.
 
-A module has
+Each adapter is one module with one dataclass that derives from `Adapter`: its fields are its options. The module's name
+is the option of the config group `adapter`, with a preset under `conf/adapter/`; other packages add theirs through an
+entry point (see `recast_exp.plugins`). Nothing is registered anywhere else.
 
-- `LABEL`: what tables and plots call it; `{option}` stands for the value of an option;
-- `Options`: a dataclass of its options, with the defaults, ranges and help texts; the preset lists the same;
-- `FITS`: what it needs to find in a network, in words;
-- `inject(network, options) -> dict[str, str]`: changes the network in place and returns what trains, public name →
-  parameter name; nothing where the adapter finds no place;
-- `merge(network)`, if its work can become a part of the weights;
-- `measure(network) -> dict[str, float]`, if there is something to see after each epoch: numbers by name, `adapter/…`;
-- `remark(reported, last, options) -> str`, if those of the reported epoch may be worth a warning: its text, or nothing.
+    from recast_exp.adapters import inject_adapter
+    from recast_exp.adapters.melo import MeLo
 
-The rule "what is returned trains, the rest is frozen" is applied by `assembly`. Nothing is registered anywhere else.
+    trained = inject_adapter(network, MeLo(rank=2))
+
+`models.adapted` applies the one rule of what trains: the parameters that `inject` returns, and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from recast_exp.config import schema as config
+from recast_exp import errors
+from recast_exp.adapters._base import (
+    NORMS,
+    Adapter,
+    attach,
+    backbone_modules,
+    detach,
+    own_parameters,
+    parametrize_weight,
+)
+from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError
+from recast_exp.plugins import ADAPTERS
+
+__all__ = [
+    "NORMS",
+    "Adapter",
+    "NoAdapter",
+    "attach",
+    "backbone_modules",
+    "check_adapter",
+    "detach",
+    "fitting",
+    "from_config",
+    "inject_adapter",
+    "load",
+    "merge",
+    "names",
+    "own_parameters",
+    "parametrize_weight",
+]
 
 
 def names() -> list[str]:
     """The names of all adapters, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return ADAPTERS.names()
 
 
-def label(cfg: DictConfig) -> str:
-    """What tables and plots call the adapter that is configured; empty for none."""
-    text: str = _module(cfg.name).LABEL
-    return text.format(**dataclasses.asdict(options_of(cfg)))
+def load(name: str) -> type[Adapter]:
+    """The class of an adapter.
+
+    Raises:
+        UnknownNameError: If there is no adapter of that name.
+        UserError: If the module of an entry point cannot be imported, or a module does not hold exactly one adapter.
+    """
+    module = ADAPTERS.load(name)
+    classes = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module.__name__
+    }
+    if len(classes) != 1:
+        listed = ", ".join(sorted(each.__name__ for each in classes)) or "none"
+        raise UserError(f"name: expected one class that derives from Adapter in {module.__name__}, got {listed}")
+    (adapter_class,) = classes
+    if "__dataclass_fields__" not in vars(adapter_class):
+        raise UserError(f"name: expected {module.__name__}.{adapter_class.__name__} to be a dataclass; add @dataclass")
+    for field in dataclasses.fields(adapter_class):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(
+                f"name: expected a default for each option of {module.__name__}.{adapter_class.__name__}, got none for "
+                f"{field.name}"
+            )
+    return adapter_class
 
 
-def options_of(cfg: DictConfig) -> Any:
-    """The checked options of the adapter that is configured.
+def from_config(node: Mapping[str, Any]) -> Adapter:
+    """The adapter that is configured.
 
     Args:
-        cfg: The `adapter` node of the configuration: its name and its options.
+        node: The `adapter` node of the configuration: `name`, and the options that differ from their defaults.
+
+    Raises:
+        UserError: If there is no such adapter, or an option is unknown, of a wrong type or out of range; one line that
+            begins with the key (`adapter.rank: …`).
+    """
+    options = {str(option): value for option, value in node.items()}
+    name = str(options.pop("name", ""))
+    with errors.section("adapter."):
+        adapter_class = load(name)
+        known = [field.name for field in dataclasses.fields(adapter_class)]
+        for option in options:
+            if option not in known:
+                raise UserError(f"{option}: unknown option; adapter={name} takes {', '.join(known) or 'no options'}")
+        return adapter_class(**options)
+
+
+def inject_adapter(network: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """Add an adapter to a network, in place.
+
+    Args:
+        network: A timm model, with RECAST's templates or without.
+        adapter: The adapter.
 
     Returns:
-        The `Options` of the adapter's module.
+        Public name → parameter name, of the parameters that train.
 
     Raises:
-        UserError: If there is no such adapter, or an option is unknown, of a wrong type or out of range.
+        UserError: If the adapter finds no place in the network.
     """
-    module = _module(cfg.name)
-    fields = {field.name: field for field in dataclasses.fields(module.Options)}
-    options = OmegaConf.structured(module.Options)
-    for key, value in cfg.items():
-        name = str(key)
-        if name == "name":
-            continue
-        if name not in fields:
-            takes = ", ".join(fields) or "no options"
-            raise UserError(f"adapter.{name}: unknown option, adapter={cfg.name} takes {takes}")
-        problem = None
-        try:
-            options[name] = value
-            problem = config.range_problem(f"adapter.{name}", fields[name], options[name])
-        except OmegaConfBaseException:
-            problem = f"adapter.{name}: got {value!r}, takes {config.accepted(fields[name])}"
-        if problem:
-            raise UserError(problem)
-    return OmegaConf.to_object(options)
+    trained = adapter.inject(network)
+    if not trained and not isinstance(adapter, NoAdapter):
+        raise UserError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
+    return trained
 
 
-def inject_adapter(network: nn.Module, cfg: DictConfig) -> dict[str, str]:
-    """Add the adapter that is configured; returns public name → parameter name.
-
-    Raises:
-        UserError: If an option is wrong, or the adapter finds no place in the network.
-    """
-    module, options = _module(cfg.name), options_of(cfg)
-    found: dict[str, str] = module.inject(network, options)
-    if not found and cfg.name != "none":
-        raise UserError(f"adapter: {cfg.name} does not fit {type(network).__name__}, it needs {module.FITS}")
-    return found
-
-
-def check_adapter(create: Callable[[], nn.Module], cfg: DictConfig) -> None:
-    """Refuse wrong options, and an adapter that does not fit.
+def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
+    """Check that an adapter fits a network.
 
     Args:
-        create: Makes the network, without numbers, with a classifier.
-        cfg: The `adapter` node of the configuration.
+        create: Makes the network, with a classifier; on the meta device it costs little.
+        adapter: The adapter.
 
     Raises:
-        UserError: One line.
-        UnfitError: Where the adapter does not fit, with those that do.
+        UnfitError: If it does not fit; one line that names the adapters that do.
     """
-    options_of(cfg)
-    if cfg.name == "none":
+    if isinstance(adapter, NoAdapter):
         return
     try:
-        inject_adapter(create(), cfg)
+        inject_adapter(create(), adapter)
     except RecastError as error:
-        raise UnfitError(f"{error}; takes one of {', '.join(fitting(create))}") from None
+        raise UnfitError(f"{error}; choose one of {', '.join(fitting(create))}") from None
 
 
 def fitting(create: Callable[[], nn.Module]) -> list[str]:
-    """The names of the adapters that find a place in a network, with their defaults; "none" is one of them.
+    """The names of the adapters that find a place in a network, with their defaults; "none" is always one of them.
 
     Args:
         create: Makes the network, with a classifier or without; on the meta device it costs little.
@@ -117,42 +154,17 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
 
     def fits(name: str) -> bool:
         try:
-            return bool(_module(name).inject(create(), _module(name).Options()))
+            adapter = load(name)()
+            return isinstance(adapter, NoAdapter) or bool(adapter.inject(create()))
         except RecastError:  # a library that it needs is not installed
             return False
 
-    return [name for name in names() if name == "none" or fits(name)]
+    return [name for name in names() if fits(name)]
 
 
 def merge(network: nn.Module) -> nn.Module:
     """Make every adapter that can be a part of the weights one, in place; after RECAST's own `merge`."""
     for name in names():
-        if hasattr(_module(name), "merge"):
-            _module(name).merge(network)
+        with contextlib.suppress(RecastError):  # what cannot be imported is not in the network either
+            load(name).merge(network)
     return network
-
-
-def measure(cfg: DictConfig, network: nn.Module) -> dict[str, float]:
-    """What the adapter that is configured measures after each epoch, by name; mostly nothing."""
-    module = _module(cfg.name)
-    measured: dict[str, float] = module.measure(network) if hasattr(module, "measure") else {}
-    return measured
-
-
-def remark(cfg: DictConfig, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
-    """What the adapter that is configured has to say of its run; mostly nothing.
-
-    Args:
-        cfg: The `adapter` node of the configuration.
-        reported: What was measured in the reported epoch.
-        last: What was measured in the last epoch.
-    """
-    module = _module(cfg.name)
-    text: str = module.remark(reported, last, options_of(cfg)) if hasattr(module, "remark") else ""
-    return text
-
-
-def _module(name: str) -> ModuleType:
-    if name not in names():
-        raise UserError(f"adapter.name: got {name!r}, takes one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")

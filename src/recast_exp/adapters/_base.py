@@ -7,17 +7,85 @@ own adapter along (methods are copied with their objects), and taking the adapte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
+from recast_exp.adapters import _options
+from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.inject import BANKS
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 """Normalisation layers, timm's own included: those derive from torch's."""
+
+
+@dataclass
+class Adapter(ABC):
+    """A method that changes a frozen network in place; a dataclass derives from it, whose fields are its options.
+
+    Each option is declared with `config.schema.key(default, help, bounds)`. Types and bounds are checked on
+    construction, which raises a `UserError` that names the option. A class with a `__post_init__` of its own calls
+    `super().__post_init__()` first.
+
+    Attributes:
+        fits: What the adapter needs to find in a network, in words: "attention with a fused layer qkv".
+    """
+
+    fits: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        _options.check(self)
+
+    @property
+    def name(self) -> str:
+        """The adapter's name in the configuration: that of its module, or of the entry point that leads to it."""
+        module = type(self).__module__
+        if not module.startswith(f"{ADAPTERS.package}."):
+            for point in importlib.metadata.entry_points(group=ADAPTERS.group):
+                if point.module == module:
+                    return point.name
+        return module.rpartition(".")[2]
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call the adapter: the name of its class, unless a class says otherwise."""
+        return type(self).__name__
+
+    @abstractmethod
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Change a network in place, without changing its output.
+
+        Returns:
+            Public name → parameter name, of the parameters that train. Empty where the adapter finds no place: it does
+            not fit.
+        """
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Numbers worth recording after each epoch, by name (`adapter/…`); by default none."""
+        return {}
+
+    def remark(self, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
+        """A warning about a finished run; by default, and where there is nothing to say, empty.
+
+        Args:
+            reported: The measures of the reported epoch.
+            last: The measures of the last epoch.
+        """
+        return ""
+
+    @staticmethod
+    def merge(network: nn.Module) -> None:
+        """Make the adapter a part of the weights and remove it, where that is possible; by default nothing happens.
+
+        Called for every adapter, on networks that have it and on networks that do not.
+        """
+        return
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -14,20 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import attach, backbone_modules
+from recast_exp.adapters._base import Adapter, attach, backbone_modules
 from recast_exp.config.schema import key
 
 NAME = "adaptformer"
-LABEL = "AdaptFormer"
-FITS = "blocks with norm2, mlp and drop_path2, as timm's ViT, DeiT, BEiT, EVA and Swin have"
 
 
 @dataclass
-class Options:
-    """Options of the adapter."""
+class AdaptFormer(Adapter):
+    """A bottleneck in parallel with the MLP of every block."""
+
+    fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
 
     width: int = key(64, "width of the bottleneck", ge=1)
     scale: float = key(0.1, "scale s of what it adds", gt=0)
+
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Add a bottleneck to every block."""
+        names: dict[str, str] = {}
+        for path, block in _blocks(network):
+            adapter = Bottleneck(block.norm2.weight.shape[0], self.width, self.scale)
+            attach(block, NAME, adapter)
+            block.norm2.register_forward_pre_hook(adapter.before_norm)
+            block.drop_path2.register_forward_hook(adapter.after_branch)
+            names |= {name: name for part, _ in adapter.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
+        return names
 
 
 class Bottleneck(nn.Module):
@@ -57,18 +68,6 @@ class Bottleneck(nn.Module):
         added, self._added = self._added, None
         assert added is not None
         return output + added
-
-
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Add a bottleneck to every block."""
-    names: dict[str, str] = {}
-    for path, block in _blocks(network):
-        adapter = Bottleneck(block.norm2.weight.shape[0], options.width, options.scale)
-        attach(block, NAME, adapter)
-        block.norm2.register_forward_pre_hook(adapter.before_norm)
-        block.drop_path2.register_forward_hook(adapter.after_branch)
-        names |= {name: name for part, _ in adapter.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
-    return names
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, Any]]:

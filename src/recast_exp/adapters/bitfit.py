@@ -6,17 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters._base import own_parameters
-
-LABEL = "BitFit"
-FITS = "biases, as nearly all of timm's models have"
+from recast_exp.adapters._base import Adapter, own_parameters
 
 
 @dataclass
-class Options:
-    """It has none."""
+class BitFit(Adapter):
+    """Trains the biases; it has no options."""
 
+    fits = "biases, as in nearly all of timm's models"
 
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Name the biases of the backbone: of linear layers, convolutions and norms."""
-    return own_parameters(network, names=("bias",))
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Name the biases of the backbone: of linear layers, convolutions and normalisation layers."""
+        return own_parameters(network, names=("bias",))

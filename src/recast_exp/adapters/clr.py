@@ -15,26 +15,39 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters._base import attach, backbone_modules, own_parameters
+from recast_exp.adapters._base import Adapter, attach, backbone_modules, own_parameters
 from recast_exp.config.schema import key
 from recast_exp.errors import UserError
 
 NAME = "clr"
-LABEL = "CLR"
-FITS = "convolutions larger than 1x1 within the network, as CNNs have"
 
 
 @dataclass
-class Options:
-    """Options of the adapter."""
+class CLR(Adapter):
+    """A depthwise convolution after each convolution."""
+
+    fits = "convolutions larger than 1x1 within the network, as in CNNs"
 
     kernel_size: int = key(3, "height and width of the kernels, odd", ge=1)
     downsample: bool = key(False, "reprogram 1x1 convolutions too, as RECAST's authors do")
     train_norm: bool = key(True, "train BatchNorm's scale and shift too, as the original does")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kernel_size % 2 == 0:
-            raise UserError(f"adapter.kernel_size: got {self.kernel_size}, takes an odd number")
+            raise UserError(f"kernel_size: expected an odd integer, got {self.kernel_size}")
+
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Add the kernels after every convolution."""
+        names: dict[str, str] = {}
+        for path, layer in _layers(network, self.downsample):
+            adapter = Reprogramming(layer.out_channels, self.kernel_size)
+            attach(layer, NAME, adapter)
+            layer.register_forward_hook(adapter.forward)
+            names[f"{path}.{NAME}"] = f"{path}.{NAME}.conv.weight"
+        if names and self.train_norm:
+            names |= own_parameters(network, names=("weight", "bias"), kinds=(_NormBase,))
+        return names
 
 
 class Reprogramming(nn.Module):
@@ -49,19 +62,6 @@ class Reprogramming(nn.Module):
         """Reprogram the output [N, C, H, W] of the layer; a forward hook."""
         result: Tensor = self.conv(output)
         return result
-
-
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Add the kernels after every convolution."""
-    names: dict[str, str] = {}
-    for path, layer in _layers(network, options.downsample):
-        adapter = Reprogramming(layer.out_channels, options.kernel_size)
-        attach(layer, NAME, adapter)
-        layer.register_forward_hook(adapter.forward)
-        names[f"{path}.{NAME}"] = f"{path}.{NAME}.conv.weight"
-    if names and options.train_norm:
-        names |= own_parameters(network, names=("weight", "bias"), kinds=(_NormBase,))
-    return names
 
 
 def _layers(network: nn.Module, pointwise: bool) -> list[tuple[str, nn.Conv2d]]:

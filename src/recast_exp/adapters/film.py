@@ -13,16 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import NORMS, attach, backbone_modules
+from recast_exp.adapters._base import NORMS, Adapter, attach, backbone_modules
 
 NAME = "film"
-LABEL = "FiLM"
-FITS = "normalisation layers with a scale"
 
 
 @dataclass
-class Options:
-    """It has none."""
+class FiLM(Adapter):
+    """A scale and a shift for every channel after each normalisation layer; it has no options."""
+
+    fits = "normalisation layers with a scale"
+
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Modulate the output of every normalisation layer of the backbone."""
+        names: dict[str, str] = {}
+        for path, layer in list(backbone_modules(network)):
+            if isinstance(layer, NORMS) and layer.weight is not None:
+                norm: Any = layer
+                adapter = Modulation(len(norm.weight), _channels(layer))
+                attach(layer, NAME, adapter)
+                layer.register_forward_hook(adapter.forward)
+                names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("scale", "shift")}
+        return names
 
 
 class Modulation(nn.Module):
@@ -44,19 +56,6 @@ class Modulation(nn.Module):
         shape = [1] * output.dim()
         shape[self.dim] = -1
         return output * self.scale.view(shape) + self.shift.view(shape)
-
-
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Modulate the output of every norm of the backbone."""
-    names: dict[str, str] = {}
-    for path, layer in list(backbone_modules(network)):
-        if isinstance(layer, NORMS) and layer.weight is not None:
-            norm: Any = layer
-            adapter = Modulation(len(norm.weight), _channels(layer))
-            attach(layer, NAME, adapter)
-            layer.register_forward_hook(adapter.forward)
-            names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("scale", "shift")}
-    return names
 
 
 def _channels(layer: nn.Module) -> int:

@@ -6,28 +6,30 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters._base import NORMS, backbone_modules
-
-LABEL = "last block"
-FITS = "blocks in a list, as timm's ViTs, ResNets and ConvNeXts have"
+from recast_exp.adapters._base import NORMS, Adapter, backbone_modules
 
 
 @dataclass
-class Options:
-    """It has none."""
+class LastBlock(Adapter):
+    """Trains the last block and the normalisation layers behind it; it has no options."""
 
+    fits = "blocks in a list, as in timm's ViTs, ResNets and ConvNeXts"
+    label = "last block"
 
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Name the parameters of the last block and of the norms behind it, but for combinations of templates."""
-    modules = dict(backbone_modules(network))
-    blocks = [path for path in modules if path.rpartition(".")[2].isdigit() and not _is_inside_block(path, modules)]
-    if not blocks:
-        return {}
-    last, behind = blocks[-1], list(modules)[list(modules).index(blocks[-1]) :]
-    chosen = [path for path in behind if path.startswith(f"{last}.") or path == last]
-    chosen += [path for path in behind if path not in chosen and isinstance(modules[path], NORMS)]
-    names = [f"{path}.{name}" for path in chosen for name, _ in modules[path].named_parameters(recurse=False)]
-    return {name: name for name in names}
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Name the parameters of the last block and of the normalisation layers behind it.
+
+        Weights that are combinations of templates are not among them.
+        """
+        modules = dict(backbone_modules(network))
+        blocks = [path for path in modules if path.rpartition(".")[2].isdigit() and not _is_inside_block(path, modules)]
+        if not blocks:
+            return {}
+        last, behind = blocks[-1], list(modules)[list(modules).index(blocks[-1]) :]
+        chosen = [path for path in behind if path.startswith(f"{last}.") or path == last]
+        chosen += [path for path in behind if path not in chosen and isinstance(modules[path], NORMS)]
+        names = [f"{path}.{name}" for path in chosen for name, _ in modules[path].named_parameters(recurse=False)]
+        return {name: name for name in names}
 
 
 def _is_inside_block(path: str, modules: dict[str, nn.Module]) -> bool:

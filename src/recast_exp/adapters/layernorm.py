@@ -9,17 +9,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from recast_exp.adapters._base import NORMS, own_parameters
-
-LABEL = "LayerNorm"
-FITS = "normalisation layers with a scale and a shift"
+from recast_exp.adapters._base import NORMS, Adapter, own_parameters
 
 
 @dataclass
-class Options:
-    """It has none."""
+class LayerNormTuning(Adapter):
+    """Trains the scale and the shift of the normalisation layers; it has no options."""
 
+    fits = "normalisation layers with a scale and a shift"
+    label = "LayerNorm"
 
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Name the scales and shifts of the backbone's norms."""
-    return own_parameters(network, names=("weight", "bias"), kinds=NORMS)
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Name the scales and shifts of the backbone's normalisation layers."""
+        return own_parameters(network, names=("weight", "bias"), kinds=NORMS)

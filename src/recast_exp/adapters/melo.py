@@ -19,20 +19,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters._base import attach, backbone_modules, detach, parametrize_weight
+from recast_exp.adapters._base import Adapter, attach, backbone_modules, detach, parametrize_weight
 from recast_exp.config.schema import key
 
 NAME = "melo"
-LABEL = "MeLo"
-FITS = "attention with a fused layer qkv, as timm's ViT, DeiT and Swin have"
 
 
 @dataclass
-class Options:
-    """Options of the adapter."""
+class MeLo(Adapter):
+    """Low-rank updates of the queries and the values of every attention layer."""
+
+    fits = "attention with a fused layer qkv, as in timm's ViT, DeiT and Swin"
 
     rank: int = key(4, "rank r of the updates", ge=1)
     alpha: float = key(4.0, "numerator α of their scale α/r", gt=0)
+
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Add the updates to every fused projection."""
+        names: dict[str, str] = {}
+        for path, layer in _layers(network):
+            adapter = LowRank(layer.in_features, self.rank, self.alpha / self.rank)
+            if parametrize.is_parametrized(layer, "weight"):
+                place = parametrize_weight(layer, adapter)
+            else:
+                place = NAME
+                attach(layer, NAME, adapter)
+                layer.register_forward_hook(adapter.on_output)
+            names |= {f"{path}.{NAME}.{part}": f"{path}.{place}.{part}" for part in ("a", "b")}
+        return names
+
+    @staticmethod
+    @torch.no_grad()
+    def merge(network: nn.Module) -> None:
+        """Add the updates to the weights and remove the modules, where RECAST's own `merge` has not done so."""
+        for _, layer in _layers(network):
+            if hasattr(layer, NAME):
+                adapter: Any = layer.get_submodule(NAME)
+                layer.weight.copy_(adapter(layer.weight))
+                detach(layer, NAME)
 
 
 class LowRank(nn.Module):
@@ -71,31 +95,6 @@ class LowRank(nn.Module):
         nothing = torch.zeros_like(queries)
         rows = (queries, nothing), (nothing, nothing), (nothing, values)
         return torch.cat([torch.cat(row, 1) for row in rows])
-
-
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Add the updates to every fused projection."""
-    names: dict[str, str] = {}
-    for path, layer in _layers(network):
-        adapter = LowRank(layer.in_features, options.rank, options.alpha / options.rank)
-        if parametrize.is_parametrized(layer, "weight"):
-            place = parametrize_weight(layer, adapter)
-        else:
-            place = NAME
-            attach(layer, NAME, adapter)
-            layer.register_forward_hook(adapter.on_output)
-        names |= {f"{path}.{NAME}.{part}": f"{path}.{place}.{part}" for part in ("a", "b")}
-    return names
-
-
-@torch.no_grad()
-def merge(network: nn.Module) -> None:
-    """Add the updates to the weights, and take them off; RECAST's own `merge` has done so where it found any."""
-    for _, layer in _layers(network):
-        if hasattr(layer, NAME):
-            adapter: Any = layer.get_submodule(NAME)
-            layer.weight.copy_(adapter(layer.weight))
-            detach(layer, NAME)
 
 
 def _layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-LABEL = ""
-FITS = "every model"
+from recast_exp.adapters._base import Adapter
 
 
 @dataclass
-class Options:
-    """It has none."""
+class NoAdapter(Adapter):
+    """Leaves the network as it is; it has no options."""
 
+    fits = "any model"
+    label = ""
 
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Leave the network as it is."""
-    return {}
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Change nothing."""
+        return {}

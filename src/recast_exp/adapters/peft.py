@@ -14,70 +14,74 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters._base import backbone_modules
+from recast_exp.adapters._base import Adapter, backbone_modules
 from recast_exp.config.schema import key
 from recast_exp.errors import UserError
 
-LABEL = "peft {method}"
-FITS = "layers that match adapter.arguments.target_modules"
-
 
 @dataclass
-class Options:
-    """Options of the adapter."""
+class Peft(Adapter):
+    """A method of peft, with the arguments of its own configuration."""
+
+    fits = "layers that match adapter.arguments.target_modules"
 
     method: str = key("LORA", "method, as peft names it: LORA, VERA, IA3, ...")
     arguments: dict[str, Any] = key({}, "arguments of its own configuration; target_modules is the fused qkv or the convolutions, if not given")  # fmt: skip # noqa: E501
 
+    @property
+    def label(self) -> str:
+        """The method as peft names it."""
+        return f"peft {self.method}"
 
-def inject(network: nn.Module, options: Options) -> dict[str, str]:
-    """Let peft change the network in place.
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Let peft change the network in place.
 
-    Raises:
-        UserError: If peft is not installed, has no such method, or refuses its arguments or the layers.
-    """
-    try:
-        import peft
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-    except ImportError as error:
-        raise UserError("adapter: peft is not installed; pip install 'recast-exp[peft]'") from error
-    known = {kind.value: kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
-    if options.method not in known:
-        raise UserError(f"adapter.method: got {options.method!r}, takes one of {', '.join(sorted(known))}")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[options.method]]
-    takes = [field.name for field in dataclasses.fields(config_class) if field.init]
-    for name in options.arguments:
-        if name not in takes:
-            raise UserError(f"adapter.arguments.{name}: unknown, {config_class.__name__} takes {', '.join(takes)}")
-    arguments = dict(options.arguments)
-    arguments.setdefault("target_modules", _targets(network))
-    if not arguments["target_modules"]:
-        return {}
-    if "feedforward_modules" in takes:  # IA3 insists on being told
-        arguments.setdefault("feedforward_modules", [])
-    before = {id(parameter) for parameter in network.parameters()}
-    try:
-        config = config_class(**arguments)
-        peft.get_peft_model(network, config)  # in place; what it returns around the network is not needed
-    except (TypeError, ValueError, KeyError, NotImplementedError, AttributeError) as error:
-        raise UserError(
-            f"adapter: peft's {options.method} refuses this model or these arguments: {' '.join(str(error).split())}"
-        ) from error
-    return {name: name for name, p in network.named_parameters() if id(p) not in before and p.requires_grad}
+        Raises:
+            UserError: If peft is not installed, has no such method, or refuses its arguments or the layers.
+        """
+        try:
+            import peft
+            from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+        except ImportError as error:
+            raise UserError("adapter: peft is not installed; pip install 'recast-exp[peft]'") from error
+        known = {kind.value: kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
+        if self.method not in known:
+            raise UserError(f"adapter.method: expected one of {', '.join(sorted(known))}, got {self.method!r}")
+        config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[self.method]]
+        takes = [field.name for field in dataclasses.fields(config_class) if field.init]
+        for name in self.arguments:
+            if name not in takes:
+                listed = ", ".join(takes)
+                raise UserError(f"adapter.arguments.{name}: unknown argument; {config_class.__name__} takes {listed}")
+        arguments = dict(self.arguments)
+        arguments.setdefault("target_modules", _targets(network))
+        if not arguments["target_modules"]:
+            return {}
+        if "feedforward_modules" in takes:  # IA3 insists on being told
+            arguments.setdefault("feedforward_modules", [])
+        before = {id(parameter) for parameter in network.parameters()}
+        try:
+            config = config_class(**arguments)
+            peft.get_peft_model(network, config)  # in place; what it returns around the network is not needed
+        except (TypeError, ValueError, KeyError, NotImplementedError, AttributeError) as error:
+            raise UserError(
+                f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
+            ) from error
+        return {name: name for name, p in network.named_parameters() if id(p) not in before and p.requires_grad}
 
-
-@torch.no_grad()
-def merge(network: nn.Module) -> None:
-    """Let peft merge what it can, and put the layers back where they were."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError:
-        return
-    for path, layer in list(network.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, layer.get_base_layer())
+    @staticmethod
+    @torch.no_grad()
+    def merge(network: nn.Module) -> None:
+        """Let peft merge what it can, and put the layers back where they were."""
+        try:
+            from peft.tuners.tuners_utils import BaseTunerLayer
+        except ImportError:
+            return
+        for path, layer in list(network.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                parent, _, name = path.rpartition(".")
+                setattr(network.get_submodule(parent), name, layer.get_base_layer())
 
 
 def _targets(network: nn.Module) -> list[str]:

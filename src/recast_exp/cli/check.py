@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -13,19 +12,17 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp.cli import check_job as jobs
 from recast_exp.cli import launchers
-from recast_exp.cli.check_job import Job, Planned
-from recast_exp.config import compose as composition
-from recast_exp.config import grammar as overrides
-from recast_exp.config import keys
-from recast_exp.config import schema as config
-from recast_exp.config.compose import Composed, Composer, first_line
-from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
-from recast_exp.runs import adopt as saved
+from recast_exp.cli.check_job import JobChecker
+from recast_exp.config import compose, grammar, keys
+from recast_exp.config.compose import Composer
+from recast_exp.config.fields import accepted
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
+from recast_exp.runs import adopt
+from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
 from recast_exp.search.space import Parameter
 
@@ -41,7 +38,7 @@ class CommandLine:
     multirun: bool = False
     config_dir: str | None = None
     config_path: str | None = None
-    config_name: str = composition.CONFIG_NAME
+    config_name: str = compose.CONFIG_NAME
     inputs: bool = True
     """Whether to look for data, weights and files: not where the configuration is only printed."""
 
@@ -62,6 +59,8 @@ class Findings:
     """The folder of the sweep, if it is one."""
     is_grid: bool = False
     """Whether it is a sweep whose jobs are all known: Hydra's own sweeper, not one that searches."""
+    composer: Composer | None = None
+    """What has composed the jobs, and will run them."""
 
     @property
     def exit_code(self) -> int:
@@ -103,10 +102,10 @@ class _Checker:
         self.resumed: Path | None = None
         self.bad: set[str] = set()  # keys and groups with a line of their own
         self.verdicts: dict[str, bool] = {}
-        self.findings = Findings(overrides.rewrite(line.overrides, multirun=line.multirun))
+        self.findings = Findings(grammar.rewrite(line.overrides, multirun=line.multirun))
         self._resume()
         self.given = self._parse()
-        self.composer = self._open()
+        self.composer = self.findings.composer = self._open()
         self.groups = self._groups()
 
     def run(self) -> Findings:
@@ -128,7 +127,7 @@ class _Checker:
             self._place_sweep(own)
         if self.resumed:
             # The last of two values counts, so this folder wins over any other.
-            run_dir = f"hydra.run.dir={overrides.quote(str(self.resumed))}"
+            run_dir = f"hydra.run.dir={grammar.quote(str(self.resumed))}"
             self.findings.overrides += [run_dir, "hydra.output_subdir=null"]
         return self.findings
 
@@ -141,26 +140,24 @@ class _Checker:
     def _resume(self) -> None:
         """Put the overrides of the run to be resumed below those that were typed."""
         typed = self.findings.overrides
-        folders = [
-            found.value() for text in typed if (found := overrides.parse(text)) and found.key_or_group == "resume"
-        ]
+        folders = [found.value() for text in typed if (found := grammar.parse(text)) and found.key_or_group == "resume"]
         if self.is_sweep or not folders or not isinstance(folders[-1], str) or not folders[-1]:
             return
         try:
-            self.findings.overrides = saved.merged(saved.resumed_overrides(Path(folders[-1])), typed)
+            self.findings.overrides = adopt.merged(adopt.resumed_overrides(Path(folders[-1])), typed)
             self.resumed = Path(folders[-1])
         except RecastError as error:
             self.findings.add(error)
 
     def _parse(self) -> list[Override]:
-        parsed = [(text, overrides.parse(text)) for text in self.findings.overrides]
+        parsed = [(text, grammar.parse(text)) for text in self.findings.overrides]
         self.unparsable = [text for text, override in parsed if override is None]
         return [override for _, override in parsed if override is not None]
 
     def _open(self) -> Composer:
         folder = self.line.config_dir
         if folder is not None and not Path(folder).is_dir():
-            self._wrong(f"--config-dir: {folder} is not there; takes a folder with your own options")
+            self._wrong(f"--config-dir: expected a folder with your own options, got {folder}, which is not there")
             folder = None
         hydra_overrides = [override.input_line or "" for override in self.given if override.is_hydra_override()]
         return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
@@ -177,13 +174,13 @@ class _Checker:
 
     # Jobs
 
-    def _jobs(self, given: list[Override]) -> list[Job]:
+    def _jobs(self, given: list[Override]) -> list[Asked]:
         """Expand a sweep as Hydra's own sweeper does, a search to jobs with all its ends; a single run is one job."""
         last = self._sweep_parameters(given) | {override.get_key_element(): override for override in given}
         given_values = [values for override in last.values() if (values := self._values(override))]
         count = math.prod(map(len, self._interacting(given_values)))
-        if count > overrides.MAX_JOBS:
-            self._wrong(f"-m: got a sweep of {count} jobs or more, takes at most {overrides.MAX_JOBS}; split it")
+        if count > grammar.MAX_JOBS:
+            self._wrong(f"-m: expected at most {grammar.MAX_JOBS} jobs, got {count} or more; split the sweep")
             return []
         choices = [[text for text in values if self._is_good(text)] or [""] for values in given_values]
         swept = {
@@ -193,7 +190,8 @@ class _Checker:
         for texts in self._combinations(choices):
             options = [text for text in texts if self._is_choice(text)]
             values = [text for text in texts if text and text not in options]
-            made.append(Job(tuple(options), tuple(values), {swept[text]: text for text in texts if text in swept}))
+            own = {swept[text]: text for text in texts if text in swept}
+            made.append(Asked(tuple(options), tuple(values), own, tuple(text for text in texts if text)))
         return made
 
     def _interacting(self, choices: list[list[str]]) -> list[list[str]]:
@@ -212,25 +210,24 @@ class _Checker:
 
     def _sweep_parameters(self, given: list[Override]) -> dict[str, Override]:
         """What a file's hydra.sweeper.params adds to a sweep; its seeds are rewritten as typed ones are."""
-        single = [override.input_line or "" for override in given if not override.is_sweep_override()]
-        composed = self._compose([text for text in single if self._is_good(text) and self._is_choice(text)])
-        if composed is None:
+        whole = self._whole(given)
+        if whole is None:
             return {}
-        self.is_sweep = self.is_sweep or composed.is_sweep
-        self.sweeper = composed.choices.get("hydra/sweeper")
+        self.is_sweep = self.is_sweep or compose.is_sweep(whole)
+        self.sweeper = whole.hydra.runtime.choices.get("hydra/sweeper")
         parameters = {}
-        for key, value in composed.sweep_parameters.items() if self.is_sweep else ():
-            [text] = overrides.rewrite([f"{key}={value}"], multirun=True)
-            override = overrides.parse(text)
+        for key, value in compose.sweep_parameters(whole).items() if self.is_sweep else ():
+            [text] = grammar.rewrite([f"{key}={value}"], multirun=True)
+            override = grammar.parse(text)
             if override is None:
-                self._wrong(f"hydra.sweeper.params.{key}: got {value!r}, takes comma-separated values or range()")
+                self._wrong(f"hydra.sweeper.params.{key}: expected comma-separated values or range(), got {value!r}")
                 continue
             parameters[override.get_key_element()] = override
             if key == "seed":
-                self.findings.overrides.append(f"hydra.sweeper.params.seed={overrides.quote(text.partition('=')[2])}")
+                self.findings.overrides.append(f"hydra.sweeper.params.seed={grammar.quote(text.partition('=')[2])}")
         if self.is_sweep and self.sweeper == search.SWEEPER:
             everything = [*parameters.values(), *given]
-            for line in search.problems(composed.hydra.hydra.sweeper, everything):
+            for line in search.problems(whole.hydra.sweeper, everything):
                 self._wrong(line)
         return parameters
 
@@ -243,18 +240,18 @@ class _Checker:
         if not self.is_sweep:
             field = keys.field_of(key)
             hint = f", or write {key}=[{typed}] for a list" if field and "list[" in str(field.type) else ""
-            self._wrong(f"{key}: got {typed}, which is a sweep; add -m to run a job for each value{hint}")
+            self._wrong(f"{key}: expected a single value, got {typed}; add -m to run a job for each value{hint}")
             return []
         if override.is_interval_sweep() and self.sweeper == "basic":
             self._wrong(
-                f"{key}: got {typed}, takes comma-separated values or range(start,stop,step) in a plain sweep; "
+                f"{key}: expected comma-separated values or range(start,stop,step) in a plain sweep, got {typed}; "
                 "search=optuna searches intervals"
             )
             return []
         override.config_loader = self.composer.loader  # for glob(...)
         try:
             searched = self.sweeper == search.SWEEPER
-            values = Parameter.parse(override).ends if searched else overrides.sweep_values(override)
+            values = Parameter.parse(override).ends if searched else grammar.sweep_values(override)
         except RecastError as error:
             self.findings.add(error)
             return []
@@ -262,12 +259,12 @@ class _Checker:
             self._wrong(f"{key}: got {typed}: {first_line(error)}")
             return []
         if not values:
-            self._wrong(f"{key}: got {typed}, which is empty; takes at least one value")
+            self._wrong(f"{key}: expected at least one value, got {typed}, which is empty")
         return [f"{key}={value}" for value in values]
 
     def _is_choice(self, text: str) -> bool:
         """Whether an override chooses an option that has to be composed; a seed is just a number."""
-        override = overrides.parse(text)
+        override = grammar.parse(text)
         if override is None or override.key_or_group not in self.groups or isinstance(override.value(), dict):
             return False
         return not (override.key_or_group == "seed" and str(override.value()).isdecimal())
@@ -277,7 +274,7 @@ class _Checker:
     def _is_good(self, text: str) -> bool:
         """Report what is wrong with one override, the first time that it is met."""
         if text not in self.verdicts:
-            override = overrides.parse(text)
+            override = grammar.parse(text)
             assert override is not None, text
             lines = list(self._override_problems(text, override))
             for line in lines:
@@ -289,21 +286,21 @@ class _Checker:
         key, value = override.key_or_group, override.value()
         options, field = self.groups.get(key), keys.field_of(key)
         if key in ("hydra.sweep.dir", "hydra.run.dir") and (text.endswith("=") or value == ""):
-            yield f"{key}: got nothing, takes a folder"
+            yield f"{key}: expected a folder, got nothing"
         elif key == "hydra.sweep.subdir":
-            yield f"{text}: the folders of a sweep's jobs are their numbers; leave it out"
+            yield f"{text}: the jobs of a sweep are in folders named by their numbers; leave it out"
         elif launchers.is_override(override) and override.is_sweep_override():
-            yield f"launcher: got {text.partition('=')[2]}, takes one option; it starts all jobs of a sweep"
+            yield f"launcher: expected one option, which starts all jobs of a sweep, got {text.partition('=')[2]}"
         elif override.is_hydra_override():
             if options and isinstance(value, str) and value not in options:
                 yield keys.unknown_option(key, value, options)
         elif options is None and field is None and key not in keys.SECTIONS:
             yield keys.unknown(key, (group for group in self.groups if "/" not in group))
         elif override.is_delete():
-            yield f"~{key}: got a deletion, but every key is needed; set another value: {key}=..."
-        elif text.endswith("=") or (value == "" and key in overrides.PATH_KEYS):
-            takes = config.accepted(field) if field else f"one of {', '.join(options or ())}"
-            yield f"{key}: got nothing, takes {takes}"
+            yield f"~{key}: every key is needed and none can be deleted; set another value: {key}=..."
+        elif text.endswith("=") or (value == "" and key in grammar.PATH_KEYS):
+            takes = accepted(field) if field else f"one of {', '.join(options or ())}"
+            yield f"{key}: expected {takes}, got nothing"
         elif options is not None and not isinstance(value, dict):
             yield from self._option_problems(override, options)
         elif (override.is_add() or override.is_force_add()) and not keys.is_open(key):
@@ -313,13 +310,13 @@ class _Checker:
 
     def _option_problems(self, override: Override, options: list[str]) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
-        if group == "seed" and isinstance(value, str) and composition.store_seed(value, options):
+        if group == "seed" and isinstance(value, str) and compose.store_seed(value, options):
             options.append(value)
         if override.is_force_add() or (override.is_add() and self._has_default(group)):
             yield f"{override.get_key_element()}: the group is there already; write {group}=... without the +"
         elif isinstance(value, list):
             names = ",".join(map(str, value))
-            yield f"{group}: got the list [{names}], takes one option; for a sweep write -m {group}={names}"
+            yield f"{group}: expected one option, got the list [{names}]; for a sweep write -m {group}={names}"
         elif value not in options:
             yield keys.unknown_option(group, "null" if value is None else str(value), options)
         elif launchers.is_override(override):
@@ -328,54 +325,60 @@ class _Checker:
                 yield found
 
     def _has_default(self, group: str) -> bool:
-        default = self._compose([])
-        return default is not None and group in default.choices
+        try:
+            return group in self.composer.compose().choices
+        except RecastError as error:
+            self.findings.add(error)
+            return False
 
     # The jobs
 
-    def _check_jobs(self, all_jobs: list[Job]) -> None:
-        failing: dict[tuple[type[RecastError], str], list[Job]] = {}
+    def _check_jobs(self, all_jobs: list[Asked]) -> None:
+        failing: dict[tuple[type[RecastError], str], list[Asked]] = {}
+        checker = JobChecker(
+            self.composer, multirun=self.is_sweep, resumed=self.resumed, inputs=self.line.inputs
+        )  # fmt: skip
         for number, job in enumerate(all_jobs):
-            cfg, errors = jobs.check_job(
-                job, self.composer, multirun=self.is_sweep, resumed=self.resumed, inputs=self.line.inputs
-            )
+            checked = checker.check(job)
+            settings, errors = checked.settings, list(checked.errors)
             unfit = None
-            if cfg is not None and self.sweeper == search.SWEEPER and self.is_sweep:
-                errors += map(UserError, search.trial_problems(cfg))
+            if settings is not None and self.sweeper == search.SWEEPER and self.is_sweep:
+                errors += map(UserError, search.trial_problems(settings))
             for error in errors:
-                if isinstance(error, UnfitError) and self.is_sweep and cfg is not None and cfg.skip_unfit:
+                if isinstance(error, UnfitError) and self.is_sweep and settings is not None and settings.skip_unfit:
                     unfit = str(error)
                 else:
                     failing.setdefault((type(error), str(error)), []).append(job)
-            if cfg is not None:
-                self.findings.jobs.append(Planned(number, job, cfg, unfit))
+            if settings is not None:
+                self.findings.jobs.append(Planned(number, job, checked.content, settings, checked.sources, unfit))
         for (kind, line), those in failing.items():
             if kind is MissingInputError or not self._is_consequence(line):
-                self.findings.add(kind(line + jobs.cause(line, those, all_jobs)))
+                self.findings.add(kind(line + cause(line, those, all_jobs)))
 
     def _place_sweep(self, own: list[Override]) -> None:
         """Fix the folder of a sweep now, so that what is there already can be looked at."""
-        single = [override.input_line or "" for override in own if not override.is_sweep_override()]
-        composed = self._compose([text for text in single if self._is_choice(text)])
-        if composed is None or self.findings.wrong:
+        if self.findings.wrong:
             return
-        whole = copy.deepcopy(composed.hydra)
+        whole = self._whole(own)
+        if whole is None:
+            return
         name = str(whole.hydra.sweep._get_node("dir"))
         swept = [override.key_or_group for override in own if override.is_sweep_override()]
         if depends := [key for key in swept if "${" + key + "}" in name]:
-            self._wrong(f"hydra.sweep.dir: got {name}, but {depends[0]} differs between jobs; takes one folder for all")
+            self._wrong(
+                f"hydra.sweep.dir: expected one folder for all jobs, got {name}, but {depends[0]} differs between jobs"
+            )
             return
         try:
-            for text in single:
-                override = overrides.parse(text)
-                if override is not None and not self._is_choice(text):
+            for override in own:
+                if not override.is_sweep_override() and not self._is_choice(override.input_line or ""):
                     OmegaConf.update(whole, override.key_or_group, override.value(), force_add=True)
             self.findings.sweep_dir = Path(str(OmegaConf.select(whole, "hydra.sweep.dir")))
         except OmegaConfBaseException as error:
-            self._wrong(f"hydra.sweep.dir: {first_line(error)}; takes a folder that is known before the jobs")
+            self._wrong(f"hydra.sweep.dir: expected a folder that is known before the jobs: {first_line(error)}")
             return
-        self.findings.is_grid = composed.choices.get("hydra/sweeper") == "basic"
-        self.findings.overrides.append(f"hydra.sweep.dir={overrides.quote(str(self.findings.sweep_dir))}")
+        self.findings.is_grid = whole.hydra.runtime.choices.get("hydra/sweeper") == "basic"
+        self.findings.overrides.append(f"hydra.sweep.dir={grammar.quote(str(self.findings.sweep_dir))}")
 
     def _is_consequence(self, line: str) -> bool:
         """Whether a line speaks of a key or group with a line of its own: here its default stands in for it."""
@@ -387,10 +390,12 @@ class _Checker:
             for key in self.bad
         )
 
-    def _compose(self, choices: list[str]) -> Composed | None:
-        """Compose, or note why it cannot be."""
+    def _whole(self, given: list[Override]) -> DictConfig | None:
+        """Let Hydra compose the options that all jobs share, or note why it cannot."""
+        single = [override.input_line or "" for override in given if not override.is_sweep_override()]
+        choices = [text for text in single if self._is_good(text) and self._is_choice(text)]
         try:
-            return self.composer.compose(choices)
+            return self.composer.whole(choices)
         except RecastError as error:
             self.findings.add(error)
             return None
@@ -403,6 +408,8 @@ def _is_of_all_jobs(override: Override) -> bool:
 
 def _unparsable(text: str, groups: Mapping[str, list[str]]) -> str:
     if "=" in text:
-        return f"{text}: cannot be read, takes key=value or group=option"
+        return f"{text}: expected key=value or group=option"
     meant = [f"{group}={text}" for group, options in groups.items() if text in options and "/" not in group]
-    return f"{text}: has no value, takes key=value or group=option" + (f"; did you mean {meant[0]}?" if meant else "")
+    return f"{text}: expected key=value or group=option, got no value" + (
+        f"; did you mean {meant[0]}?" if meant else ""
+    )

@@ -1,4 +1,4 @@
-"""One job, composed and checked as a whole: its configuration, what contradicts it, and what it needs and lacks."""
+"""One job, composed and checked as a whole: its settings, what contradicts them, and what it needs and lacks."""
 
 from __future__ import annotations
 
@@ -6,96 +6,161 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp.config import grammar as overrides
-from recast_exp.config import keys
-from recast_exp.config import schema as config
-from recast_exp.config.compose import Composed, Composer, first_line
+from recast_exp import stages
+from recast_exp.config import grammar, keys, rules
+from recast_exp.config.compose import Composed, Composer
+from recast_exp.config.fields import accepted
+from recast_exp.config.schema import Config, DatasetConfig, typed
 from recast_exp.data import check_dataset
-from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
 from recast_exp.report.reading import has_jobs
-from recast_exp.runs import adopt as saved
-from recast_exp.search import recipes
+from recast_exp.runs import adopt
+from recast_exp.runs.plan import Asked
 
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """The overrides of one job, one value each."""
-
-    options: tuple[str, ...]
-    """Options of groups (`model=vit_mlp`)."""
-    values: tuple[str, ...]
-    """Values of keys (`optimizer.lr=0.1`)."""
-    swept: Mapping[str, str]
-    """By key, those of both that differ between the jobs of a sweep."""
+COMMAND_LINE = "command line"
+"""The source of a value that was typed."""
 
 
 @dataclasses.dataclass
-class Planned:
-    """A job that will run."""
+class Checked:
+    """What came of checking one job."""
 
-    number: int
-    job: Job
-    cfg: DictConfig
-    """Its configuration, with what its task file brings."""
-    unfit: str | None = None
-    """Why a sweep leaves it out: its adapter does not fit its model."""
-
-    @property
-    def overrides(self) -> list[str]:
-        """What makes it this job."""
-        return [*self.job.options, *self.job.values]
+    errors: list[RecastError]
+    content: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Its composed configuration, with what its task file brings; interpolations as they stand."""
+    settings: Config | None = None
+    """The same, typed and resolved; None if it cannot be composed."""
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def check_job(
-    job: Job, composer: Composer, *, multirun: bool, resumed: Path | None, inputs: bool
-) -> tuple[DictConfig | None, list[RecastError]]:
-    """Compose a job and gather what is wrong with it.
+class JobChecker:
+    """Checks the jobs of one command; those that differ in their seed alone are composed once.
 
     Args:
-        job: The job; each of its overrides is sound by itself.
-        composer: What composes it.
-        multirun: Whether it is one job of a sweep.
-        resumed: The folder of the run that it continues.
+        composer: What composes them.
+        multirun: Whether they are jobs of a sweep.
+        resumed: Folder of the run that the job continues.
         inputs: Whether to look for data, weights and files.
-
-    Returns:
-        Its configuration (None if it cannot be composed), with what its task file brings, and the problems.
     """
-    errors: list[RecastError] = []
-    try:
-        composed = composer.compose(job.options)
-        cfg = copy.deepcopy(composed.cfg)
-        errors += _apply(cfg, job)
-        errors += _method_problems(job)
-        errors += _unknown_adapter_options(cfg, composed.cfg)
-        if resumed and not errors:
-            errors += map(UserError, saved.differences(cfg, resumed))
-        if unresolvable := list(_unresolvable(cfg)):
-            return None, [*errors, *unresolvable]
-    except RecastError as error:
-        return None, [*errors, error]
-    try:
-        if cfg.stage.name == "evaluate" and cfg.task:
-            errors += map(UserError, _contradictions(cfg, job, composer, composed))
-            cfg = saved.adopt(cfg)
-    except RecastError as error:
-        errors.append(error)
-    errors += map(UserError, config.problems(cfg, multirun=multirun))
-    if unfit := config.unfit(cfg):
-        errors.append(UnfitError(unfit))
-    errors += _recipe_problems(cfg, multirun)
-    if inputs:
-        errors += _missing_inputs(cfg)
-    return cfg, errors
+
+    def __init__(self, composer: Composer, *, multirun: bool, resumed: Path | None, inputs: bool) -> None:
+        self._composer = composer
+        self._multirun = multirun
+        self._resumed = resumed
+        self._inputs = inputs
+        self._known: dict[tuple[tuple[str, ...], ...], Checked] = {}
+        self._datasets: dict[str, RecastError | None] = {}
+
+    def check(self, job: Asked) -> Checked:
+        """Compose a job, each of whose overrides is sound by itself, and gather what is wrong with it."""
+        seeds = [text for text in job.values if text.startswith("seed=")]
+        others = tuple(text for text in job.values if not text.startswith("seed="))
+        known = self._known.get((job.options, others))
+        if len(seeds) == 1 and known is not None and known.settings is not None:
+            seed = int(str(grammar.value(seeds[0])))
+            return dataclasses.replace(
+                known,
+                content=known.content | {"seed": seed},
+                settings=dataclasses.replace(known.settings, seed=seed),
+            )
+        checked = self._check(job)
+        if checked.settings is not None and "${seed" not in str(checked.content) and not self._resumed:
+            self._known[job.options, others] = checked
+        return checked
+
+    def _check(self, job: Asked) -> Checked:
+        errors: list[RecastError] = []
+        try:
+            composed = self._composer.compose(job.options)
+            cfg = copy.deepcopy(composed.cfg)
+            errors += _apply(cfg, job)
+            errors += _method_problems(job)
+            errors += _unknown_adapter_options(cfg, composed.cfg)
+            content = plain(cfg)
+            if self._resumed and not errors:
+                errors += map(UserError, adopt.differences(content, self._resumed))
+            if unresolvable := list(_unresolvable(cfg)):
+                return Checked([*errors, *unresolvable])
+            settings = typed(cfg)
+            stage = stages.from_config(settings.stage)
+        except RecastError as error:
+            return Checked([*errors, error])
+        if settings.task and "task" in stage.requires:
+            try:
+                errors += map(UserError, self._contradictions(settings, job, composed))
+                content = adopt.adopt(content, settings.task)
+                settings = _adopted(content, settings.task)
+            except RecastError as error:
+                errors.append(error)
+        errors += map(UserError, rules.problems(settings, multirun=self._multirun))
+        errors += map(UserError, stages.problems(stage, settings, multirun=self._multirun))
+        if unfit := rules.unfit(settings):
+            errors.append(UnfitError(unfit))
+        if self._inputs:
+            errors += self._missing_inputs(settings, stage)
+        sources = composed.sources | dict.fromkeys((grammar.key(text) for text in job.values), COMMAND_LINE)
+        return Checked(errors, content, settings, sources)
+
+    def _contradictions(self, settings: Config, job: Asked, composed: Composed) -> Iterator[str]:
+        """Compare with the task file what was typed, and what was chosen on the command line or by an experiment."""
+        chosen = {text.partition("=")[0] for text in job.options}
+        defaults = self._composer.compose().choices
+        content = {
+            group: (option, self._composer.option_content(group, option))
+            for group, option in composed.choices.items()
+            if option and not group.startswith("hydra/") and (group in chosen or option != defaults.get(group))
+        }
+        asked = dict(keys.leaves(dataclasses.asdict(settings)))
+        return adopt.contradictions(asked, settings.task or "", map(grammar.key, job.values), content)
+
+    def _missing_inputs(self, settings: Config, stage: stages.Stage) -> Iterator[RecastError]:
+        if not stage.needs_model:
+            if settings.path and not has_jobs(Path(settings.path).expanduser()):
+                yield MissingInputError(
+                    f"path: expected the folder of a sweep, got {settings.path}, which holds no job.json or sweep.json"
+                )
+            return
+        for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank)):
+            if path and not Path(path).expanduser().is_file():
+                yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
+        if error := self._dataset_problem(settings.dataset, settings.data_dir):
+            yield error
+
+    def _dataset_problem(self, dataset: DatasetConfig, data_dir: str) -> RecastError | None:
+        known = f"{dataset} {data_dir}"
+        if known not in self._datasets:
+            try:
+                check_dataset(dataset, data_dir)
+                self._datasets[known] = None
+            except RecastError as error:
+                self._datasets[known] = error
+        return self._datasets[known]
 
 
-def _apply(cfg: DictConfig, job: Job) -> Iterator[RecastError]:
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as nested mappings, interpolations as they stand."""
+    content = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(content, dict)
+    return {str(name): value for name, value in content.items()}
+
+
+def _adopted(content: dict[str, Any], task: str) -> Config:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), content)
+        assert isinstance(merged, DictConfig)
+        return typed(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"task: {task} holds a value that this version does not take ({first_line(error)})") from None
+
+
+def _apply(cfg: DictConfig, job: Asked) -> Iterator[RecastError]:
     for text in job.values:
-        override = overrides.parse(text)
+        override = grammar.parse(text)
         assert override is not None, text
         key = override.key_or_group
         try:
@@ -104,14 +169,16 @@ def _apply(cfg: DictConfig, job: Job) -> Iterator[RecastError]:
             yield UserError(f"{key}: {first_line(error)}")
 
 
-def _method_problems(job: Job) -> Iterator[RecastError]:
+def _method_problems(job: Asked) -> Iterator[RecastError]:
     """A method chooses its model and its adapter; others, under its name, would be another row of the table."""
     chosen = dict(text.split("=", 1) for text in job.options)
     if chosen.get("method", "null").strip('"') != "null":
         for group in ("model", "adapter"):
             if group in chosen:
                 both = f"{chosen['method']} with {group}={chosen[group]}"
-                yield UserError(f"method: got {both}, but a method chooses its {group}; leave one of them out")
+                yield UserError(
+                    f"method: expected no {group}, which a method chooses, got {both}; leave one of them out"
+                )
 
 
 def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[RecastError]:
@@ -134,68 +201,9 @@ def _unresolvable(cfg: DictConfig) -> Iterator[RecastError]:
             continue
         try:
             if "${hydra:" in str(value):
-                OmegaConf.update(cfg, key, OmegaConf.select(OmegaConf.structured(config.Config), key))
+                OmegaConf.update(cfg, key, OmegaConf.select(OmegaConf.structured(Config), key))
             OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
             field = keys.field_of(key)
-            takes = f"; takes {config.accepted(field)}" if field else ""
-            yield UserError(f"{key}: got {value}, but {first_line(error)}{takes}")
-
-
-def _contradictions(cfg: DictConfig, job: Job, composer: Composer, composed: Composed) -> Iterator[str]:
-    """Compare with the task file what was typed, and what was chosen on the command line or by an experiment."""
-    chosen = {text.partition("=")[0] for text in job.options}
-    defaults = composer.compose().choices
-    content = {
-        group: (option, composer.option_content(group, option))
-        for group, option in composed.choices.items()
-        if option and not group.startswith("hydra/") and (group in chosen or option != defaults.get(group))
-    }
-    typed = [text.partition("=")[0].lstrip("+") for text in job.values]
-    return saved.contradictions(cfg, typed, content)
-
-
-def _recipe_problems(cfg: DictConfig, multirun: bool) -> Iterator[RecastError]:
-    """What is wrong with the recipes that `stage.tune` lists, each value by itself on the configuration."""
-    try:
-        choices = recipes.parse(cfg.stage.tune)
-    except RecastError as error:
-        yield error
-        return
-    own = set(config.problems(cfg, multirun=multirun))
-    for key, values in choices.items():
-        for value in values:
-            tried = copy.deepcopy(cfg)
-            OmegaConf.update(tried, key, value)
-            yield from (
-                UserError(f"stage.tune: {problem}")
-                for problem in config.problems(tried, multirun=multirun)
-                if problem not in own
-            )
-
-
-def _missing_inputs(cfg: DictConfig) -> Iterator[RecastError]:
-    if cfg.stage.name in config.WITHOUT_MODEL:
-        if cfg.path and not has_jobs(Path(cfg.path).expanduser()):
-            yield MissingInputError(f"path: {cfg.path} holds no job.json or sweep.json, takes the folder of a sweep")
-        return
-    for key, path in (("model.weights", cfg.model.weights), ("bank", cfg.bank)):
-        if path and not Path(path).is_file():
-            yield MissingInputError(f"{key}: {path} is not there, takes a file")
-    try:
-        check_dataset(cfg.dataset, cfg.data_dir)
-    except RecastError as error:
-        yield error
-
-
-def cause(line: str, failing: list[Job], jobs: list[Job]) -> str:
-    """Name the swept values that the failing jobs of a sweep share, where other jobs are well and `line` does not."""
-    if len(failing) == len(jobs):
-        return ""
-    shared = set.intersection(*(set(job.swept.values()) for job in failing))
-    named = [text for text in failing[0].swept.values() if text in shared]
-    what = [text.replace('"', "") for text in named or failing[0].swept.values()]
-    if all(text in line for text in what):
-        return ""
-    more = f", and {len(failing) - 1} more" if not named and len(failing) > 1 else ""
-    return f" (where {' '.join(what)}{more})"
+            expected = f"expected {accepted(field)}, " if field else ""
+            yield UserError(f"{key}: {expected}got {value}, but {first_line(error)}")

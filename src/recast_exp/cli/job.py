@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from recast_exp.config import schema as config
 from recast_exp.errors import UnfitError, UserError
-from recast_exp.files import is_main_process
 from recast_exp.runs import record as job_record
+from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run_job(
         UserError: If the request cannot be carried out, or the folder has another job, or one that is running.
         Pruned: If the job is a trial that its search has given up.
     """
-    with _alone(folder):
+    with _alone(folder, cfg.trainer.devices):
         return _run(cfg, folder, overrides, number, sweep)
 
 
@@ -61,7 +61,8 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], number: int | None
         return job_record.read_results(folder)[0]
     if finished and cfg.resume:
         return stages.run(cfg, folder, sweep)
-    job_record.begin(folder, cfg, label=method_label(cfg), number=number, overrides=overrides)
+    label = method_label(cfg.label, cfg.model, cfg.adapter)
+    job_record.begin(folder, cfg, label=label, number=number, overrides=overrides)
     if sweep is not None and cfg.skip_unfit and (reason := _unfit(cfg)):
         job_record.update(folder, state=job_record.SKIPPED, reason=reason)
         return {}
@@ -72,9 +73,9 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str], number: int | None
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, devices: int) -> Iterator[None]:
     """Hold the folder of a job, so that a job that was given up on and still runs is not started a second time."""
-    if not is_main_process():
+    if not is_main_process(devices):
         yield
         return
     lock = FileLock(folder / ".lock", timeout=0)
@@ -89,12 +90,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _unfit(cfg: DictConfig) -> str | None:
-    from recast_exp.models.backbones import check_model
+    from recast_exp.models.check import check_model
 
     if reason := config.unfit(cfg):
         return reason
     try:
-        check_model(cfg)
+        check_model(cfg.model, cfg.recast, cfg.adapter)
     except UnfitError as error:
         return str(error)
     return None

@@ -131,7 +131,7 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
     planned = [each for each in planned if each.cfg.stage.name not in WITHOUT_MODEL]
     if not planned:
         return []
-    from recast_exp.models.backbones import check_model
+    from recast_exp.models.check import check_model
 
     failing: dict[str, list[Planned]] = {}
     verdicts: list[tuple[Any, RecastError | None]] = []
@@ -141,7 +141,7 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
         error: Any = next((verdict for known, verdict in verdicts if known == asked), check_model)
         if error is check_model:
             try:
-                check_model(cfg)
+                check_model(cfg.model, cfg.recast, cfg.adapter)
                 error = None
             except RecastError as found:
                 error = found

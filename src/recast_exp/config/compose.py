@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 import secrets
@@ -11,31 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
-from hydra.core.object_type import ObjectType
-from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import recast_exp
-from recast_exp.config import keys
-from recast_exp.config import schema as config
+from recast_exp.config import grammar, hydra_api, keys
+from recast_exp.config.fields import accepted
+from recast_exp.config.schema import Config
 from recast_exp.errors import RecastError, UserError
 
-VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 
 OPTIONAL = "experiment", "method"
 """Groups of which no option may be chosen."""
 
 _ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
-_TASK_MODULE = "recast_exp.cli.main"  # Hydra takes a relative --config-path from there
 
 
 def conf_dir() -> Path:
@@ -52,7 +44,7 @@ def run_token() -> str:
 def register() -> None:
     """Give Hydra the schema, `experiment=null`, `method=null` and the resolver `run_token`; harmless when repeated."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=config.Config)
+    store.store(name="schema", node=Config)
     # Hydra knows null in a defaults list, but not on the command line.
     for group in OPTIONAL:
         store.store(group=group, name="null", package="_global_", node={})
@@ -62,28 +54,24 @@ def register() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """What Hydra makes of a choice of options."""
+    """What a choice of options makes."""
 
     cfg: DictConfig
-    """Our configuration, without the node `hydra`."""
-    hydra: DictConfig
-    """All of it, with the node `hydra`."""
+    """The configuration, without the node `hydra`; interpolations as they stand."""
     choices: dict[str, str | None]
     """The option of every group."""
-    is_sweep: bool
-    """Whether a file says hydra.mode: MULTIRUN."""
-    sweep_parameters: dict[str, Any]
-    """What a file sets under hydra.sweeper.params."""
+    sources: dict[str, str]
+    """Dotted key → the file that set it last, without its extension (`dataset/digits`)."""
 
 
 class Composer:
-    """Composes as hydra.main would, without its global state, and says in one line what went wrong.
+    """Composes as Hydra does, and says in one line what went wrong.
 
     Args:
         config_name: The primary configuration.
         config_path: The user's `--config-path`, instead of `conf_dir`.
         config_dir: The user's `--config-dir`, which adds options to the groups.
-        hydra_overrides: Overrides of Hydra's own keys.
+        hydra_overrides: Overrides of Hydra's own keys, and the launcher.
     """
 
     def __init__(
@@ -93,17 +81,13 @@ class Composer:
         config_dir: str | None = None,
         hydra_overrides: Sequence[str] = (),
     ) -> None:
-        version.setbase(VERSION_BASE)
-        setup_globals()
         register()
-        search_path = create_automatic_config_search_path(None, _TASK_MODULE, config_path or str(conf_dir()))
-        if config_dir is not None:
-            path = f"file://{Path(config_dir).absolute()}"
-            search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
-        self.loader = ConfigLoaderImpl(search_path)
+        self.loader = hydra_api.Loader(hydra_api.search_path(config_path or str(conf_dir()), config_dir))
         self.config_name = config_name
         self.hydra_overrides = list(hydra_overrides)
-        self._composed: dict[tuple[str, ...], Composed | UserError] = {}
+        self._composed: dict[tuple[str, ...], Composed | RecastError] = {}
+        self._planner = hydra_api.Planner(self.loader, config_name)
+        self._schema = OmegaConf.structured(Config)
 
     def groups(self) -> dict[str, list[str]]:
         """All groups, Hydra's too (`hydra/launcher`), and their options.
@@ -111,19 +95,10 @@ class Composer:
         Raises:
             UserError: If the primary configuration or the search path is not there.
         """
-        search_path = [text for text in self.hydra_overrides if text.startswith("hydra.searchpath=")]
         try:
-            # The public get_group_options copies all that Hydra has loaded, once for each group: seconds.
-            _, repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, search_path)
-            found: dict[str, list[str]] = {}
-            names = repository.get_group_options("", ObjectType.GROUP)
-            while names:
-                name = names.pop()
-                found[name] = repository.get_group_options(name, ObjectType.CONFIG)
-                names += [f"{name}/{inner}" for inner in repository.get_group_options(name, ObjectType.GROUP)]
+            return hydra_api.groups(self.loader, self.config_name, self.hydra_overrides)
         except _ERRORS as error:
             raise UserError(describe(error)) from error
-        return {name: options for name, options in sorted(found.items()) if options}
 
     def option_content(self, group: str, option: str) -> dict[str, Any]:
         """The dotted keys that an option of a group sets by itself, interpolations as they stand."""
@@ -136,18 +111,46 @@ class Composer:
         assert isinstance(content, dict)
         return dict(keys.leaves({str(name): value for name, value in content.items()}, prefix))
 
-    def compose(self, choices: Sequence[str] = ()) -> Composed:
-        """Compose a choice of options (`group=option`), each choice once.
+    def whole(self, overrides: Sequence[str] = (), *, multirun: bool = False) -> DictConfig:
+        """Let Hydra compose everything, with the node `hydra`.
+
+        Args:
+            overrides: Overrides of a job; those of a sweep may have several values.
+            multirun: Whether they are those of a sweep.
 
         Raises:
             UserError: If Hydra cannot. One line: the key and the file, where Hydra names them.
+        """
+        mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        texts = [*self.hydra_overrides, *overrides]
+        try:
+            while True:
+                try:
+                    made: DictConfig = self.loader.load_configuration(self.config_name, texts, mode)
+                    return made
+                except MissingConfigException as error:
+                    if not self._is_new_seed(error):
+                        raise
+        except _ERRORS as error:
+            raise UserError(describe(error)) from error
+
+    def compose(self, choices: Sequence[str] = ()) -> Composed:
+        """Compose a choice of options (`group=option`), each choice once.
+
+        Files are read once for all choices, and the schema is applied once to what they make: fifteen times as fast as
+        Hydra, whose own composition is asked where this one fails, for what is wrong and in which file.
+
+        Raises:
+            UserError: If it cannot be composed. One line: the key and the file, where Hydra names them.
         """
         known = tuple(choices)
         if known not in self._composed:
             try:
                 self._composed[known] = self._compose([*self.hydra_overrides, *choices])
+            except RecastError as error:
+                self._composed[known] = error
             except _ERRORS as error:
-                self._composed[known] = UserError(describe(error))
+                self._composed[known] = self._explained(choices, error)
         result = self._composed[known]
         if isinstance(result, RecastError):
             raise result
@@ -156,22 +159,45 @@ class Composer:
     def _compose(self, texts: list[str]) -> Composed:
         while True:
             try:
-                cfg = self.loader.load_configuration(self.config_name, texts, RunMode.RUN)
+                parts, chosen, values = self._planner.plan(texts)
                 break
             except MissingConfigException as error:  # a user's file may choose a seed that has no preset
-                group, _, name = (error.missing_cfg_file or "").rpartition("/")
-                if group != "seed" or not store_seed(name, error.options or ()):
+                if not self._is_new_seed(error):
                     raise
-        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-        parameters = OmegaConf.to_container(OmegaConf.create(OmegaConf.select(cfg, "hydra.sweeper.params") or {}))
-        assert isinstance(choices, dict)
-        assert isinstance(parameters, dict)
-        is_sweep = cfg.hydra.mode == RunMode.MULTIRUN
-        whole = copy.deepcopy(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        by_name = {str(key): value for key, value in parameters.items()}
-        return Composed(cfg, whole, {str(key): value for key, value in choices.items()}, is_sweep, by_name)
+        content: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for file, part in parts:
+            sources |= dict.fromkeys(hydra_api.merge(content, part), file)
+        cfg = OmegaConf.merge(self._schema, content)
+        assert isinstance(cfg, DictConfig)
+        for override in map(grammar.parse, values):
+            if override is not None and not override.is_hydra_override():
+                OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=keys.is_open(override.key_or_group))  # fmt: skip # noqa: E501
+        return Composed(cfg, chosen, sources)
+
+    def _explained(self, choices: Sequence[str], error: BaseException) -> RecastError:
+        try:
+            self.whole(choices)
+        except RecastError as better:
+            return better
+        return UserError(describe(error))
+
+    @staticmethod
+    def _is_new_seed(error: MissingConfigException) -> bool:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return group == "seed" and store_seed(name, error.options or ())
+
+
+def is_sweep(whole: DictConfig) -> bool:
+    """Whether a file says hydra.mode: MULTIRUN."""
+    return bool(whole.hydra.mode == RunMode.MULTIRUN)
+
+
+def sweep_parameters(whole: DictConfig) -> dict[str, Any]:
+    """What a file sets under hydra.sweeper.params."""
+    found = OmegaConf.to_container(OmegaConf.create(OmegaConf.select(whole, "hydra.sweeper.params") or {}))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def store_seed(name: str, options: Sequence[str]) -> bool:
@@ -212,8 +238,8 @@ def describe(error: BaseException) -> str:
         if field is None:
             return keys.unknown(full_key[1], ()) + place
         value = re.search(r"Value '(.*?)'", text)
-        got = f"got {value[1]!r}, " if value else ""
-        return f"{full_key[1]}: {got}takes {config.accepted(field)}{place}"
+        got = f", got {value[1]!r}" if value else ""
+        return f"{full_key[1]}: expected {accepted(field)}{got}{place}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return keys.unknown_option(group, option, error.options)

@@ -16,16 +16,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from recast_exp.config import schema as config
+from recast_exp.config.schema import fields
 
 MAX_JOBS = 10_000
 """Jobs of one sweep, beyond which a range is taken for a slip of the keyboard."""
 
 PATH_KEYS = frozenset(
-    {name for name, field in config.fields() if "path" in field.metadata} | {"hydra.run.dir", "hydra.sweep.dir"}
+    {name for name, field in fields() if "path" in field.metadata} | {"hydra.run.dir", "hydra.sweep.dir"}
 )
 
-MAPPING_KEYS = frozenset(name for name, field in config.fields() if "dict[" in str(field.type))
+MAPPING_KEYS = frozenset(name for name, field in fields() if "dict[" in str(field.type))
 """Keys whose entries may have any name, so that Hydra has to be told to take new ones."""
 
 _TYPED = re.compile(r"(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
@@ -47,6 +47,19 @@ def parse(text: str) -> Override | None:
         return _parser.parse_override(text)
     except (HydraException, ValueError):  # ValueError: a number with too many digits for Python
         return None
+
+
+def key(text: str) -> str:
+    """The key of an override, without its +."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def value(text: str) -> object:
+    """The value of an override with a single one."""
+    override = parse(text)
+    assert override is not None, text
+    found = override.value()
+    return found.text if isinstance(found, QuotedString) else found
 
 
 def quote(text: str) -> str:

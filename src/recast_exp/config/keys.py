@@ -1,4 +1,4 @@
-"""What a key takes: the nearest name for a slip of the keyboard, and what is wrong with a value. One line each."""
+"""The keys: what each is for, the nearest name for a slip of the keyboard, and what is wrong with a value."""
 
 from __future__ import annotations
 
@@ -11,11 +11,55 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp.config import grammar as overrides
-from recast_exp.config import schema as config
+from recast_exp.config import grammar
+from recast_exp.config.fields import Role, accepted, range_problem
+from recast_exp.config.schema import Config, fields
 
-FIELDS = dict(config.fields())
+FIELDS = dict(fields())
 SECTIONS = {name.rpartition(".")[0] for name in FIELDS} - {""}
+
+
+def role_of(key: str) -> Role | None:
+    """What a dotted key is for; None for one that this version does not know."""
+    field = field_of(key)
+    return Role(field.metadata["role"]) if field else None
+
+
+def decides(key: str) -> bool:
+    """Whether a result depends on a key. All others may change when a run is resumed or a sweep is continued."""
+    return role_of(key) in (Role.MODEL, Role.TRAINING)
+
+
+def is_recorded(key: str) -> bool:
+    """Whether a task file records a key, and may set it: what describes the model, and the names in its sections."""
+    return role_of(key) is Role.MODEL or (role_of(key) is Role.NAME and "." in key)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys on which results depend and whose values differ.
+
+    Args:
+        before: Dotted key → value, maybe of an earlier version.
+        now: The same of this version.
+
+    Returns:
+        Key → both values. A key that one of them lacks has its default there; one that this version does not know is
+        left out.
+    """
+    found = {}
+    for key in dict.fromkeys([*now, *before]):
+        if decides(key):
+            pair = before.get(key, _default(key)), now.get(key, _default(key))
+            if pair[0] != pair[1]:
+                found[key] = pair
+    return found
+
+
+def _default(key: str) -> Any:
+    field = FIELDS.get(key)
+    if field is None:
+        return None
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def field_of(key: str) -> dataclasses.Field[Any] | None:
@@ -25,12 +69,12 @@ def field_of(key: str) -> dataclasses.Field[Any] | None:
 
 def is_open(key: str) -> bool:
     """Whether `key` is a mapping, or an entry of one such as dataset.backbones.vit: there any name will do."""
-    return (key if key in FIELDS else mapping_of(key)) in overrides.MAPPING_KEYS
+    return (key if key in FIELDS else mapping_of(key)) in grammar.MAPPING_KEYS
 
 
 def mapping_of(key: str) -> str:
     """The mapping that a dotted key leads into; empty where there is none."""
-    return overrides.mapping_of(key)
+    return grammar.mapping_of(key)
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -57,13 +101,13 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     """The line for an option that a group does not have."""
     options = sorted(options)
     if group == "seed":
-        return f"seed: got {option!r}, takes {config.accepted(FIELDS['seed'])}"
+        return f"seed: expected {accepted(FIELDS['seed'])}, got {option!r}"
     meant = nearest(option, options)
     listed = ", ".join([*meant, *(name for name in options if name not in meant)])
     hint = f"; did you mean {meant[0]}?" if meant else ""
     if group == "experiment":
         hint += "; --config-dir DIR adds those of DIR/experiment/"
-    return f"{group}: got {option!r}, takes one of {listed}{hint}"
+    return f"{group}: expected one of {listed}, got {option!r}{hint}"
 
 
 def value_problems(key: str, value: Any) -> Iterator[str]:
@@ -83,7 +127,7 @@ def value_problems(key: str, value: Any) -> Iterator[str]:
                     yield unknown(full, ())
         else:
             inside = ", ".join(name for name in FIELDS if name.rpartition(".")[0] == key)
-            yield f"{key}: got {value!r}, is a section; set its keys instead: {inside}"
+            yield f"{key}: expected its keys to be set one by one ({inside}), got {value!r}"
         return
     field = field_of(key)
     assert field is not None, key
@@ -95,15 +139,15 @@ def value_problems(key: str, value: Any) -> Iterator[str]:
         schema = _schema()
         OmegaConf.update(schema, key, value, force_add=is_open(key))
         converted = OmegaConf.select(schema, key)
-        problem = config.range_problem(key, field, value if isinstance(value, int | float) else converted)
+        problem = range_problem(key, field, value if isinstance(value, int | float) else converted)
     except (OmegaConfBaseException, ValueError):
-        problem = f"{key}: got {shown(value)}, takes {config.accepted(field)}"
+        problem = f"{key}: expected {accepted(field)}, got {shown(value)}"
     if problem:
         yield problem
 
 
 def shown(value: Any) -> str:
-    """A value as a user would type it, text in quotes."""
+    """A value as a user would type it, strings in quotes."""
     return (
         {None: "null", True: "true", False: "false"}[value]
         if value is None or value is True or value is False
@@ -112,7 +156,7 @@ def shown(value: Any) -> str:
 
 
 def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether OmegaConf would take the value by cutting it: 2.5 as the whole number 2, or 2 as true."""
+    """Whether OmegaConf would take the value by cutting it: 2.5 as the integer 2, or 2 as true."""
     if "bool" in str(field.type):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
@@ -131,6 +175,6 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 @functools.cache
 def _schema() -> DictConfig:
     """One configuration to try values on; each key is judged alone, so that what was set before does not matter."""
-    schema = OmegaConf.structured(config.Config)
+    schema = OmegaConf.structured(Config)
     assert isinstance(schema, DictConfig)
     return schema

@@ -14,7 +14,7 @@ from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
 from recast_exp.data.types import SPLITS, ImageSet
-from recast_exp.files import usable_cores
+from recast_exp.system import usable_cores
 
 _DECODING_WORKERS = {"cpu": 4, "cuda": 16}
 _READING_WORKERS = {"cpu": 0, "cuda": 4}

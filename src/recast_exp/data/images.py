@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from recast_exp.errors import RecastError, UserError
-from recast_exp.files import usable_cores
+from recast_exp.system import usable_cores
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

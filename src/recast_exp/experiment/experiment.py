@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from recast_exp.adapters import Adapter, from_config
+from recast_exp.config.schema import Config
 from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import ImageDataModule, requests
 from recast_exp.data.store import Store, open_stores
 from recast_exp.data.types import ImageSet
+from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE, pretrained_weights
 from recast_exp.files import cache_folder
 from recast_exp.models.adapted import AdaptedModel, assemble
-from recast_exp.models.backbones import Backbone, create_backbone
+from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.bank_cache import bank_for
+from recast_exp.models.create import backbone_name
 from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
-
-EVAL_BATCH_SIZE = 256
+from recast_exp.training.recipe import Recipe
 
 
 @dataclass
@@ -27,30 +28,47 @@ class Experiment:
     """Everything that a stage works with.
 
     Attributes:
-        cfg: The whole configuration.
+        settings: The settings of the run.
+        adapter: The second method on the backbone, or `NoAdapter()`.
         cache: Folder for banks, probes and embedded backbones.
         images: Classes and splits.
         backbone: The pretrained backbone; its network is changed in place by `adapt`.
         _stores: The resized images, once they are open.
+        _kept: Whether those are kept as `dataset.cache` says.
     """
 
-    cfg: DictConfig
+    settings: Config
+    adapter: Adapter
     cache: Path
     images: ImageSet
     backbone: Backbone
     _stores: dict[str, Store] = field(default_factory=dict)
+    _kept: bool = False
 
     @classmethod
-    def open(cls, cfg: DictConfig) -> Experiment:
-        """Open the images (first: it is cheap and fails early) and create the backbone."""
-        cache = cache_folder(cfg.cache_dir)
-        images = load_dataset(cfg.dataset, Path(cfg.data_dir))
-        return cls(cfg, cache, images, create_backbone(cfg, cache))
+    def open(cls, settings: Config) -> Experiment:
+        """Open the images (first: it is cheap and fails early) and create the backbone.
+
+        Raises:
+            UserError: If an option of the adapter, the images or a file of weights is wrong.
+            MissingInputError: If images or weights are not there.
+        """
+        cache, model = cache_folder(settings.cache_dir), settings.model
+        adapter = from_config(settings.adapter)
+        images = load_dataset(settings.dataset, settings.data_dir)
+        embedded = pretrained_weights(backbone_name(model), cache) if is_embedded(model) else None
+        return cls(settings, adapter, cache, images, create_backbone(model, embedded))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model is trained."""
+        settings = self.settings
+        return Recipe(settings.optimizer, settings.scheduler, settings.trainer, settings.seed, settings.select)
 
     @property
     def eval_batch_size(self) -> int:
         """Images per evaluation batch. Another number changes the last bits of a result."""
-        return int(self.cfg.dataset.eval_batch_size or EVAL_BATCH_SIZE)
+        return self.settings.dataset.eval_batch_size or EVAL_BATCH_SIZE
 
     def data(self, *, keep: bool = False) -> ImageDataModule:
         """Loaders of the images, as the backbone wants them.
@@ -59,17 +77,18 @@ class Experiment:
             keep: Whether to keep resized images as `dataset.cache` says. Otherwise those that are kept already are
                 used, and others are decoded when they are read: right for whoever reads each image once.
         """
-        dataset = self.cfg.dataset
-        if not self._stores:
+        dataset = self.settings.dataset
+        if not self._stores or (keep and not self._kept):
             wanted = requests(self.images, self.backbone.input, dataset.transform, build=keep)
             self._stores = open_stores(wanted, dataset.cache, self.cache, self.images.name)
+            self._kept = keep
         return ImageDataModule(
             self.images,
             self.backbone.input,
             transform=dataset.transform,
             batch_size=dataset.batch_size,
             eval_batch_size=self.eval_batch_size,
-            seed=self.cfg.seed,
+            seed=self.settings.seed,
             stores=self._stores,
             num_workers=dataset.num_workers,
             prefetch_factor=dataset.prefetch_factor,
@@ -78,30 +97,33 @@ class Experiment:
 
     def banks(self) -> tuple[Banks | None, Path | None]:
         """Template banks and their file, for models that have any."""
-        return bank_for(self.backbone, self.cfg, self.cache) if self.cfg.model.method == "recast" else (None, None)
+        settings = self.settings
+        if settings.model.method != "recast":
+            return None, None
+        return bank_for(self.backbone, settings.recast, settings.mimicry, self.cache, settings.bank)
 
     def adapt(self, banks: Banks | None) -> AdaptedModel:
         """Put a new head, the templates and the adapter into the backbone, in place."""
-        adapted = assemble(self.backbone.network, self.cfg, banks, len(self.images.classes))
+        settings, classes = self.settings, len(self.images.classes)
+        adapted = assemble(self.backbone.network, settings.model, self.adapter, banks, classes, settings.seed)
         adapted.backbone = self.backbone.fingerprint
         return adapted
 
     def record(self, adapted: AdaptedModel) -> dict[str, Any]:
         """What a task file of this experiment says of itself."""
+        settings = self.settings
         return make_record(
-            self.cfg,
             adapted,
+            seed=settings.seed,
+            trainer=settings.trainer,
+            model=settings.model,
+            recast=settings.recast,
+            mimicry=settings.mimicry,
+            adapter=settings.adapter,
+            dataset=settings.dataset,
             backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             classes=list(self.images.classes),
             test_images=self.images.splits["test"].digest(),
             input=input_record(self.backbone.input),
             eval_batch_size=self.eval_batch_size,
         )
-
-
-def with_values(cfg: DictConfig, **changes: Any) -> DictConfig:
-    """A copy of a configuration with other values, by dotted name (dots written as two underscores)."""
-    copy = cfg.copy()
-    for name, value in changes.items():
-        OmegaConf.update(copy, name.replace("__", "."), value, merge=False)
-    return copy

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from recast_exp import __version__
+from recast_exp.adapters import NoAdapter
 from recast_exp.data.types import SPLITS, ImageSet
-from recast_exp.experiment.experiment import Experiment, with_values
-from recast_exp.files import alone_at, is_main_process, json_hash, write_json
+from recast_exp.experiment.experiment import Experiment
+from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.models.adapted import assemble
+from recast_exp.system import is_main_process
 from recast_exp.training.loop import fit, test
 
 log = logging.getLogger(__name__)
@@ -31,15 +32,12 @@ def probe(experiment: Experiment) -> dict[str, float]:
     Returns:
         `val/…` and `test/…` as for any run, without the per-class ones.
     """
-    cfg = with_values(
-        experiment.cfg, model__method="frozen", model__batchnorm_statistics="frozen", adapter={"name": "none"}
-    )
-    path = experiment.cache / "probes" / f"{_key(experiment, cfg)}.json"
+    path = experiment.cache / "probes" / f"{_key(experiment)}.json"
     # The ranks of one run train it together: the first one has the lock, and starts the others while it has it.
-    with alone_at(path) if is_main_process() else contextlib.nullcontext():
+    with alone_at(path) if is_main_process(experiment.settings.trainer.devices) else contextlib.nullcontext():
         metrics = _read(path)
         if metrics is None:
-            metrics = _train(experiment, cfg)
+            metrics = _train(experiment)
             write_json(path, metrics)
     return metrics
 
@@ -54,38 +52,34 @@ def _read(path: Path) -> dict[str, float] | None:
     return None
 
 
-def _train(experiment: Experiment, cfg: DictConfig) -> dict[str, float]:
+def _train(experiment: Experiment) -> dict[str, float]:
     network = copy.deepcopy(experiment.backbone.network)
-    adapted = assemble(network, cfg, None, len(experiment.images.classes))
+    model = dataclasses.replace(experiment.settings.model, method="frozen", batchnorm_statistics="frozen")
+    adapted = assemble(network, model, NoAdapter(), None, len(experiment.images.classes), experiment.settings.seed)
     data = experiment.data(keep=True)
-    metrics = fit(cfg, adapted, data, description="linear probe").metrics
-    metrics |= test(cfg, adapted, data).metrics
+    metrics = fit(experiment.recipe, adapted, data, description="linear probe").metrics
+    metrics |= test(experiment.recipe, adapted, data).metrics
     return {name: value for name, value in metrics.items() if "/" in name and "per_class" not in name}
 
 
-def _key(experiment: Experiment, cfg: DictConfig) -> str:
+def _key(experiment: Experiment) -> str:
     """All that the probe's result depends on."""
-    whole = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(whole, dict)
-    optimizer = {
-        name: value
-        for name, value in whole["optimizer"].items()
-        if not name.startswith(("coef", "adapter", "backbone"))
-    }
-    trainer = {name: value for name, value in whole["trainer"].items() if name != "head_first_epochs"}
-    dataset = {name: value for name, value in whole["dataset"].items() if name not in _WITHOUT_EFFECT}
+    settings = experiment.settings
+    optimizer, trainer = dataclasses.asdict(settings.optimizer), dataclasses.asdict(settings.trainer)
+    dataset = dataclasses.asdict(settings.dataset)
+    without = ("coef", "adapter", "backbone")  # what only other kinds of parameters have
     return json_hash(
         {
             "version": __version__,
             "fingerprint": experiment.backbone.fingerprint,
             "input": str(experiment.backbone.input),
             "images": images_digest(experiment.images),
-            "seed": whole["seed"],
-            "select": whole["select"],
-            "optimizer": optimizer,
-            "trainer": trainer,
-            "dataset": dataset,
-            "scheduler": whole["scheduler"],
+            "seed": settings.seed,
+            "select": settings.select,
+            "optimizer": {name: value for name, value in optimizer.items() if not name.startswith(without)},
+            "trainer": {name: value for name, value in trainer.items() if name != "head_first_epochs"},
+            "dataset": {name: value for name, value in dataset.items() if name not in _WITHOUT_EFFECT},
+            "scheduler": dataclasses.asdict(settings.scheduler),
         },
         32,
     )

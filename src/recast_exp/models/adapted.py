@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters import inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
+from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, inject
+from recast_exp.system import seeded
 
 CHANGE = "coefficients/change"  # the name of the measure, over all groups; one group's is below it
 KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot
@@ -29,6 +30,7 @@ class AdaptedModel:
             own name otherwise; the task file and the counts use it.
         buffers: Public name → buffer name, for running statistics that move with the task.
         banks: The template banks, where the model has any.
+        adapter: The adapter that was put in.
         backbone: Fingerprint of the backbone's pretrained weights.
     """
 
@@ -36,6 +38,7 @@ class AdaptedModel:
     trainable: dict[str, dict[str, str]]
     buffers: dict[str, str] = field(default_factory=dict)
     banks: Banks | None = None
+    adapter: Adapter = field(default_factory=NoAdapter)
     backbone: str = ""
 
     @property
@@ -99,42 +102,47 @@ class AdaptedModel:
                 parameter.requires_grad_(True)
 
 
-def assemble(network: nn.Module, cfg: DictConfig, banks: Banks | None, num_classes: int) -> AdaptedModel:
-    """Build the model of a configuration on a backbone, in place.
+def assemble(
+    network: nn.Module, model: ModelConfig, adapter: Adapter, banks: Banks | None, num_classes: int, seed: int
+) -> AdaptedModel:
+    """Build a model on a backbone, in place.
 
     Args:
         network: A pretrained timm model without a classifier.
-        cfg: The whole configuration; its seed decides the new head's first weights.
+        model: What trains, and whether BatchNorm's running statistics move.
+        adapter: The adapter, or `NoAdapter()`; full fine-tuning takes none.
         banks: Template banks for `model.method=recast`.
         num_classes: Classes of the task.
+        seed: Decides the first weights of the new head and the adapter.
 
     Raises:
         UserError: If the backbone has no classifier to train, or the banks do not fit it.
     """
-    if cfg.model.method == "full":
-        torch.manual_seed(cfg.seed)
-        return assemble_full(network, num_classes, cfg.model.batchnorm_statistics == "update")
-    torch.manual_seed(cfg.seed)
-    head = _new_head(network, num_classes)
-    trainable = {"head": head}
-    if banks is not None:
-        trainable["coefficients"] = inject(network, banks)
-    owned = {
-        kind: {name: network.get_parameter(path) for name, path in found.items()} for kind, found in trainable.items()
-    }
-    trainable["adapter"] = inject_adapter(network, cfg.adapter)
+    update = model.batchnorm_statistics == "update"
+    with seeded(seed):
+        if model.method == "full":
+            return assemble_full(network, num_classes, update)
+        head = _new_head(network, num_classes)
+        trainable = {"head": head}
+        if banks is not None:
+            trainable["coefficients"] = inject(network, banks)
+        owned = {
+            kind: {name: network.get_parameter(path) for name, path in paths.items()}
+            for kind, paths in trainable.items()
+        }
+        trainable["adapter"] = inject_adapter(network, adapter)
     # An adapter that puts its own modules in the places of layers (peft) moves the layers' parameters to other names
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
-    for kind, found in owned.items():
-        trainable[kind] = {name: path_of[id(parameter)] for name, parameter in found.items()}
-    buffers = running_statistics(network) if cfg.model.batchnorm_statistics == "update" else {}
-    adapted = AdaptedModel(network, trainable, buffers, banks)
+    for kind, parameters in owned.items():
+        trainable[kind] = {name: path_of[id(parameter)] for name, parameter in parameters.items()}
+    buffers = running_statistics(network) if update else {}
+    adapted = AdaptedModel(network, trainable, buffers, banks, adapter)
     adapted.set_trainable(*KINDS)
     return adapted
 
 
 def assemble_full(network: nn.Module, num_classes: int, update_batchnorm: bool) -> AdaptedModel:
-    """Full fine-tuning: a new head, and every parameter trains."""
+    """Full fine-tuning: a new head, whose first weights torch's generator decides, and every parameter trains."""
     head = _new_head(network, num_classes)
     backbone = {name: name for name, _ in network.named_parameters() if name not in head.values()}
     buffers = running_statistics(network) if update_batchnorm else {}

@@ -8,31 +8,26 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.config.schema import MimicryConfig, RecastConfig
+from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.models.backbones import Backbone
+from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
-from recast_exp.recast.formulas import DEFAULT_STEPS
 from recast_exp.recast.grouping import layer_module
+from recast_exp.recast.solvers import check_options, options_of
 
 log = logging.getLogger(__name__)
 
-_OPTIONS = {
-    "closed_form": (),
-    "gradient": ("steps", "lr", "step_size", "noise"),
-    "autoencoder": ("steps", "lr", "hidden"),
-}
 
-
-def groups_of(backbone: Backbone, cfg: DictConfig) -> list[Group]:
-    """The groups of layers that a configuration asks for."""
-    recast = cfg.recast
+def groups_of(backbone: Backbone, recast: RecastConfig) -> list[Group]:
+    """The groups of layers of a backbone that a configuration asks for."""
     return find_groups(
         backbone.network,
         targets=recast.targets,
@@ -42,8 +37,17 @@ def groups_of(backbone: Backbone, cfg: DictConfig) -> list[Group]:
     )
 
 
-def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, Path]:
-    """The template banks of a configuration: from `bank=FILE`, from the cache, or made now and put into the cache.
+def bank_for(
+    backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig, cache: Path, given: str | None = None
+) -> tuple[Banks, Path]:
+    """The template banks of a backbone: from a file, from the cache, or made now and put into the cache.
+
+    Args:
+        backbone: The backbone; it is not changed.
+        recast: How its layers are grouped.
+        mimicry: How templates and coefficients are found.
+        cache: The folder of the cache.
+        given: A file of banks (`bank=FILE`), instead of the cache.
 
     Returns:
         The banks, and the file that holds them.
@@ -51,13 +55,13 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
     Raises:
         UserError: If a given bank belongs to other weights or other groups.
     """
-    groups = groups_of(backbone, cfg)
-    if cfg.bank:
-        path = Path(cfg.bank).expanduser()
+    groups = groups_of(backbone, recast)
+    if given:
+        path = Path(given).expanduser()
         banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)
         return banks, path
-    settings = _settings(backbone, cfg)
+    settings = _settings(backbone, recast, mimicry)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
     with alone_at(index):
         if index.is_file():
@@ -66,22 +70,27 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
                 path = _path(cache, entry["hash"])
                 return Banks.load(path, entry["hash"]), path
             except (RecastError, KeyError, TypeError, ValueError) as error:
-                log.warning("The cached template bank is unusable (%s); it is made anew", error)
-        banks = _mimic(backbone, groups, cfg, settings)
+                log.warning("The cached template bank is unusable (%s); it is made again", error)
+        banks = _mimic(backbone, groups, recast, mimicry, settings)
         path = _path(cache, banks.hash)
         banks.save(path)
         write_json(index, {"hash": banks.hash, "settings": settings})
         return banks, path
 
 
-def bank_by_hash(content_hash: str, cfg: DictConfig, cache: Path) -> Banks:
-    """The very bank that a task file names, from `bank=FILE` or the cache; never made anew.
+def bank_by_hash(content_hash: str, cache: Path, given: str | None = None) -> Banks:
+    """The very bank that a task file names, from a file or the cache; never made from scratch.
+
+    Args:
+        content_hash: Its hash.
+        cache: The folder of the cache.
+        given: A file of banks (`bank=FILE`), instead of the cache.
 
     Raises:
         MissingInputError: If it is in neither place.
         UserError: If the file has another content.
     """
-    path = Path(cfg.bank).expanduser() if cfg.bank else _path(cache, content_hash)
+    path = Path(given).expanduser() if given else _path(cache, content_hash)
     if not path.is_file():
         raise MissingInputError(
             f"bank: the task was trained with the template bank {content_hash[:16]}…, which is not in {path.parent}; "
@@ -94,28 +103,42 @@ def _path(cache: Path, content_hash: str) -> Path:
     return cache / "banks" / f"{content_hash}.safetensors"
 
 
-def _settings(backbone: Backbone, cfg: DictConfig) -> dict[str, Any]:
-    """What a bank depends on, beside the groups."""
-    names = ("name", "seed", *_OPTIONS[cfg.mimicry.name])
+def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) -> dict[str, Any]:
+    """What a bank depends on, next to the groups."""
     return {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
-        "num_coefficient_sets": cfg.recast.num_coefficient_sets,
-        "mimicry": {name: OmegaConf.select(cfg.mimicry, name) for name in names},
+        "num_coefficient_sets": recast.num_coefficient_sets,
+        "mimicry": {"name": mimicry.name, "seed": mimicry.seed, **_options(mimicry)},
     }
 
 
-def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: dict[str, Any]) -> Banks:
-    solver = cfg.mimicry.name
-    options = {name: cfg.mimicry[name] for name in _OPTIONS[solver] if cfg.mimicry[name] is not None}
-    common = {
-        "solver": solver,
-        "num_sets": cfg.recast.num_coefficient_sets,
-        "seed": cfg.mimicry.seed,
-        "settings": settings,
-    }
-    if solver == "closed_form":
-        return mimic(backbone.network, groups, **common)
+def _options(mimicry: MimicryConfig) -> dict[str, Any]:
+    """The solver's options: the keys of the section that it takes, then `mimicry.options`; None is its own default."""
+    with section("mimicry."):
+        check_options(mimicry.name, mimicry.options)
+        names = options_of(SOLVERS.load(mimicry.name))
+    shared = {name: getattr(mimicry, name) for name in names if hasattr(mimicry, name)}
+    return shared | mimicry.options
+
+
+def _mimic(
+    backbone: Backbone, groups: list[Group], recast: RecastConfig, mimicry: MimicryConfig, settings: dict[str, Any]
+) -> Banks:
+    options = {name: value for name, value in _options(mimicry).items() if value is not None}
+    run = partial(
+        mimic,
+        backbone.network,
+        groups,
+        solver=mimicry.name,
+        num_sets=recast.num_coefficient_sets,
+        seed=mimicry.seed,
+        settings=settings,
+        **options,
+    )
+    solver = SOLVERS.load(mimicry.name)
+    if not hasattr(solver, "num_steps"):
+        return run()
     columns = (
         TextColumn("Neural Mimicry"),
         BarColumn(),
@@ -123,10 +146,12 @@ def _mimic(backbone: Backbone, groups: list[Group], cfg: DictConfig, settings: d
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as progress:
-        linear = layer_module(backbone.network, groups[0].layers[0]).weight.dim() == 2
-        steps = options.get("steps", DEFAULT_STEPS[solver]["linear" if linear else "convolution"])
-        task = progress.add_task("", total=steps * len(groups))
-        return mimic(backbone.network, groups, **common, **options, progress=lambda: progress.advance(task))
+        total = 0
+        for group in groups:
+            weight = layer_module(backbone.network, group.layers[0]).weight.detach()
+            total += solver.num_steps(weight.expand(len(group.layers), *weight.shape), options.get("steps"))
+        task = progress.add_task("", total=total)
+        return run(progress=lambda: progress.advance(task))
 
 
 def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone) -> None:

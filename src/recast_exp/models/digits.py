@@ -1,27 +1,18 @@
-"""The embedded backbones: small timm models that are pretrained here, on digits 0-4, the first time they are used.
+"""The embedded backbones: small timm models for 16 px images, registered with timm under their names.
 
-They make the default run self-contained: no download, real images, and a backbone that knows digits but has never
-seen the task's five classes. Each is registered with timm under its name and trained once by a fixed recipe with a
-fixed seed, apart from the run's; the weights are kept in the user's cache.
+They make the default run self-contained: no download, real images, and a backbone that knows the digits 0 to 4 but has
+never seen the task's five classes. `experiment.pretrain` trains each once by its recipe, with a seed of its own, and
+keeps the weights in the user's cache.
 """
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-
-from recast_exp.files import alone_at, json_hash, replacing
-
-log = logging.getLogger(__name__)
 
 SIZE = 16
 PRETRAINED_CFG = {
@@ -76,59 +67,4 @@ def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _registered(network: nn.Module) -> nn.Module:
     timm_model: Any = network
     timm_model.pretrained_cfg = timm_model.default_cfg = dict(PRETRAINED_CFG)
-    return network
-
-
-def pretrained_weights(name: str, cache: Path) -> Path:
-    """The file with an embedded backbone's weights; trained first, with a progress bar, where the cache lacks it."""
-    recipe = RECIPES[name]
-    path = cache / "backbones" / f"{name}-{json_hash(recipe)}.safetensors"
-    if path.is_file():
-        return path
-    with alone_at(path):
-        if not path.is_file():
-            log.info("Pretraining %s on digits 0-4, once (kept in %s)", name, path.parent)
-            network = _pretrain(name, recipe)
-            with replacing(path) as temporary:
-                save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
-    return path
-
-
-def _pretrain(name: str, recipe: dict[str, Any]) -> nn.Module:
-    """Train all weights on the source digits with the project's own training loop."""
-    from recast_exp.config.schema import Config
-    from recast_exp.data import load_dataset
-    from recast_exp.data.datamodule import ImageDataModule
-    from recast_exp.data.transforms import InputSpec
-    from recast_exp.experiment.experiment import EVAL_BATCH_SIZE
-    from recast_exp.models.adapted import assemble_full
-    from recast_exp.training.loop import fit, quiet
-
-    cfg = OmegaConf.structured(Config)
-    cfg.seed = recipe["seed"]
-    cfg.dataset.update({"name": "digits", "part": "source", "transform": "shift", "batch_size": recipe["batch_size"]})
-    cfg.optimizer.update({"lr": recipe["lr"], "weight_decay": 0.05, "backbone_lr": recipe["lr"]})
-    cfg.scheduler.update({"name": "cosine", "warmup_epochs": 3})
-    cfg.trainer.update({"accelerator": "cpu", "num_threads": 1, "max_epochs": recipe["epochs"]})
-    cfg.model.batchnorm_statistics = "update"
-    images = load_dataset(cfg.dataset, Path(cfg.data_dir))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe["seed"])
-        network: nn.Module = digits_vit(num_classes=0) if name == "digits_vit" else digits_resnet(num_classes=0)
-        adapted = assemble_full(network, num_classes=len(images.classes), update_batchnorm=True)
-        spec = InputSpec(SIZE, PRETRAINED_CFG["mean"], PRETRAINED_CFG["std"], 1.0, "bilinear")  # type: ignore[arg-type]
-        data = ImageDataModule(
-            images,
-            spec,
-            transform=cfg.dataset.transform,
-            batch_size=cfg.dataset.batch_size,
-            eval_batch_size=EVAL_BATCH_SIZE,
-            seed=cfg.seed,
-        )
-        with quiet():
-            result = fit(cfg, adapted, data, description=f"pretraining {name}")
-    log.info("%s: validation accuracy %.1f %% on its own digits", name, 100 * result.metrics["val/accuracy"])
-    timm_model: Any = network
-    timm_model.reset_classifier(0)
-    network.eval()
     return network

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
-from recast_exp import adapters
+from recast_exp.adapters import from_config
+from recast_exp.config.schema import ModelConfig
 
 
-def method_label(cfg: DictConfig) -> str:
-    """The label of a configuration: its own, or made of those of its model and its adapter.
+def method_label(label: str, model: ModelConfig, adapter: Mapping[str, Any]) -> str:
+    """The label of a method: its own, or made of those of its model and its adapter.
 
     An adapter on a frozen backbone goes by its own name.
+
+    Args:
+        label: Its own label; empty for none.
+        model: Its model.
+        adapter: Name and options of its adapter.
     """
-    if cfg.label:
-        return str(cfg.label)
-    model, adapter = str(cfg.model.label or cfg.model.name), adapters.label(cfg.adapter)
-    if not adapter:
-        return model
-    return adapter if cfg.model.method == "frozen" else f"{model} + {adapter}"
+    if label:
+        return label
+    own, added = model.label or model.name, from_config(adapter).label
+    if not added:
+        return own
+    return added if model.method == "frozen" else f"{own} + {added}"

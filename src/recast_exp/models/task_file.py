@@ -1,4 +1,4 @@
-"""One task's numbers: saved to and loaded from a small safetensors file, and counted.
+"""One task's parameters: saved to and loaded from a small safetensors file.
 
 The file holds the tensors of `AdaptedModel.task_tensors` and a record (JSON in the metadata) of what they belong to:
 the template bank by content hash, the backbone by fingerprint, the configuration, class names and preprocessing.
@@ -7,18 +7,18 @@ the template bank by content hash, the backbone by fingerprint, the configuratio
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recast_exp import __version__
-from recast_exp.adapters._base import NORMS
+from recast_exp.config.schema import DatasetConfig, MimicryConfig, ModelConfig, RecastConfig, TrainerConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
@@ -35,13 +35,36 @@ _LOCAL = {
 }
 
 
-def make_record(cfg: DictConfig, adapted: AdaptedModel, **facts: Any) -> dict[str, Any]:
-    """The record of a task file: configuration, bank hash, and the given facts (backbone, classes, input, …)."""
-    parts: dict[str, Any] = {"seed": cfg.seed}
-    parts["trainer"] = {name: cfg.trainer[name] for name in ("precision", "limit_batches")}
-    for node in ("model", "recast", "mimicry", "adapter", "dataset"):
-        values = OmegaConf.to_container(cfg[node], resolve=True)
-        assert isinstance(values, dict)
+def make_record(
+    adapted: AdaptedModel,
+    *,
+    seed: int,
+    trainer: TrainerConfig,
+    model: ModelConfig,
+    recast: RecastConfig,
+    mimicry: MimicryConfig,
+    adapter: Mapping[str, Any],
+    dataset: DatasetConfig,
+    **facts: Any,
+) -> dict[str, Any]:
+    """The record of a task file: the configuration of the model, the bank's hash, and the given facts.
+
+    Args:
+        adapted: The model.
+        seed: Seed of the run.
+        trainer: Of it, what the test depends on is kept.
+        model: The model's node of the configuration, kept without the files of this machine.
+        recast: How its layers are grouped.
+        mimicry: How its templates were found.
+        adapter: Name and options of its adapter.
+        dataset: The dataset's node, kept without what is a matter of this machine.
+        **facts: What else the file says of itself (backbone, classes, input, …).
+    """
+    nodes = {"model": asdict(model), "recast": asdict(recast), "mimicry": asdict(mimicry)}
+    nodes |= {"adapter": dict(adapter), "dataset": asdict(dataset)}
+    parts: dict[str, Any] = {"seed": seed}
+    parts["trainer"] = {"precision": trainer.precision, "limit_batches": trainer.limit_batches}
+    for node, values in nodes.items():
         parts[node] = {name: value for name, value in values.items() if name not in _LOCAL.get(node, ())}
     bank = adapted.banks.hash if adapted.banks else None
     return {"format": FORMAT, "version": __version__, "config": parts, "bank": bank, **facts}
@@ -92,53 +115,6 @@ def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
         else:
             packers[name].unpack(tensors[name])
-
-
-def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
-    """Count the numbers of a model and its task.
-
-    Returns:
-        Whole numbers: `coefficients`, `adapter`, `buffers` and `backbone_trained` with their sum `task_specific`;
-        `adapter_norm`, those among the adapter's that are the backbone's own scales and shifts of norms;
-        `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and the moved buffers);
-        `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`: for each layer with trained numbers,
-        how many of each kind.
-    """
-    network = adapted.network
-    names = {"backbone": "backbone_trained"}
-    tensors = adapted.task_tensors()
-    kinds = dict.fromkeys(("coefficients", "adapter", "buffers", "backbone_trained", "head"), 0)
-    layers: dict[str, dict[str, int]] = {}
-    bits, norm = 0, 0
-    packers = adapted.packers()
-    for name, tensor in tensors.items():
-        kind, _, public = name.partition("/")
-        kind = names.get(kind, kind)
-        kinds[kind] += tensor.numel()
-        layer = public if kind == "coefficients" else public.rpartition(".")[0]
-        counts = layers.setdefault(layer, {})
-        counts[kind] = counts.get(kind, 0) + tensor.numel()
-        if kind != "head":
-            bits += tensor.numel() * (packers[name].bits if name in packers else tensor.element_size() * 8)
-        if kind == "adapter":
-            owner, _, _ = adapted.trainable["adapter"][public].rpartition(".")
-            norm += tensor.numel() * isinstance(network.get_submodule(owner), NORMS)
-    head = kinds.pop("head")
-    templates = sum(tensor.numel() for tensor in adapted.banks.templates.values()) if adapted.banks else 0
-    total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]
-    task_specific = sum(kinds.values())
-    return {
-        **kinds,
-        "adapter_norm": norm,
-        "task_specific": task_specific,
-        "head": head,
-        "templates": templates,
-        "frozen": total - task_specific - head - templates,
-        "total": total,
-        "task_bits": bits,
-        "task_file_bytes": task_file_bytes,
-        "layers": layers,
-    }
 
 
 def input_record(spec: InputSpec) -> dict[str, Any]:

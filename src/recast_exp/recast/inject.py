@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UnknownNameError, UserError
+from recast_exp.plugins import SOLVERS
 from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination, reference
-from recast_exp.recast.formulas import SOLVERS
 from recast_exp.recast.grouping import Group, layer_module
+from recast_exp.recast.solvers import check_options
 
 BANKS = "banks"  # where the template banks are registered in the model
 
@@ -26,6 +27,7 @@ def mimic(
     num_sets: int = 2,
     seed: int = 42,
     settings: dict[str, Any] | None = None,
+    progress: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Banks:
     """Neural Mimicry of a model: templates and coefficients for all groups. The model is not changed.
@@ -33,20 +35,34 @@ def mimic(
     Args:
         model: The pretrained model.
         groups: What `find_groups` found in it.
-        solver: A name in `formulas.SOLVERS`.
+        solver: A name in `recast_exp.plugins.SOLVERS`: `closed_form`, `gradient`, `autoencoder` or another package's.
         num_sets: K.
         seed: Seed of the solver; each group has its own, derived from it.
         settings: A record of where the weights came from, kept with the banks.
-        options: Further arguments of the solver.
+        progress: Called after each step of an iterating solver.
+        options: Options of the solver, see its `solve`.
+
+    Raises:
+        UnknownNameError: If there is no such solver, it has no such option, or the model no such layer.
     """
+    if solver not in (known := SOLVERS.names()):
+        raise UnknownNameError(f"solver: expected one of {', '.join(known)}, got {solver!r}")
+    check_options(solver, options)
+    solve = SOLVERS.load(solver).solve
     groups = tuple(groups)
     templates: dict[str, Tensor] = {}
     coefficients: dict[str, Tensor] = {}
     for index, group in enumerate(groups):
         weights = torch.stack([reference(model, layer) for layer in group.layers])
         with torch.enable_grad():
-            found = SOLVERS[solver](
-                weights, group.num_templates, num_sets, group.num_blocks, seed=(seed + index) % 2**32, **options
+            found = solve(
+                weights,
+                group.num_templates,
+                num_sets,
+                group.num_blocks,
+                seed=(seed + index) % 2**32,
+                progress=progress,
+                **options,
             )
         templates[group.name] = found.templates
         coefficients |= dict(zip(group.layers, found.coefficients.unbind(0), strict=True))

@@ -10,31 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.cli import launchers
-from recast_exp.config import grammar as overrides
-from recast_exp.config.keys import FIELDS, leaves, mapping_of, shown
+from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
 
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
 
-WITHOUT_EFFECT = frozenset({"resume", "skip_unfit", "label", "model.label", "search.storage"})
-"""Keys that no result depends on, and that may differ where a job is continued."""
-
 FORMAT = 1
 """The newest format of the record that this version reads."""
 
-_DESCRIBE = ("model.", "recast.", "mimicry.", "adapter", "dataset.")
-_DESCRIBE_TOO = frozenset({"seed", "trainer.precision", "trainer.limit_batches"})
-_OF_A_MACHINE = frozenset(
-    {
-        *("model.weights", "dataset.path", "dataset.download", "dataset.cache", "dataset.num_workers"),
-        *("dataset.prefetch_factor", "dataset.pin_memory", "dataset.batch_size", "dataset.eval_batch_size"),
-    }
-)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -78,11 +66,6 @@ def _has_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _describes_the_model(key: str) -> bool:
-    """Whether a task file may set a key. It may say what the model is, and nothing about the machine that reads it."""
-    return key in _DESCRIBE_TOO or (key.startswith(_DESCRIBE) and key not in _OF_A_MACHINE)
-
-
 def _header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: eight bytes of length, then JSON, then the tensors it announces."""
     size = path.stat().st_size
@@ -101,24 +84,24 @@ def _header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def adopt(cfg: DictConfig) -> DictConfig:
-    """Give a composed configuration what its task file was trained with; any other configuration is returned as it is.
+def adopt(content: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
+    """A configuration with what a task file was trained with in the place of its own values.
 
     Args:
-        cfg: A composed configuration of schema `Config`.
+        content: A composed configuration as nested mappings.
+        task: The task file.
 
     Raises:
         MissingInputError: If there is no such task file.
         UserError: If it is not a task file of this version.
     """
-    if cfg.stage.name != "evaluate" or not cfg.task:
-        return cfg
-    adopted = copy.deepcopy(cfg)
-    for key, value in recorded(cfg.task).items():
-        try:
-            OmegaConf.update(adopted, key, value, merge=False)
-        except OmegaConfBaseException:
-            raise UserError(f"task: {cfg.task} holds {key}={value!r}, which this version does not take") from None
+    adopted = copy.deepcopy(dict(content))
+    for key, value in recorded(task).items():
+        node = adopted
+        *sections, name = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
     return adopted
 
 
@@ -130,22 +113,26 @@ def recorded(task: str | Path) -> dict[str, Any]:
         UserError: If it is not a task file of this version, or holds a key that this version does not know or that
             does not describe the model: a file must not choose a tracker, a folder or a download.
     """
-    keys = dict(leaves(read_record(task)["config"]))
-    for key in keys:
-        if key not in FIELDS:
+    found = dict(keys.leaves(read_record(task)["config"]))
+    for key in found:
+        if key not in keys.FIELDS:
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")
-        if not _describes_the_model(key):
+        if not keys.is_recorded(key):
             raise UserError(f"task: {task} sets {key}; a task file may only describe the model, so it is not used")
-    return keys
+    return found
 
 
 def contradictions(
-    cfg: DictConfig, typed: Iterable[str], chosen: Mapping[str, tuple[str, Mapping[str, Any]]]
+    asked: Mapping[str, Any],
+    task: str | Path,
+    typed: Iterable[str],
+    chosen: Mapping[str, tuple[str, Mapping[str, Any]]],
 ) -> Iterator[str]:
     """Compare what the user asked for with what the task file was trained with.
 
     Args:
-        cfg: The composed configuration, before adoption.
+        asked: Dotted key → value, before adoption.
+        task: The task file.
         typed: Keys that the user set.
         chosen: The groups that the user chose an option of: the option, and the dotted keys that it sets.
 
@@ -156,27 +143,30 @@ def contradictions(
         MissingInputError: If there is no such task file.
         UserError: If it is not a task file of this version.
     """
-    record = recorded(cfg.task)
-    differing = {key: value for key in record if (value := _plain(cfg, key)) != record[key]}
-    where = f"the task file {cfg.task} was trained with"
-    for key in dict.fromkeys(mapping_of(key) or key for key in typed):
+    record = recorded(task)
+    differing = {key for key, value in record.items() if asked.get(key) != value}
+
+    def line(key: str, got: Any, leave_out: str) -> str:
+        expected = keys.shown(record[key])
+        return (
+            f"{key}: expected {expected}, with which the task file {task} was trained, got {got}; leave {leave_out} out"
+        )
+
+    for key in dict.fromkeys(keys.mapping_of(key) or key for key in typed):
         if key in differing:
-            yield f"{key}: got {shown(differing[key])}, but {where} {shown(record[key])}; leave it out"
+            yield line(key, keys.shown(asked.get(key)), "it")
     for group, (option, content) in chosen.items():
-        # An option's own value may be overridden by another group's that the user did not choose: either may match.
-        keys = [key for key, value in content.items() if key in differing and value != record[key] and key not in typed]
-        named = next((key for key in (group, f"{group}.name") if key in keys), None)
+        # An option's own value may be overridden by another group's that the user did not choose: either may match
+        own = [key for key, value in content.items() if key in differing and value != record[key] and key not in typed]
+        named = next((key for key in (group, f"{group}.name") if key in own), None)
         if named:
-            got = shown(content[named])
-            yield f"{named}: got {got}, but {where} {shown(record[named])}; leave {group}={option} out"
-        elif keys:
-            what = ", ".join(f"{key}={shown(record[key])}, not {shown(differing[key])}" for key in keys)
-            yield f"{group}: got {option}, but {where} {what}; leave {group}={option} out"
-
-
-def _plain(cfg: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(cfg, key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            yield line(named, keys.shown(content[named]), f"{group}={option}")
+        elif own:
+            what = ", ".join(f"{key}={keys.shown(record[key])}" for key in own)
+            yield (
+                f"{group}: expected {what}, with which the task file {task} was trained, got {option}; leave "
+                f"{group}={option} out"
+            )
 
 
 def resumed_overrides(folder: Path) -> list[str]:
@@ -192,7 +182,7 @@ def resumed_overrides(folder: Path) -> list[str]:
     path = folder / ".hydra" / "overrides.yaml"
     found = launchers.without(str(text) for text in _load(path) or [])
     for text in found:
-        override = overrides.parse(text)
+        override = grammar.parse(text)
         key = override.key_or_group if override else ""
         if override is None or override.package is not None or re.split("[./]", key)[0] == "hydra":
             raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
@@ -205,30 +195,34 @@ def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:
     """Put what the user typed over what a run was started with; the later of two values of one key counts."""
     last: dict[str, str] = {}
     for text in (*started, *typed):
-        override = overrides.parse(text)
+        override = grammar.parse(text)
         last[override.get_key_element() if override else text] = text
     return list(last.values())
 
 
-def differences(cfg: DictConfig, folder: Path) -> Iterator[str]:
+def differences(content: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """Compare a composed configuration with the one that the run in `folder` was started with.
 
+    Args:
+        content: The configuration as nested mappings, interpolations as they stand.
+        folder: Folder of the run.
+
     Yields:
-        One line for each key that differs; `resume` itself does not count.
+        One line for each key on which results depend and that differs.
 
     Raises:
         MissingInputError: If the folder is not that of a run.
         UserError: If its configuration cannot be read.
     """
-    saved = dict(leaves(_load(folder / ".hydra" / "config.yaml")))
-    now = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(now, dict)
-    composed = dict(leaves({str(name): value for name, value in now.items()}))
-    for key in dict.fromkeys([*composed, *saved]):
-        if key in WITHOUT_EFFECT or (key in saved and key in composed and saved[key] == composed[key]):
-            continue
-        before, after = (shown(each[key]) if key in each else "nothing" for each in (saved, composed))
-        yield f"{key}: the run in {folder} was started with {before}, got {after}; a run is continued as it was"
+    saved = _load(folder / ".hydra" / "config.yaml")
+    if not isinstance(saved, dict):
+        raise UserError(f"resume: {folder / '.hydra' / 'config.yaml'} is not the configuration of a run")
+    different = keys.differences(dict(keys.leaves(saved)), dict(keys.leaves(content)))
+    for key, (before, after) in different.items():
+        yield (
+            f"{key}: expected {keys.shown(before)}, with which the run in {folder} was started, got {keys.shown(after)}; "
+            "resume with the original settings"
+        )
 
 
 def _load(path: Path) -> Any:

@@ -7,6 +7,7 @@ sweep, continues it or reports on it reads these files, on whatever machine the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -15,17 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from recast_exp.config.keys import leaves, shown
+from recast_exp.config import keys
+from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
-from recast_exp.files import is_main_process, write_json
-from recast_exp.runs import adopt as saved
+from recast_exp.files import write_json
+from recast_exp.runs import adopt, layout
+from recast_exp.runs.state import State
+from recast_exp.system import is_main_process
 
-NAME = "job.json"
 FORMAT = 1
-RUNNING, FINISHED, FAILED, SKIPPED, INTERRUPTED = "running", "finished", "failed", "skipped", "interrupted"
-
 
 _KEYS = {
     *("format", "state", "reason", "exit_code", "number", "label", "stage", "dataset", "seed", "overrides", "config"),
@@ -33,65 +32,77 @@ _KEYS = {
 }
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as JSON keeps it, resolved."""
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
-    return {str(name): value for name, value in content.items()}
-
-
 def read(folder: Path) -> dict[str, Any] | None:
     """The record of a job's folder; None where there is none, or none that can be read."""
     try:
-        record = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        record = json.loads((folder / layout.JOB).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not set(record) >= _KEYS or not isinstance(record["config"], dict):
         return None
+    try:
+        record["state"] = State.of(record["state"], record["reason"])
+    except (ValueError, AttributeError):
+        return None
     return record if isinstance(record["format"], int) and record["format"] <= FORMAT else None
 
 
-def begin(folder: Path, cfg: DictConfig, *, label: str, number: int | None = None, overrides: list[str]) -> None:
+def begin(
+    folder: Path,
+    settings: Config,
+    *,
+    label: str,
+    overrides: list[str],
+    number: int | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> None:
     """Write that a job has begun, in place of what an earlier attempt has written.
 
     Args:
         folder: Folder of the job.
-        cfg: Its whole configuration.
+        settings: Its settings.
         label: What tables call its method.
-        number: Its number in a sweep.
         overrides: The overrides that it was started with.
+        number: Its number in a sweep.
+        sources: Key of the recipe → the file that set it.
     """
-    if not is_main_process():
+    if not is_main_process(settings.trainer.devices):
         return
     now = _now()
     record = {
         "format": FORMAT,
-        "state": RUNNING,
+        "state": State.RUNNING,
         "reason": None,
         "exit_code": None,
         "number": number,
         "label": label,
-        "stage": cfg.stage.name,
-        "dataset": cfg.dataset.name,
-        "seed": cfg.seed,
+        "stage": settings.stage["name"],
+        "dataset": settings.dataset.name,
+        "seed": settings.seed,
         "overrides": overrides,
-        "config": plain(cfg),
+        "config": dataclasses.asdict(settings),
+        "recipe": dict(sources or {}),
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "started": now,
         "updated": now,
         "epoch": 0,
-        "epochs": cfg.trainer.max_epochs,
+        "epochs": settings.trainer.max_epochs,
         "val/accuracy": None,
     }
-    write_json(folder / NAME, record)
+    write_json(folder / layout.JOB, record)
 
 
 def update(folder: Path, **changes: Any) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
-    if record is not None and is_main_process():
-        write_json(folder / NAME, record | {"updated": _now()} | changes)
+    if record is not None and is_main_process(_devices(record)):
+        write_json(folder / layout.JOB, record | {"updated": _now()} | changes)
+
+
+def _devices(record: Mapping[str, Any]) -> int:
+    """The number of devices of the run that a record speaks of."""
+    return int(record["config"].get("trainer", {}).get("devices", 1))
 
 
 @contextlib.contextmanager
@@ -100,56 +111,56 @@ def ending(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        update(folder, state=INTERRUPTED, reason="interrupted", exit_code=130)
+        update(folder, state=State.INTERRUPTED, reason="interrupted", exit_code=130)
         raise
     except Pruned as pruned:
-        update(folder, state=SKIPPED, reason=str(pruned))
+        update(folder, state=State.PRUNED, reason=str(pruned))
         raise
     except RecastError as error:
-        update(folder, state=FAILED, reason=str(error), exit_code=error.exit_code)
+        update(folder, state=State.FAILED, reason=str(error), exit_code=error.exit_code)
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        update(folder, state=FAILED, reason=reason, exit_code=1)
+        update(folder, state=State.FAILED, reason=reason, exit_code=1)
         raise
-    update(folder, state=FINISHED)
+    update(folder, state=State.FINISHED)
 
 
 def clear(folder: Path) -> None:
     """Remove what another job has left in a folder and this one would take for its own."""
-    for left in ("metrics.json", "validation.json", "checkpoints/last.ckpt"):
-        (folder / left).unlink(missing_ok=True)
+    for left in (folder / layout.METRICS, folder / layout.VALIDATION, layout.checkpoint(folder)):
+        left.unlink(missing_ok=True)
 
 
-def differences(record: Mapping[str, Any], cfg: DictConfig) -> Iterator[str]:
-    """What a job was started with and is asked for now: one line for each key that differs."""
-    before, now = dict(leaves(record["config"])), dict(leaves(plain(cfg)))
-    for key in dict.fromkeys([*now, *before]):
-        if key not in saved.WITHOUT_EFFECT and not (key in before and key in now and before[key] == now[key]):
-            old, new = (shown(each[key]) if key in each else "nothing" for each in (before, now))
-            yield f"{key} was {old}, is {new} now"
+def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
+    """What a job was started with and is asked for now: one line for each deciding key that differs."""
+    if record["stage"] != settings.stage["name"]:
+        yield f"started with stage={record['stage']}, not {settings.stage['name']}"
+    different = keys.differences(dict(keys.leaves(record["config"])), dict(keys.leaves(dataclasses.asdict(settings))))
+    for key, (before, now) in different.items():
+        yield f"started with {key}={keys.shown(before)}, not {keys.shown(now)}"
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of a finished run."""
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((folder / layout.METRICS).read_text(encoding="utf-8"))
     return metrics
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics and the counts of a finished run."""
-    parameters: dict[str, Any] = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+    parameters: dict[str, Any] = json.loads((folder / layout.PARAMETERS).read_text(encoding="utf-8"))
     return read_metrics(folder), parameters
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a job has all its results, readable and whole; a record that says so is not enough."""
     record = read(folder)
-    if record is None or record["state"] != FINISHED or record["stage"] != "adapt":
+    if record is None or record["state"] != State.FINISHED or record["stage"] != "adapt":
         return False
     try:
         metrics, parameters = read_results(folder)
-        task = saved.read_record(folder / "task.safetensors")
+        task = adopt.read_record(folder / layout.TASK)
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
     except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False

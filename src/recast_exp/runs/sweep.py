@@ -93,7 +93,7 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
                 "number": each.number,
                 "folder": str(each.number),
                 "overrides": each.overrides,
-                "label": method_label(each.cfg),
+                "label": method_label(each.cfg.label, each.cfg.model, each.cfg.adapter),
                 "dataset": each.cfg.dataset.name,
                 "seed": each.cfg.seed,
                 "skipped": each.unfit,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+
+from recast_exp.config.schema import Config
 
 SWEEPER = "optuna"
 """The option of `hydra/sweeper` that searches."""
@@ -28,22 +29,22 @@ def problems(settings: Mapping[str, Any], given: Sequence[Override]) -> Iterator
     for name in ("n_trials", "n_jobs"):
         value = settings.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"hydra.sweeper.{name}: got {value!r}, takes a whole number ≥ 1"
+            yield f"hydra.sweeper.{name}: expected an integer ≥ 1, got {value!r}"
     if not isinstance(settings.get("seed"), int):
-        yield f"hydra.sweeper.seed: got {settings.get('seed')!r}, takes a whole number"
+        yield f"hydra.sweeper.seed: expected an integer, got {settings.get('seed')!r}"
     searched = [override.key_or_group for override in given if override.is_sweep_override()]
     if not searched:
-        yield "search: got nothing to search; takes at least one sweep (optimizer.lr=tag(log,interval(1e-4,1e-1)))"
+        yield "search: expected at least one sweep (optimizer.lr=tag(log,interval(1e-4,1e-1))), got none"
     if "seed" in searched:
-        yield "seed: got a sweep in a search, which would choose the luckiest; takes one seed for all trials"
+        yield "seed: cannot be searched over (the luckiest seed would win); expected a single value"
     for override in given:
         if override.key_or_group.startswith("search."):
-            yield f"{override.key_or_group}: is set by the search itself; leave it out"
+            yield f"{override.key_or_group}: the search sets it itself; leave it out"
 
 
-def trial_problems(cfg: DictConfig) -> Iterator[str]:
-    """What is wrong with the configuration of a trial, beyond what is wrong with that of any job. One line each."""
-    if cfg.stage.name != "adapt":
-        yield f"stage: got {cfg.stage.name} in a search, which goes by validation accuracy; takes adapt"
-    if cfg.probe:
-        yield "probe: got true in a search, which would test it before a trial is stopped; takes false"
+def trial_problems(settings: Config) -> Iterator[str]:
+    """What is wrong with the settings of a trial, beyond what is wrong with those of any job. One line each."""
+    if settings.stage["name"] != "adapt":
+        yield f"stage: expected adapt in a search, which goes by validation accuracy, got {settings.stage['name']}"
+    if settings.probe:
+        yield "probe: expected false in a search, got true, which would test the probe before a trial is stopped"

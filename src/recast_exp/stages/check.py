@@ -2,88 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from omegaconf import DictConfig
-
-from recast_exp.data import read_official
-from recast_exp.data.datamodule import ImageDataModule
-from recast_exp.data.images import look_at
-from recast_exp.data.protocol import choose, missing_files
-from recast_exp.data.types import Official
-from recast_exp.display import console
-from recast_exp.errors import MissingInputError, UserError
-from recast_exp.experiment.card import write_card
-from recast_exp.experiment.experiment import EVAL_BATCH_SIZE
-from recast_exp.files import write_json
-from recast_exp.models.backbones import input_spec
-
-log = logging.getLogger(__name__)
+from recast_exp.stages._base import Job, Stage
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
-    """Read the index, decode every image, and write the dataset's card.
+@dataclass(frozen=True)
+class Check(Stage):
+    """It has no options of its own."""
 
-    Raises:
-        UserError: If images are missing or damaged and `dataset.bad_images` is "error"; after all have been looked at.
-        MissingInputError: If the data is not there.
-    """
-    dataset = cfg.dataset
-    official = read_official(dataset, cfg.data_dir)
-    sizes, bad = _inspect(official)
-    report: dict[str, Any] = {
-        "verified": bool(dataset.verify) and "all" not in official.splits,
-        "official_classes": len(official.classes),
-        "classes": len({label for part in official.splits.values() for label in np.unique(part.labels).tolist()}),
-        "official_images": {split: len(samples) for split, samples in official.splits.items()},
-        "height": _range(sizes[:, 0]),
-        "width": _range(sizes[:, 1]),
-        "bad": {str(path): reason for path, reason in bad.items()},
-    }
-    write_json(run_dir / "check.json", report)
-    if bad and dataset.bad_images == "error":
-        console.show_bad(report["bad"])
-        kind = MissingInputError if "missing" in bad.values() else UserError
-        raise kind(
-            f"dataset {dataset.name}: {len(bad)} of {sum(report['official_images'].values()):,} images are missing or "
-            f"damaged, all named in {run_dir / 'check.json'}; replace them, or set dataset.bad_images=skip"
-        )
-    images = choose(dataset, official)
-    data = ImageDataModule(
-        images,
-        input_spec(cfg),
-        transform=dataset.transform,
-        batch_size=dataset.batch_size,
-        eval_batch_size=EVAL_BATCH_SIZE,
-        seed=cfg.seed,
-    )
-    write_card(run_dir, data)
-    console.show_check(cfg, report, images.describe())
-    log.info("Results: %s", run_dir)
-    return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
+    def run(self, job: Job) -> dict[str, Any]:
+        """Read the index, decode every image, and write the dataset's card."""
+        from recast_exp.experiment import inspection
 
-
-def _inspect(official: Official) -> tuple[np.ndarray[Any, Any], dict[Path, str]]:
-    """Heights and widths [N, 2] of all images, and what is wrong with the others."""
-    sizes: list[tuple[int, int]] = []
-    bad: dict[Path, str] = {}
-    for samples in official.splits.values():
-        if not isinstance(samples.images, tuple):
-            sizes += [samples.images.shape[1:3]] * len(samples)
-            continue
-        bad |= dict.fromkeys(missing_files(samples.images), "missing")
-        for path, found in look_at([path for path in samples.images if path not in bad]).items():
-            if isinstance(found, str):
-                bad[path] = found
-            else:
-                sizes.append(found)
-    return np.array(sizes).reshape(-1, 2), bad
-
-
-def _range(values: np.ndarray[Any, Any]) -> dict[str, float]:
-    if not len(values):
-        return {}
-    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+        return inspection.run(job.settings, job.folder, job.group)

@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
-from torch import Tensor, nn
-
-from recast_exp.display import console, plots
-from recast_exp.experiment.experiment import Experiment
-from recast_exp.files import write_json
-from recast_exp.models.task_file import count
-from recast_exp.recast.bank import weight_report
-from recast_exp.recast.formulas import cosine_similarity
-
-log = logging.getLogger(__name__)
-
-FEATURE_IMAGES = 32  # the batch on which features are compared
+from recast_exp.config.schema import Config
+from recast_exp.stages._base import Job, Stage
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
-    """Build and keep the bank, and report every layer's errors and similarities."""
-    experiment = Experiment.open(cfg)
-    original = copy.deepcopy(experiment.backbone.network)
-    started = time.perf_counter()
-    banks, path = experiment.banks()
-    seconds = time.perf_counter() - started
-    assert banks is not None
-    weights = weight_report(original, banks)
-    adapted = experiment.adapt(banks)
-    images = _batch(experiment)
-    features = feature_similarity(original, adapted.network, list(weights), images)
-    layers = {layer: {**report, "feature_similarity": features[layer]} for layer, report in weights.items()}
-    parameters = count(adapted, 0)
-    summary: dict[str, Any] = {
-        "bank": str(path),
-        "hash": banks.hash,
-        "seconds": seconds,
-        "settings": banks.settings,
-        "relative_error": max(report["relative_error"] for report in weights.values()),
-        "max_error": max(report["max_error"] for report in weights.values()),
-        "cosine_similarity": min(report["cosine_similarity"] for report in weights.values()),
-        "feature_similarity": min(features.values()),
-        "layers": layers,
-    }
-    write_json(run_dir / "parameters.json", parameters)
-    plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
-    write_json(run_dir / "reconstruction.json", summary)
-    console.show_reconstruction(cfg, summary, parameters)
-    log.info("Bank: %s", path)
-    log.info("Results: %s", run_dir)
-    return {name: value for name, value in summary.items() if isinstance(value, float)}
+@dataclass(frozen=True)
+class Reconstruct(Stage):
+    """It has no options of its own."""
 
+    def problems(self, settings: Config) -> Iterator[str]:
+        """It needs templates."""
+        if settings.model.method != "recast":
+            yield f"stage: expected a RECAST model for reconstruct, got model={settings.model.name} without templates"
 
-@torch.no_grad()
-def feature_similarity(original: nn.Module, rebuilt: nn.Module, layers: list[str], images: Tensor) -> dict[str, float]:
-    """Per layer: cosine similarity of its output in the two models, averaged over the images [N, 3, S, S]."""
-    outputs = []
-    for model in (original, rebuilt):
-        found: dict[str, Tensor] = {}
+    def run(self, job: Job) -> dict[str, Any]:
+        """Build the bank, and report the errors and similarities of every layer."""
+        from recast_exp.experiment import reconstruction
 
-        def keep(name: str, found: dict[str, Tensor] = found) -> Any:
-            return lambda module, inputs, output: found.__setitem__(name, output.flatten(1))
-
-        hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-        model.eval()(images)
-        for hook in hooks:
-            hook.remove()
-        outputs.append(found)
-    first, second = outputs
-    count = len(images)  # window attention folds windows into the batch: unfold them
-    return {
-        layer: cosine_similarity(first[layer].reshape(count, -1), second[layer].reshape(count, -1)).mean().item()
-        for layer in layers
-    }
-
-
-def _batch(experiment: Experiment) -> Tensor:
-    """The first validation images, normalised."""
-    data = experiment.data()
-    images, labels = next(iter(data.val_dataloader()))
-    normalised, _ = data.on_after_batch_transfer((images[:FEATURE_IMAGES], labels[:FEATURE_IMAGES]), 0)
-    return normalised
+        return reconstruction.run(job.settings, job.folder, job.group)

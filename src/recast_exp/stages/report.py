@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
-from recast_exp.report.build import write_report
+from recast_exp.stages._base import Job, Stage
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: Path, group: str | None = None) -> dict[str, Any]:
-    """Write the report of the folder `path` into it; nothing is trained, and nothing but records is read.
+@dataclass(frozen=True)
+class Report(Stage):
+    """It has no options of its own."""
 
-    Raises:
-        MissingInputError: If there are no runs below the folder.
-    """
-    page = write_report(Path(cfg.path))
-    log.info("Report: %s", page)
-    return {}
+    needs_model: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ("path",)
+    runs_in_sweep: ClassVar[bool] = False
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Write the report of the folder `path` into it; nothing is trained, and nothing but records is read."""
+        from recast_exp.report.build import write_report
+
+        log.info("Report: %s", write_report(Path(job.settings.path or "")))
+        return {}

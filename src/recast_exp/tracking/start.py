@@ -176,7 +176,7 @@ def say_how_to_sync(folder: Path) -> None:
 def facts(cfg: DictConfig) -> dict[str, Any]:
     """What a run is, flat, for trackers to group and filter by; `method` is the label of tables and plots."""
     return {
-        "method": method_label(cfg),
+        "method": method_label(cfg.label, cfg.model, cfg.adapter),
         "model": cfg.model.name,
         "adapter": cfg.adapter.name,
         "dataset": cfg.dataset.name,

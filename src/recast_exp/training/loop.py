@@ -22,22 +22,22 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import Tensor
 
-from recast_exp import adapters
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import RecastError, UserError
-from recast_exp.files import replacing, usable_cores
+from recast_exp.files import replacing
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
+from recast_exp.system import seeded, threads
 from recast_exp.tracking.start import History
+from recast_exp.training.environment import OneProcess, check_device, own_rank, thread_count
 from recast_exp.training.module import TaskModule
+from recast_exp.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-DEFAULT_THREADS = min(torch.get_num_threads(), usable_cores())
 KEPT = ("train/", "val/", "adapter/")  # with CHANGE, what the reported epoch's row says of the model
 LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
 
@@ -85,7 +85,7 @@ class EpochSeed(Callback):
 
 
 def fit(
-    cfg: DictConfig,
+    recipe: Recipe,
     adapted: AdaptedModel,
     data: ImageDataModule,
     *,
@@ -94,33 +94,35 @@ def fit(
     description: str = "training",
     more: Sequence[Callback] = (),
 ) -> FitResult:
-    """Train a model's task numbers, in place; they are those of the reported epoch afterwards.
+    """Train a model's task parameters, in place; they are those of the reported epoch afterwards.
+
+    Random generators and the number of threads are the caller's again afterwards.
 
     Args:
-        cfg: The whole configuration.
+        recipe: How it is trained.
         adapted: The model.
         data: The images.
         run_dir: Where checkpoints and `metrics.csv` go, and where a checkpoint to continue from is looked for; None
             keeps everything in memory.
         loggers: Trackers.
         description: What the progress bar says.
-        more: Callbacks beside those of every run.
+        more: Callbacks alongside those of every run.
 
     Raises:
-        UserError: If a checkpoint to continue from is damaged.
+        UserError: If the device is not there, training diverges, or a checkpoint to continue from is damaged.
     """
-    module = TaskModule(adapted, cfg, len(data.image_set.classes))
-    if cfg.trainer.compile:
+    module = TaskModule(adapted, recipe, len(data.image_set.classes))
+    if recipe.trainer.compile:
         adapted.network.compile()
 
     def measured() -> dict[str, float]:
-        return adapted.coefficient_changes() | adapters.measure(cfg.adapter, adapted.network)
+        return adapted.coefficient_changes() | adapted.adapter.measure(adapted.network)
 
     history = History(run_dir / "metrics.csv" if run_dir else None, measured)
-    callbacks: list[Callback] = [EpochSeed(cfg.seed), history, *more]
-    if cfg.trainer.early_stopping:
-        callbacks.append(Patience("val/loss", patience=cfg.trainer.early_stopping))
-    snapshots = Snapshots(adapted) if cfg.select == "best" else None
+    callbacks: list[Callback] = [EpochSeed(recipe.seed), history, *more]
+    if recipe.trainer.early_stopping:
+        callbacks.append(Patience("val/loss", patience=recipe.trainer.early_stopping))
+    snapshots = Snapshots(adapted) if recipe.select == BEST else None
     if snapshots:
         callbacks.append(snapshots)
     checkpoint = None
@@ -130,23 +132,22 @@ def fit(
             ModelCheckpoint(folder, LAST, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
         )
         checkpoint = folder / f"{LAST}.ckpt" if (folder / f"{LAST}.ckpt").is_file() else None
-    L.seed_everything(cfg.seed, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer = _trainer(cfg, callbacks, loggers, run_dir, description)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        if trainer.interrupted:  # Lightning has shut down in order; the command line has its own exit code for it
-            raise KeyboardInterrupt from None
-        raise
-    except Exception as error:  # a damaged file may fail in any way
-        if checkpoint is None or history.running or isinstance(error, RecastError):
+    with _trainer(recipe, callbacks, loggers, run_dir, description) as trainer:
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning has shut down in order; the command line has its own exit code for it
+                raise KeyboardInterrupt from None
             raise
-        raise UserError(
-            f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the run "
-            "anew"
-        ) from error
+        except Exception as error:  # a damaged file may fail in any way
+            if checkpoint is None or history.running or isinstance(error, RecastError):
+                raise
+            raise UserError(
+                f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the "
+                "run from scratch"
+            ) from error
     row = history.rows[-1]
     if snapshots:
         row = history.rows[snapshots.epoch]
@@ -198,12 +199,11 @@ class Tested:
     predictions: list[Prediction]
 
 
-def test(cfg: DictConfig, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
+def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
     """Measure a model on the test images."""
-    module = TaskModule(adapted, cfg, len(data.image_set.classes))
-    L.seed_everything(cfg.seed, verbose=False)
-    trainer = _trainer(cfg, [], loggers, None, "testing")
-    trainer.test(module, datamodule=data, verbose=False)
+    module = TaskModule(adapted, recipe, len(data.image_set.classes))
+    with _trainer(recipe, [], loggers, None, "testing") as trainer:
+        trainer.test(module, datamodule=data, verbose=False)
     # What `Trainer.test` returns is what it logs to trackers by itself: nothing
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     per_class = module.per_class.compute().tolist()
@@ -244,15 +244,6 @@ class Snapshots(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.best, self.epoch, self.tensors = state_dict["best"], state_dict["epoch"], state_dict["tensors"]
-
-
-def device_name(cfg: DictConfig) -> str:
-    """The device that a run uses, in words."""
-    if cfg.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    if cfg.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
-        return "mps"
-    return f"cpu ({torch.get_num_threads()} threads)"
 
 
 def peak_memory_mb() -> float:
@@ -300,46 +291,39 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+@contextlib.contextmanager
 def _trainer(
-    cfg: DictConfig, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
-) -> L.Trainer:
-    options = cfg.trainer
-    torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
-    _check_device(options)
+    recipe: Recipe, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
+) -> Iterator[L.Trainer]:
+    """Lightning's trainer of a recipe, with its seed, its threads and its rank in the block."""
+    options = recipe.trainer
+    check_device(options)
     show = _bars.get() and sys.stderr.isatty()
     if show:
         callbacks = [*callbacks, _ProgressBar(description)]
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=options.strategy,
-        precision=options.precision,
-        max_epochs=options.max_epochs,
-        gradient_clip_val=options.gradient_clip or None,
-        limit_train_batches=options.limit_batches or 1.0,
-        limit_val_batches=options.limit_batches or 1.0,
-        limit_test_batches=options.limit_batches or 1.0,
-        logger=list(loggers) or False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=run_dir is not None,
-        enable_progress_bar=show,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        default_root_dir=run_dir,
-    )
-
-
-def _check_device(options: DictConfig) -> None:
-    if options.accelerator == "gpu" and options.devices > torch.cuda.device_count():
-        raise UserError(
-            f"trainer.accelerator: got gpu with trainer.devices={options.devices}, but torch finds "
-            f"{torch.cuda.device_count()} here; takes auto or cpu, or fewer devices"
+    environment = [OneProcess()] if options.devices == 1 else []
+    with seeded(recipe.seed), threads(thread_count(options)), own_rank(options.devices):
+        yield L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=options.precision,  # type: ignore[arg-type]  # one of the schema's choices
+            max_epochs=options.max_epochs,
+            gradient_clip_val=options.gradient_clip or None,
+            limit_train_batches=options.limit_batches or 1.0,
+            limit_val_batches=options.limit_batches or 1.0,
+            limit_test_batches=options.limit_batches or 1.0,
+            logger=list(loggers) or False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO(), *environment],
+            enable_checkpointing=run_dir is not None,
+            enable_progress_bar=show,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            default_root_dir=run_dir,
         )
-    if options.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError("trainer.accelerator: got mps, but torch finds none here; takes auto or cpu")
 
 
 class _ProgressBar(TQDMProgressBar):

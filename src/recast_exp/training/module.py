@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
@@ -19,6 +18,7 @@ from recast_exp.errors import UserError
 from recast_exp.models.adapted import KINDS, AdaptedModel, normalisations_with_statistics
 from recast_exp.models.task_file import apply_task
 from recast_exp.training.optim import gradient_free, make_optimizer, make_schedule
+from recast_exp.training.recipe import Recipe
 
 TOP_K = 5  # reported where there are more classes than that
 
@@ -29,12 +29,12 @@ class TaskModule(L.LightningModule):
     Its checkpoints hold those numbers alone: the backbone and the banks are rebuilt from where they came.
     """
 
-    def __init__(self, adapted: AdaptedModel, cfg: DictConfig, num_classes: int) -> None:
+    def __init__(self, adapted: AdaptedModel, recipe: Recipe, num_classes: int) -> None:
         super().__init__()
         self.strict_loading = False
         self.adapted = adapted
         self.network = adapted.network
-        self.cfg = cfg
+        self.recipe = recipe
         self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(num_classes) for part in ("train", "val", "test")})
         self.per_class = MulticlassAccuracy(num_classes, average="none")
         self.predictions = CatMetric(nan_strategy="disable")
@@ -52,13 +52,13 @@ class TaskModule(L.LightningModule):
         """Cross-entropy, plus the pull of the coefficients to where they started."""
         share = self.share("train", batch_idx)
         logits, labels = self(batch[0])[: share.own], batch[1][: share.own]
-        loss = self._loss(logits.float(), labels, label_smoothing=self.cfg.optimizer.label_smoothing)
+        loss = self._loss(logits.float(), labels, label_smoothing=self.recipe.optimizer.label_smoothing)
         self._measure("train", logits, labels, loss.detach())
         if share.own != share.total:
             # DDP takes the mean of the ranks' gradients. This way it is that of all images of the batch, where ranks
             # have not equally many.
             loss = loss * (share.own * self.trainer.world_size / share.total)
-        return loss + self._pull() if self.cfg.optimizer.coefficients_pull else loss
+        return loss + self._pull() if self.recipe.optimizer.coefficients_pull else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure on validation images."""
@@ -86,8 +86,8 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Parameter groups and schedule of the configuration."""
-        optimizer = make_optimizer(self.adapted, self.cfg.optimizer)
-        schedule = make_schedule(optimizer, self.cfg.scheduler, self.cfg.trainer.max_epochs)
+        optimizer = make_optimizer(self.adapted, self.recipe.optimizer)
+        schedule = make_schedule(optimizer, self.recipe.scheduler, self.recipe.trainer.max_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def train(self, mode: bool = True) -> TaskModule:
@@ -101,12 +101,12 @@ class TaskModule(L.LightningModule):
     @property
     def head_first(self) -> bool:
         """Whether this epoch trains the head alone."""
-        return bool(self.current_epoch < self.cfg.trainer.head_first_epochs)
+        return bool(self.current_epoch < self.recipe.trainer.head_first_epochs)
 
     def on_train_epoch_start(self) -> None:
         """Decide what trains in this epoch."""
         # DDP has fixed what it reduces before training; there the gradients are dropped instead (below).
-        if self.cfg.trainer.head_first_epochs and self.trainer.world_size == 1:
+        if self.recipe.trainer.head_first_epochs and self.trainer.world_size == 1:
             self.adapted.set_trainable(*(("head",) if self.head_first else KINDS))
 
     def on_train_epoch_end(self) -> None:
@@ -134,8 +134,8 @@ class TaskModule(L.LightningModule):
                 without = [name for name, parameter in self.adapted.parameters(kind) if parameter.grad is None]
                 if without:
                     raise UserError(
-                        f"adapter: with {self.cfg.adapter.name}, {len(without)} of the {kind} get no gradient (such as "
-                        f"{without[0]}); use it on a frozen model (model=vit_frozen), or another method"
+                        f"adapter: with {self.adapted.adapter.name}, {len(without)} of the {kind} get no gradient "
+                        f"(such as {without[0]}); use it on a frozen model (model=vit_frozen), or another method"
                     )
         if self.head_first:
             for group in optimizer.param_groups:
@@ -166,7 +166,7 @@ class TaskModule(L.LightningModule):
         distance = torch.zeros((), device=self.device)
         for path, start in self._pull_to:
             distance = distance + (self.network.get_parameter(path) - start.to(self.device)).square().sum()
-        return float(self.cfg.optimizer.coefficients_pull) * distance
+        return self.recipe.optimizer.coefficients_pull * distance
 
     def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy; of no images it is 0, and so are its gradients."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -18,48 +17,56 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from recast_exp.config.schema import OptimizerConfig, SchedulerConfig
 from recast_exp.models.adapted import KINDS, AdaptedModel
 
 
-def make_optimizer(adapted: AdaptedModel, cfg: DictConfig) -> Optimizer:
+def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer:
     """One parameter group for each kind that trains, named by it; a null rate or decay is the common one."""
+    rates = {
+        "coefficients": (options.coefficients_lr, options.coefficients_weight_decay),
+        "adapter": (options.adapter_lr, options.adapter_weight_decay),
+        "backbone": (options.backbone_lr, options.backbone_weight_decay),
+        "head": (None, options.head_weight_decay),
+    }
     groups: list[dict[str, Any]] = []
     for kind in KINDS:
         parameters = [parameter for _, parameter in adapted.parameters(kind)]
         if parameters:
-            lr, decay = cfg.get(f"{kind}_lr"), cfg.get(f"{kind}_weight_decay")
+            lr, decay = rates[kind]
             groups.append(
                 {
                     "name": kind,
                     "params": parameters,
-                    "lr": (cfg.lr if lr is None else lr) * (1.0 if kind == "head" else cfg.lr_scale),
-                    "weight_decay": cfg.weight_decay if decay is None else decay,
+                    "lr": (options.lr if lr is None else lr) * (1.0 if kind == "head" else options.lr_scale),
+                    "weight_decay": options.weight_decay if decay is None else decay,
                 }
             )
-    if cfg.name == "adamw":
+    if options.name == "adamw":
         return AdamW(groups)
-    if cfg.name == "adam":
+    if options.name == "adam":
         return Adam(groups)
-    return SGD(groups, momentum=cfg.momentum, nesterov=cfg.nesterov)
+    return SGD(groups, momentum=options.momentum, nesterov=options.nesterov)
 
 
-def make_schedule(optimizer: Optimizer, cfg: DictConfig, max_epochs: int) -> LRScheduler:
+def make_schedule(optimizer: Optimizer, options: SchedulerConfig, max_epochs: int) -> LRScheduler:
     """The schedule, stepped once an epoch, after a linear warm-up where one is asked for."""
-    epochs = max_epochs - cfg.warmup_epochs
+    epochs = max_epochs - options.warmup_epochs
     schedule: LRScheduler
-    if cfg.name == "step" and cfg.adapter_step_size:
-        sizes = [cfg.adapter_step_size if g["name"] == "adapter" else cfg.step_size for g in optimizer.param_groups]
-        schedule = LambdaLR(optimizer, [_steps(size, cfg.gamma) for size in sizes])
-    elif cfg.name == "step":
-        schedule = StepLR(optimizer, cfg.step_size, cfg.gamma)
-    elif cfg.name == "cosine":
+    if options.name == "step" and options.adapter_step_size:
+        names = [group["name"] for group in optimizer.param_groups]
+        sizes = [options.adapter_step_size if name == "adapter" else options.step_size for name in names]
+        schedule = LambdaLR(optimizer, [_steps(size, options.gamma) for size in sizes])
+    elif options.name == "step":
+        schedule = StepLR(optimizer, options.step_size, options.gamma)
+    elif options.name == "cosine":
         schedule = CosineAnnealingLR(optimizer, epochs)
     else:
         schedule = ConstantLR(optimizer, factor=1.0)
-    if cfg.warmup_epochs:
-        start = 1.0 / (cfg.warmup_epochs + 1)
-        warmup = LinearLR(optimizer, start_factor=start, total_iters=cfg.warmup_epochs)
-        schedule = SequentialLR(optimizer, [warmup, schedule], milestones=[cfg.warmup_epochs])
+    if options.warmup_epochs:
+        start = 1.0 / (options.warmup_epochs + 1)
+        warmup = LinearLR(optimizer, start_factor=start, total_iters=options.warmup_epochs)
+        schedule = SequentialLR(optimizer, [warmup, schedule], milestones=[options.warmup_epochs])
     return schedule
 
 

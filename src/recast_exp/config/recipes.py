@@ -1,4 +1,4 @@
-"""Recipes to choose among, written as the values of a sweep are: `optimizer.lr_scale=0.3,1,3`. Nothing heavy here."""
+"""Recipes to choose among, written as the values of a sweep are: `optimizer.lr_scale=0.3,1,3`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recast_exp.config import grammar as overrides
-from recast_exp.config import keys
+from recast_exp.config import grammar, keys
 from recast_exp.errors import UserError
 
 SECTIONS = "optimizer", "scheduler", "trainer"
@@ -56,20 +55,20 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
     """
     found: dict[str, list[Any]] = {}
     for text in texts:
-        override = overrides.parse(text)
+        override = grammar.parse(text)
         if override is None or "=" not in text:
-            raise UserError(f"stage.tune: got {text!r}, takes key=value,value,… (optimizer.lr_scale=0.3,1,3)")
+            raise UserError(f"stage.tune: expected key=value,value,… (optimizer.lr_scale=0.3,1,3), got {text!r}")
         key = override.key_or_group
         if key not in keys.FIELDS or not (key.partition(".")[0] in SECTIONS or key in ALSO):
             also = ", ".join(ALSO)
             near = keys.nearest(key, [name for name in keys.FIELDS if name.partition(".")[0] in SECTIONS])
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"stage.tune: got {text!r}, takes keys of {', '.join(SECTIONS)}, and {also}{hint}")
+            raise UserError(f"stage.tune: expected keys of {', '.join(SECTIONS)}, and {also}, got {text!r}{hint}")
         values = [override.value()]
         if override.is_sweep_override():
             if override.is_interval_sweep():
-                raise UserError(f"stage.tune: got {text!r}, takes values with commas between them")
-            values = list(itertools.islice(override.sweep_iterator(), overrides.MAX_JOBS))
+                raise UserError(f"stage.tune: expected values separated by commas, got {text!r}")
+            values = list(itertools.islice(override.sweep_iterator(), grammar.MAX_JOBS))
         for value in values:
             for problem in keys.value_problems(key, value):
                 raise UserError(f"stage.tune: {problem}")

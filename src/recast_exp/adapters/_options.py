@@ -1,0 +1,129 @@
+"""The options of an adapter as its dataclass declares them: types and ranges, from the fields and their metadata.
+
+A value is converted as OmegaConf converts those of all other keys: `4` is a number, and so is the string "4"; the
+string "yes" is true; 2.5 is no integer.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recast_exp.config import schema
+from recast_exp.errors import UserError
+
+_BOOLEANS = {
+    **dict.fromkeys(("yes", "y", "on", "true"), True),
+    **dict.fromkeys(("no", "n", "off", "false"), False),
+}
+
+
+def check(owner: Any) -> None:
+    """Convert every field of a dataclass instance to its declared type, in place, and check its range.
+
+    Raises:
+        UserError: One line that names the first field that is wrong.
+    """
+    hints = typing.get_type_hints(type(owner))
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        try:
+            converted = _convert(value, hints[field.name])
+        except (TypeError, ValueError):
+            raise UserError(f"{field.name}: expected {_accepted(field)}, got {value!r}") from None
+        if schema.range_problem(field.name, field, converted):
+            raise UserError(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
+        setattr(owner, field.name, converted)
+
+
+def _accepted(field: dataclasses.Field[Any]) -> str:
+    """What an option takes, in words; in a module without postponed annotations, the type is a class, not its name."""
+    named = copy.copy(field)
+    if isinstance(field.type, type):
+        named.type = field.type.__name__
+    return schema.accepted(named)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _plain(value)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_to_one_of(value, arguments)
+    if hint in _SCALARS:
+        return _SCALARS[hint](value)
+    if (origin or hint) is list:
+        (of,) = arguments or (Any,)
+        return [_convert(each, of) for each in _sequence(value)]
+    if (origin or hint) is dict:
+        _, of = arguments or (Any, Any)
+        return {str(name): _convert(each, of) for name, each in _mapping(value).items()}
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise TypeError(hint)
+
+
+def _convert_to_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
+    if value is None and type(None) in hints:
+        return None
+    for hint in hints:
+        try:
+            return _convert(value, hint)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError(hints)
+
+
+def _integer(value: Any) -> int:
+    if type(value) in (int, str):
+        return int(value)
+    raise TypeError
+
+
+def _number(value: Any) -> float:
+    if type(value) in (float, int, str):
+        return float(value)
+    raise TypeError
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool | int):
+        return bool(value)
+    if isinstance(value, str):
+        lowered = value.lower()
+        return _BOOLEANS[lowered] if lowered in _BOOLEANS else bool(int(value))
+    raise TypeError
+
+
+def _string(value: Any) -> str:
+    if value is None or (isinstance(value, bytes | Mapping | Sequence) and not isinstance(value, str)):
+        raise TypeError
+    return str(value)
+
+
+_SCALARS: dict[Any, Any] = {int: _integer, float: _number, bool: _boolean, str: _string}
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return value
+    raise TypeError
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise TypeError
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings and sequences, which may be nodes of OmegaConf, as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(each) for each in value]
+    return value

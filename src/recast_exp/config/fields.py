@@ -1,0 +1,155 @@
+"""How a key or an option is declared: its role, default, help, and range; and what it accepts, in words.
+
+Keys are fields of the dataclasses in `schema`; options are fields of the dataclass of a plug-in (an adapter, a stage).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recast_exp.errors import UserError
+
+Options = TypeVar("Options")
+
+
+class Role(enum.StrEnum):
+    """What a key is for.
+
+    Whatever depends on it is derived from here: what a task file records, what may change when a run is resumed or a
+    sweep continued, what distinguishes two methods in a report.
+    """
+
+    MODEL = "model"
+    """It describes the model and its data: it decides a result, and a task file records it."""
+    TRAINING = "training"
+    """It decides a result, but whoever uses the trained task does not need it."""
+    PLACE = "place"
+    """A file or folder of this machine."""
+    NAME = "name"
+    """What something is called."""
+    CONTROL = "control"
+    """How a run is carried out: device, processes, trackers, what to do."""
+
+
+def key(
+    role: Role,
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    path: bool = False,
+) -> Any:
+    """Declare a configuration key: role, default, help, bounds (inclusive `ge`/`le`, exclusive `gt`/`lt`) or choices.
+
+    `path=True` marks a file or folder: such values are taken literally on the command line (spaces, `=`, any letter).
+    """
+    metadata = {
+        name: value
+        for name, value in {
+            "role": role, "help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path or None
+        }.items()
+        if value is not None
+    }  # fmt: skip
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """Declare an option of a plug-in, a field of its dataclass: default, help, and limits as `key` takes them.
+
+    Its role is that of the node: an adapter's options describe the model.
+    """
+    return key(Role.MODEL, default, help, **limits)
+
+
+def type_name(field: dataclasses.Field[Any]) -> str:
+    """Say a key's type as a user would: `int | None` becomes `an integer or null`."""
+    words = {
+        "int": "an integer",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a string",
+        "list[str]": "a list of strings",
+        "list[float]": "a list of numbers",
+        "list[int]": "a list of integers",
+        "dict[str, str]": "a mapping of strings",
+        "dict[str, Any]": "a mapping",
+        "None": "null",
+    }
+    return " or ".join(words.get(part.strip(), part.strip()) for part in str(field.type).split("|"))
+
+
+def accepted(field: dataclasses.Field[Any]) -> str:
+    """Say what a key takes: its choices, or its type and range."""
+    metadata = field.metadata
+    if "choices" in metadata:
+        return "one of " + ", ".join(metadata["choices"])
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = " and ".join(f"{sign} {metadata[name]}" for name, sign in signs.items() if name in metadata)
+    kind = type_name(field)
+    if "path" in metadata:
+        kind = kind.replace("a string", "a path")
+    kind, null, _ = kind.partition(" or null")
+    return f"{kind} {bounds}".strip() + null
+
+
+def range_problem(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Say in one line what is wrong with the range of a value; None when it is in range, or null."""
+    if value is None:
+        return None
+    metadata = field.metadata
+    wrong = "choices" in metadata and value not in metadata["choices"]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        wrong = wrong or (
+            not math.isfinite(value)
+            or ("ge" in metadata and value < metadata["ge"])
+            or ("gt" in metadata and value <= metadata["gt"])
+            or ("le" in metadata and value > metadata["le"])
+            or ("lt" in metadata and value >= metadata["lt"])
+        )
+    return f"{name}: expected {accepted(field)}, got {value!r}" if wrong else None
+
+
+def build(kind: type[Options], values: Mapping[str, Any], prefix: str, owner: str) -> Options:
+    """Make a plug-in's options from a node of the configuration.
+
+    Args:
+        kind: The dataclass of its options.
+        values: Name → value.
+        prefix: What messages put before a name: `stage.`.
+        owner: What the options belong to, for messages: `stage=compare`.
+
+    Raises:
+        UserError: If an option is unknown, of the wrong type or out of range. One line.
+    """
+    known = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    node = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(node, False)  # that of a frozen dataclass is
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UserError(f"{prefix}{name}: unknown option; {owner} takes {', '.join(known) or 'no options'}{hint}")
+        try:
+            node[name] = value
+            problem = range_problem(f"{prefix}{name}", known[name], node[name])
+        except OmegaConfBaseException:
+            problem = f"{prefix}{name}: expected {accepted(known[name])}, got {value!r}"
+        if problem:
+            raise UserError(problem)
+    made = OmegaConf.to_object(node)
+    assert isinstance(made, kind)
+    return made

@@ -1,0 +1,162 @@
+"""`stage=adapt`: mimic, inject, train, test, and write everything down."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import torchvision
+
+from recast_exp import __version__
+from recast_exp.config.schema import Config, TrainerConfig
+from recast_exp.display import console, plots
+from recast_exp.experiment.card import write_card, write_predictions
+from recast_exp.experiment.experiment import Experiment
+from recast_exp.experiment.probe import probe
+from recast_exp.files import write_json
+from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.count import count
+from recast_exp.models.task_file import save_task
+from recast_exp.recast import Banks
+from recast_exp.recast.bank import weight_report
+from recast_exp.runs.record import read_results
+from recast_exp.search.pruning import Pruning
+from recast_exp.stages._interim import untyped
+from recast_exp.system import is_main_process
+from recast_exp.tracking.start import Tracker, report_results, say_how_to_sync, tracked
+from recast_exp.training.environment import device_name, own_rank
+from recast_exp.training.loop import FitResult, fit, peak_memory_mb, test
+
+log = logging.getLogger(__name__)
+
+LOSSY = 1e-3  # relative error of a weight above which a user is warned
+
+
+def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
+    if settings.resume and (run_dir / "metrics.json").is_file():
+        log.info("%s is finished; nothing is left to do", run_dir)
+        metrics = read_results(run_dir)[0]
+    else:
+        try:
+            metrics = adapt(settings, run_dir, group)
+        except KeyboardInterrupt:
+            if group is None:  # a sweep says how to go on as a whole
+                log.warning("Interrupted; continue with: python -m recast_exp resume=%s", shlex.quote(str(run_dir)))
+            raise
+    if is_main_process(settings.trainer.devices) and group is None:  # a sweep has a table of its own
+        console.show_adaptation(untyped(settings), *read_results(run_dir))
+        log.info("Results: %s", run_dir)
+        say_how_to_sync(run_dir)
+    return metrics
+
+
+def adapt(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Adapt a backbone to a dataset and write everything down; the metrics.
+
+    Raises:
+        Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
+    """
+    with own_rank(settings.trainer.devices), tracked(untyped(settings), run_dir, group) as trackers:
+        return _adapt(settings, run_dir, trackers)
+
+
+def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str, Any]:
+    is_main = is_main_process(settings.trainer.devices)
+    experiment = Experiment.open(settings)
+    banks, _ = experiment.banks()
+    mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
+    wants_probe = settings.probe and settings.model.method != "frozen"
+    probed = probe(experiment) if wants_probe else {}
+    adapted = experiment.adapt(banks)
+    start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
+    data = experiment.data(keep=True)
+    if is_main:
+        write_card(run_dir, data)
+    recipe, name = experiment.recipe, settings.model.name
+    pruning = Pruning.of(untyped(settings))
+    more = [pruning] if pruning else []
+    result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
+    if pruning:
+        pruning.check(settings.trainer.max_epochs)
+    if is_main:
+        # Before the test: should that fail, the trained parameters are not lost.
+        save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
+        if remark := adapted.adapter.remark(result.metrics, result.history[-1]):
+            log.warning("%s", remark)
+    tested = test(recipe, adapted, data, trackers)
+    metrics = _metrics(settings.trainer, result, tested.metrics, probed) | mimicry
+    if is_main:
+        write_predictions(run_dir, data, tested.predictions)
+        _write(run_dir, metrics, result, adapted, start)
+        report_results(trackers, run_dir)
+    return metrics
+
+
+def validate(settings: Config, run_dir: Path) -> dict[str, float]:
+    """Train and validate, without a look at the test images; `adapt` in the same folder goes on from there."""
+    experiment = Experiment.open(settings)
+    adapted = experiment.adapt(experiment.banks()[0])
+    data = experiment.data(keep=True)
+    return fit(experiment.recipe, adapted, data, run_dir=run_dir, description=settings.model.name).metrics
+
+
+def _mimicry_error(experiment: Experiment, banks: Banks) -> float:
+    """The largest relative error of a rebuilt weight; warns where the backbone is no longer the pretrained one."""
+    report = weight_report(experiment.backbone.network, banks)
+    layer, worst = max(((layer, row["relative_error"]) for layer, row in report.items()), key=lambda pair: pair[1])
+    if worst > LOSSY:
+        log.warning(
+            "Neural Mimicry is lossy: the weight of %s is off by %.1f %%; recast.num_templates=null is exact",
+            layer,
+            100 * worst,
+        )
+    return worst
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, as flat keys."""
+    found = {
+        "recast_exp": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+    }
+    return {f"version/{name}": version for name, version in found.items()}
+
+
+def _metrics(
+    trainer: TrainerConfig, result: FitResult, tested: dict[str, float], probed: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        **tested,
+        **result.metrics,
+        **{f"probe/{name}": value for name, value in probed.items()},
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device_name(trainer),
+        **versions(),
+    }
+
+
+def _write(
+    run_dir: Path,
+    metrics: dict[str, Any],
+    result: FitResult,
+    adapted: AdaptedModel,
+    start: dict[str, torch.Tensor],
+) -> None:
+    parameters = count(adapted, (run_dir / "task.safetensors").stat().st_size)
+    write_json(run_dir / "parameters.json", parameters)
+    plots.learning_curves(result.history, run_dir / "plots" / "learning_curves.png", reported=int(metrics["epoch"]))
+    if start:
+        after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
+        plots.coefficients(start, after, run_dir / "plots" / "coefficients.png")
+    write_json(run_dir / "metrics.json", metrics)  # last: its presence says that the run is finished

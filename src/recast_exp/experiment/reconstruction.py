@@ -1,0 +1,92 @@
+"""`stage=reconstruct`: Neural Mimicry alone, and how close it comes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.config.schema import Config
+from recast_exp.display import console, plots
+from recast_exp.experiment.experiment import Experiment
+from recast_exp.files import write_json
+from recast_exp.models.count import count
+from recast_exp.recast.bank import weight_report
+from recast_exp.recast.formulas import cosine_similarity
+from recast_exp.stages._interim import untyped
+from recast_exp.system import is_main_process
+
+log = logging.getLogger(__name__)
+
+FEATURE_IMAGES = 32  # the batch on which features are compared
+
+
+def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+    """Build and keep the bank, and report every layer's errors and similarities."""
+    experiment = Experiment.open(settings)
+    original = copy.deepcopy(experiment.backbone.network)
+    started = time.perf_counter()
+    banks, path = experiment.banks()
+    seconds = time.perf_counter() - started
+    assert banks is not None
+    weights = weight_report(original, banks)
+    adapted = experiment.adapt(banks)
+    images = _batch(experiment)
+    features = feature_similarity(original, adapted.network, list(weights), images)
+    layers = {layer: {**report, "feature_similarity": features[layer]} for layer, report in weights.items()}
+    parameters = count(adapted, 0)
+    summary: dict[str, Any] = {
+        "bank": str(path),
+        "hash": banks.hash,
+        "seconds": seconds,
+        "settings": banks.settings,
+        "relative_error": max(report["relative_error"] for report in weights.values()),
+        "max_error": max(report["max_error"] for report in weights.values()),
+        "cosine_similarity": min(report["cosine_similarity"] for report in weights.values()),
+        "feature_similarity": min(features.values()),
+        "layers": layers,
+    }
+    if is_main_process(settings.trainer.devices):
+        write_json(run_dir / "parameters.json", parameters)
+        plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
+        write_json(run_dir / "reconstruction.json", summary)
+        console.show_reconstruction(untyped(settings), summary, parameters)
+        log.info("Bank: %s", path)
+        log.info("Results: %s", run_dir)
+    return {name: value for name, value in summary.items() if isinstance(value, float)}
+
+
+@torch.no_grad()
+def feature_similarity(original: nn.Module, rebuilt: nn.Module, layers: list[str], images: Tensor) -> dict[str, float]:
+    """Per layer: cosine similarity of its output in the two models, averaged over the images [N, 3, S, S]."""
+    outputs = []
+    for model in (original, rebuilt):
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, found: dict[str, Tensor] = found) -> Any:
+            return lambda module, inputs, output: found.__setitem__(name, output.flatten(1))
+
+        hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
+        model.eval()(images)
+        for hook in hooks:
+            hook.remove()
+        outputs.append(found)
+    first, second = outputs
+    count = len(images)  # window attention folds windows into the batch: unfold them
+    return {
+        layer: cosine_similarity(first[layer].reshape(count, -1), second[layer].reshape(count, -1)).mean().item()
+        for layer in layers
+    }
+
+
+def _batch(experiment: Experiment) -> Tensor:
+    """The first validation images, normalised."""
+    data = experiment.data()
+    images, labels = next(iter(data.val_dataloader()))
+    normalised, _ = data.on_after_batch_transfer((images[:FEATURE_IMAGES], labels[:FEATURE_IMAGES]), 0)
+    return normalised

@@ -1,0 +1,59 @@
+"""Whether a model can be made of its backbone: known to timm, with layers to group, with a place for the adapter."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from recast_exp.adapters import NoAdapter, check_adapter, from_config
+from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
+from recast_exp.errors import RecastError, section
+from recast_exp.models.create import backbone_name, blueprint
+from recast_exp.recast import find_groups
+from recast_exp.recast.solvers import check_options
+
+log = logging.getLogger(__name__)
+
+
+def check_model(
+    model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, Any]
+) -> None:
+    """Refuse a backbone that timm does not know, or that has no layers to group, or no place for the adapter.
+
+    Loads no weights.
+
+    Args:
+        model: The model.
+        recast: How its layers are grouped, for a method that groups them.
+        mimicry: How their templates are found.
+        adapter: Name and options of the adapter.
+
+    Raises:
+        UserError: One line with the nearest names, or with what can be grouped.
+        UnfitError: If the adapter does not fit the backbone.
+    """
+    backbone_name(model)
+    chosen = from_config(adapter)
+    if model.method == "recast":
+        with section("mimicry."):
+            check_options(mimicry.name, mimicry.options)
+    if model.method == "recast" or not isinstance(chosen, NoAdapter):
+        try:
+            network = blueprint(model)
+        except RecastError:
+            raise
+        except Exception as error:  # a few models compute with their weights when they are made
+            log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
+            return
+        check_adapter(functools.partial(blueprint, model), chosen)
+    if model.method == "recast":
+        with section("recast."):
+            find_groups(
+                network,
+                targets=recast.targets,
+                num_groups=recast.num_groups,
+                num_templates=recast.num_templates,
+                granularity=recast.granularity,
+            )

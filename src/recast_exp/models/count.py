@@ -1,0 +1,55 @@
+"""How many parameters a model has, of which kind, and how many of them belong to its task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recast_exp.adapters import NORMS
+from recast_exp.models.adapted import AdaptedModel
+
+
+def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
+    """Count the numbers of a model and its task.
+
+    Returns:
+        Whole numbers: `coefficients`, `adapter`, `buffers` and `backbone_trained` with their sum `task_specific`;
+        `adapter_norm`, those among the adapter's that are the backbone's own scales and shifts of norms;
+        `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and the moved buffers);
+        `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`: for each layer with trained numbers,
+        how many of each kind.
+    """
+    network = adapted.network
+    names = {"backbone": "backbone_trained"}
+    tensors = adapted.task_tensors()
+    kinds = dict.fromkeys(("coefficients", "adapter", "buffers", "backbone_trained", "head"), 0)
+    layers: dict[str, dict[str, int]] = {}
+    bits, norm = 0, 0
+    packers = adapted.packers()
+    for name, tensor in tensors.items():
+        kind, _, public = name.partition("/")
+        kind = names.get(kind, kind)
+        kinds[kind] += tensor.numel()
+        layer = public if kind == "coefficients" else public.rpartition(".")[0]
+        counts = layers.setdefault(layer, {})
+        counts[kind] = counts.get(kind, 0) + tensor.numel()
+        if kind != "head":
+            bits += tensor.numel() * (packers[name].bits if name in packers else tensor.element_size() * 8)
+        if kind == "adapter":
+            owner, _, _ = adapted.trainable["adapter"][public].rpartition(".")
+            norm += tensor.numel() * isinstance(network.get_submodule(owner), NORMS)
+    head = kinds.pop("head")
+    templates = sum(tensor.numel() for tensor in adapted.banks.templates.values()) if adapted.banks else 0
+    total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]
+    task_specific = sum(kinds.values())
+    return {
+        **kinds,
+        "adapter_norm": norm,
+        "task_specific": task_specific,
+        "head": head,
+        "templates": templates,
+        "frozen": total - task_specific - head - templates,
+        "total": total,
+        "task_bits": bits,
+        "task_file_bytes": task_file_bytes,
+        "layers": layers,
+    }

@@ -1,0 +1,122 @@
+"""Stock timm models by name: made with numbers or without, and the input that their weights expect."""
+
+from __future__ import annotations
+
+import logging
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from recast_exp.config.schema import ModelConfig
+from recast_exp.data.transforms import InputSpec
+from recast_exp.errors import RecastError, UserError
+from recast_exp.models import digits as digits  # registers the embedded backbones with timm
+
+log = logging.getLogger(__name__)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name, or a tag of weights, that timm does not know.
+
+    Raises:
+        UserError: One line with the nearest names.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+        raise UserError(f"model.backbone: timm has no model {architecture!r}; {hint}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        near = get_close_matches(tag, tags, n=1, cutoff=0) + tags
+        raise UserError(
+            f"model.backbone: {architecture} has no weights tagged {tag!r}; timm has {', '.join(dict.fromkeys(near))}"
+            if tags
+            else f"model.backbone: timm has no pretrained weights of {architecture}, so no tag {tag!r}"
+        )
+
+
+def backbone_name(model: ModelConfig) -> str:
+    """The timm name of a model's backbone, which timm knows.
+
+    Raises:
+        UserError: If the model has none, or timm does not know it.
+    """
+    if not model.backbone:
+        raise UserError("model.backbone: expected the name of a timm model, got nothing")
+    check_name(model.backbone)
+    return model.backbone
+
+
+def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
+    """Create a timm model without a classifier; models whose weights depend on the input size are told it.
+
+    Args:
+        name: timm name, with or without a tag.
+        img_size: Input size in pixels; None is the model's own.
+        **kwargs: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: If the model does not take this input size.
+    """
+    if img_size is not None:
+        entrypoint = timm.model_entrypoint(name.partition(".")[0])
+        try:
+            return timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            log.debug("%s takes any input size (%s)", entrypoint.__name__, error)
+        except AssertionError as error:
+            raise UserError(f"model.img_size: got {img_size}, which {name} does not take ({error})") from error
+    return timm.create_model(name, num_classes=0, **kwargs)
+
+
+def blueprint(model: ModelConfig) -> nn.Module:
+    """The backbone of a model without numbers, on the meta device: fast for a model of any size.
+
+    Raises:
+        UserError: If timm knows no such model, or it does not take the input size.
+    """
+    name = backbone_name(model)
+    with torch.device("meta"):
+        return create_network(name, model.img_size)
+
+
+def input_spec(model: ModelConfig) -> InputSpec:
+    """What the backbone of a model wants to see, without loading its weights.
+
+    Raises:
+        UserError: If timm knows no such model, or it does not take the input size.
+    """
+    try:
+        network = blueprint(model)
+    except RecastError:
+        raise
+    except Exception:  # a few models compute with their weights when they are made
+        network = create_network(backbone_name(model), model.img_size)
+    return input_of(network, model)
+
+
+def input_of(network: nn.Module, model: ModelConfig) -> InputSpec:
+    """The input that the weights of a network expect, from timm's record of them, with the model's overrides."""
+    data = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    size = model.img_size or data["input_size"][-1]
+    return InputSpec(
+        size=int(size),
+        mean=_three(model.mean or data["mean"]),
+        std=_three(model.std or data["std"]),
+        crop_pct=float(data["crop_pct"]),
+        interpolation=str(data["interpolation"]),
+        squash=data.get("crop_mode") == "squash",
+    )
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    numbers = [float(value) for value in values]
+    first, second, third = numbers * 3 if len(numbers) == 1 else numbers
+    return first, second, third

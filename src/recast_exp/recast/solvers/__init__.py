@@ -1,0 +1,50 @@
+"""Solvers of Neural Mimicry: one module each, found by name in this package or through an entry point.
+
+A module has
+
+- `solve(weights, num_templates, num_sets, num_blocks, *, seed, progress, …) -> Mimicked`: templates and coefficients
+  for the weights [L, rows, ...] of one group, float32 on the CPU. Its other keyword-only parameters are the options of
+  the solver; each has a default. `progress` is called after each step.
+- `num_steps(weights, steps) -> int`, if it iterates: how many steps `solve` makes for such weights, where the option
+  `steps` may be None. Progress bars use it.
+
+A preset `conf/mimicry/NAME.yaml` makes it an option of the command line. Nothing else is edited. An option that is a
+key of the section `mimicry` (`steps`, `lr`, …) has its value from there, any other from `mimicry.options`. Another
+package adds a solver by an entry point:
+
+    [project.entry-points."recast_exp.solvers"]
+    my_solver = "my_package.my_solver"
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import ModuleType
+
+from recast_exp.errors import UnknownNameError
+from recast_exp.plugins import SOLVERS
+
+
+def options_of(solver: ModuleType) -> tuple[str, ...]:
+    """The names of the options that a solver takes, in the order of its signature."""
+    parameters = inspect.signature(solver.solve).parameters.values()
+    keywords = (each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY)
+    return tuple(name for name in keywords if name not in {"seed", "progress"})
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuse options that a solver does not take.
+
+    Args:
+        name: The solver.
+        options: Names of options.
+
+    Raises:
+        UnknownNameError: If there is no such solver, or it has no such option.
+    """
+    known = options_of(SOLVERS.load(name))
+    for option in options:
+        if option not in known:
+            takes = f"one of {', '.join(known)}" if known else "no options"
+            raise UnknownNameError(f"options.{option}: expected {takes} (solver {name}), got {option}")

@@ -1,0 +1,61 @@
+"""The names of the files of a run and of a sweep, each written down once. Paths are relative to the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# A run
+JOB = "job.json"
+LOCK = ".lock"
+HYDRA = ".hydra"
+METRICS = "metrics.json"
+PARAMETERS = "parameters.json"
+HISTORY = "metrics.csv"
+TASK = "task.safetensors"
+DATASET = "dataset.json"
+PREDICTIONS = "predictions.csv"
+VALIDATION = "validation.json"
+RECONSTRUCTION = "reconstruction.json"
+CHECK = "check.json"
+PLOTS = "plots"
+CHECKPOINTS = "checkpoints"
+
+# Its trackers
+WANDB_RECORD = "wandb.json"
+WANDB = "wandb"
+TENSORBOARD = "tensorboard"
+
+# A sweep, which is locked as a run is
+SWEEP = "sweep.json"
+SEARCH = "search.json"
+STORAGE = "optuna.log"
+REPORT = "report"
+
+# stage=compare
+COMPARISON = "comparison.json"
+COMPARISON_TABLE = "comparison.csv"
+RECIPES = "recipes.csv"
+RUNS = "runs"
+
+WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB})
+"""Folders in which nobody looks for jobs."""
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> Path:
+    """The checkpoint of a run that it can be continued from."""
+    return run_dir / CHECKPOINTS / f"{name}.ckpt"
+
+
+def plot(run_dir: Path, name: str) -> Path:
+    """A picture of a run: `learning_curves`, `coefficients`, `confusion`, …"""
+    return run_dir / PLOTS / f"{name}.png"
+
+
+def plots(run_dir: Path) -> list[Path]:
+    """The pictures that a run has, sorted by their names."""
+    return sorted((run_dir / PLOTS).glob("*.png"))
+
+
+def compared(run_dir: Path, slug: str) -> Path:
+    """Where `stage=compare` runs one method."""
+    return run_dir / RUNS / slug

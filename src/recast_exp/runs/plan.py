@@ -1,0 +1,52 @@
+"""The jobs of a command: what each was asked for, and the settings that were checked and that will run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recast_exp.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The overrides of one job, one value each."""
+
+    options: tuple[str, ...]
+    """Options of groups (`model=vit_mlp`)."""
+    values: tuple[str, ...]
+    """Values of keys (`optimizer.lr=0.1`)."""
+    swept: Mapping[str, str]
+    """By key, those of both that differ between the jobs of a sweep."""
+    overrides: tuple[str, ...] = ()
+    """Both, in the order in which they were typed: that of Hydra's sweeper."""
+
+
+@dataclasses.dataclass
+class Planned:
+    """A job that will run."""
+
+    number: int
+    asked: Asked
+    content: dict[str, Any]
+    """Its composed configuration as nested mappings, with what its task file brings; interpolations as they stand."""
+    settings: Config
+    """The same, typed and resolved."""
+    sources: Mapping[str, str]
+    """Dotted key → the file that set it, or `command line`."""
+    unfit: str | None = None
+    """Why a sweep leaves it out: its adapter does not fit its model."""
+
+
+def cause(line: str, failing: Sequence[Asked], jobs: Sequence[Asked]) -> str:
+    """Name the swept values that the failing jobs of a sweep share, where other jobs are well and `line` does not."""
+    if len(failing) == len(jobs):
+        return ""
+    shared = set.intersection(*(set(job.swept.values()) for job in failing))
+    named = [text for text in failing[0].swept.values() if text in shared]
+    what = [text.replace('"', "") for text in named or failing[0].swept.values()]
+    if all(text in line for text in what):
+        return ""
+    more = f", and {len(failing) - 1} more" if not named and len(failing) > 1 else ""
+    return f" (where {' '.join(what)}{more})"

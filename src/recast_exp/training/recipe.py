@@ -1,0 +1,26 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recast_exp.config.schema import OptimizerConfig, SchedulerConfig, TrainerConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that training needs to know besides the model and the images.
+
+    Attributes:
+        optimizer: Optimiser, learning rates and loss.
+        scheduler: Learning rates over the epochs.
+        trainer: Device, precision and length.
+        seed: Seed of the epochs.
+        select: Which epoch is reported: the last, or the best by validation accuracy ("last", "best").
+    """
+
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    trainer: TrainerConfig
+    seed: int
+    select: str = "last"

@@ -1,0 +1,289 @@
+"""The solvers of Neural Mimicry, against numpy's SVD and each other; and what makes a module a solver."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recast_exp import plugins
+from recast_exp.config.compose import conf_dir
+from recast_exp.errors import UnknownNameError
+from recast_exp.models.backbones import check_model, create_backbone
+from recast_exp.models.bank_cache import bank_for
+from recast_exp.plugins import SOLVERS
+from recast_exp.recast import Banks, find_groups, mimic
+from recast_exp.recast.formulas import combine, relative_error
+from recast_exp.recast.solvers import autoencoder, closed_form, gradient
+
+SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
+ITERATIVE = {"gradient": gradient, "autoencoder": autoencoder}
+# Options with which a solver gets within a factor of the least error on the small weights here.
+CLOSE = {"gradient": ({"steps": 500}, 1.02), "autoencoder": ({"steps": 500, "lr": 1e-2}, 1.25)}
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def rebuilt(coefficients: Tensor, templates: Tensor) -> Tensor:
+    return torch.stack([combine(layer, templates) for layer in coefficients])
+
+
+def squared_error(found: tuple[Tensor, Tensor], weights: Tensor) -> float:
+    return (rebuilt(found[1], found[0]).double() - weights.double()).square().sum().item()
+
+
+def least_squared_error(weights: Tensor, num_templates: int, num_blocks: int = 1) -> float:
+    """Eckart-Young by numpy: what the singular values beyond the n-th leave, block by block."""
+    stacked = weights.double().numpy().reshape(len(weights), num_blocks, -1)
+    values = [np.linalg.svd(stacked[:, block], compute_uv=False) for block in range(num_blocks)]
+    return float(sum((each[num_templates:] ** 2).sum() for each in values))
+
+
+# Closed form
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("layers", "sets", "blocks"), [(2, 2, 1), (2, 1, 3), (5, 2, 4)])
+def test_closed_form_is_exact_with_a_template_per_layer(
+    shape: tuple[int, ...], layers: int, sets: int, blocks: int
+) -> None:
+    weights = random(layers, *shape)
+    found = closed_form.solve(weights, layers, sets, blocks, seed=3)
+    assert found.templates.shape == (layers, *shape)
+    assert found.coefficients.shape == (layers, sets, blocks, layers)
+    assert relative_error(rebuilt(found.coefficients, found.templates), weights).max() < 5e-7
+
+
+def test_every_weight_stays_a_combination_of_the_pretrained_weights_of_its_group() -> None:
+    """W' = A W with A = c c0⁻¹, whatever a task learns (docs/method.md, "What coefficients can reach")."""
+    weights = random(3, 12, 10)
+    found = closed_form.solve(weights, 3, 2, 1, seed=3)
+    learned = found.coefficients + 0.1 * random(*found.coefficients.shape, seed=1)
+    mean, start = learned.mean(1).squeeze(1), found.coefficients.mean(1).squeeze(1)
+    expected = torch.einsum("lj,j...->l...", mean @ torch.linalg.inv(start), weights)
+    torch.testing.assert_close(rebuilt(learned, found.templates), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_closed_form_is_exact_at_any_scale_and_for_dependent_weights(scale: float) -> None:
+    weights = random(4, 12, 10) * scale
+    weights[2], weights[3] = weights[0], 0.0
+    found = closed_form.solve(weights, 4, 2, 1, seed=3)
+    assert (rebuilt(found.coefficients, found.templates) - weights).abs().max() < 1e-6 * weights.abs().max()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("templates", [1, 2, 4])
+def test_closed_form_reaches_the_least_error_there_is(shape: tuple[int, ...], blocks: int, templates: int) -> None:
+    weights = random(5, *shape)
+    bound = least_squared_error(weights, templates, blocks)
+    assert bound > 1
+    assert squared_error(closed_form.solve(weights, templates, 2, blocks, seed=3), weights) == pytest.approx(
+        bound, rel=1e-6
+    )
+
+
+def test_finer_granularity_leaves_less_error() -> None:
+    weights = random(5, 12, 10)
+    errors = [squared_error(closed_form.solve(weights, 2, 1, blocks, seed=3), weights) for blocks in (1, 3, 12)]
+    assert all(finer < 0.99 * coarser for coarser, finer in pairwise(errors))
+
+
+@pytest.mark.parametrize("templates", [2, 3, 6])
+def test_coefficients_are_orthonormal_mixed_and_the_same_in_every_set(templates: int) -> None:
+    found = closed_form.solve(random(6, 12, 10), templates, 3, 2, seed=3).coefficients
+    for block in range(2):
+        matrix = found[:, 0, block].double()
+        torch.testing.assert_close(matrix.T @ matrix, torch.eye(templates, dtype=torch.float64), rtol=0, atol=1e-6)
+        assert np.linalg.cond(matrix.numpy()) < 1 + 1e-5
+        assert matrix.abs().max() < 0.999  # templates are mixtures, not copies of the layers
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert torch.equal(found[:, 0], found[:, 2])
+
+
+# All solvers
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+def test_solvers_are_deterministic_by_seed_and_leave_their_surroundings_alone(name: str) -> None:
+    weights = random(4, 12, 10)
+    before, state = weights.clone(), torch.get_rng_state()
+    options = {"steps": 20} if hasattr(SOLVERS.load(name), "num_steps") else {}
+    first, again, other = (SOLVERS.load(name).solve(weights, 2, 2, 1, seed=seed, **options) for seed in (5, 5, 6))
+    assert torch.equal(weights, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.templates, again.templates)
+    assert torch.equal(first.coefficients, again.coefficients)
+    assert not torch.allclose(first.coefficients, other.coefficients, atol=1e-2)
+    assert not any(tensor.requires_grad for tensor in first)
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+@pytest.mark.parametrize("shape", [(8, 6), (6, 2, 3, 3)], ids=["linear", "convolution"])
+@pytest.mark.parametrize(("templates", "blocks"), [(2, 1), (2, 2)])
+def test_no_solver_beats_the_closed_form_and_all_come_close(
+    name: str, shape: tuple[int, ...], templates: int, blocks: int
+) -> None:
+    weights = 0.1 * random(4, *shape)
+    bound = least_squared_error(weights, templates, blocks)
+    best = squared_error(closed_form.solve(weights, templates, 2, blocks, seed=0), weights)
+    options, factor = CLOSE[name]
+    error = squared_error(ITERATIVE[name].solve(weights, templates, 2, blocks, seed=0, **options), weights)
+    assert best <= bound * (1 + 1e-6)
+    assert best <= error * (1 + 1e-6)
+    assert error < factor * bound < 0.8 * weights.square().sum().item()
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_more_steps_help_and_each_reports_progress(name: str) -> None:
+    weights, ticks = 0.1 * random(2, 12, 10), []
+    errors = [
+        squared_error(
+            ITERATIVE[name].solve(weights, 2, 2, 1, seed=0, steps=steps, progress=lambda: ticks.append(1)), weights
+        )
+        for steps in (1, 30, 300)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert len(ticks) == 331
+
+
+def test_gradient_keeps_its_best_step() -> None:
+    weights = 0.1 * random(2, 12, 10)
+    start = squared_error(gradient.solve(weights, 2, 2, 1, seed=0, steps=1), weights)
+    assert squared_error(gradient.solve(weights, 2, 2, 1, seed=0, steps=20, lr=50.0), weights) <= start * (1 + 1e-6)
+
+
+# Plug-ins
+
+FOREIGN = """
+import torch
+from recast_exp.recast.formulas import Mimicked
+
+def num_steps(weights, steps):
+    return steps or 4
+
+def solve(weights, num_templates, num_sets, num_blocks, *, seed, progress, steps=None, scale=1.0, lr=None):
+    for _ in range(num_steps(weights, steps)):
+        progress()
+    shape = (len(weights), num_sets, num_blocks, num_templates)
+    return Mimicked(scale * weights[:num_templates].float(), torch.full(shape, lr or 0.5))
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A solver of another package, installed as pip would install it."""
+    folder = tmp_path / "site"
+    info = folder / "foreign_solver-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-solver\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[recast_exp.solvers]\nforeign = foreign_solver\n")
+    (folder / "foreign_solver.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(folder)
+    plugins._entry_points.cache_clear()
+    yield "foreign"
+    plugins._entry_points.cache_clear()
+    sys.modules.pop("foreign_solver", None)
+
+
+def bank(cfg: Any, cache: Path) -> tuple[Banks, dict[str, Any], Path]:
+    """The bank of a configuration, and the settings and path of its entry in the index of the cache."""
+    check_model(cfg)
+    banks, _ = bank_for(create_backbone(cfg, cache), cfg, cache)
+    (index,) = (cache / "banks" / "index").glob("*.json")
+    return banks, json.loads(index.read_text()), index
+
+
+def test_each_solver_has_a_preset_and_each_preset_a_solver() -> None:
+    assert sorted(path.stem for path in (conf_dir() / "mimicry").glob("*.yaml")) == SOLVERS.names()
+
+
+def test_a_solver_of_another_package_is_an_option_like_any(
+    foreign: str, tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SOLVERS.names() == ["autoencoder", "closed_form", foreign, "gradient"]
+    totals: list[int] = []
+    monkeypatch.setattr(
+        "recast_exp.models.bank_cache.Progress.add_task", lambda self, text, total: totals.append(total)
+    )
+    ticks: list[int] = []
+    monkeypatch.setattr("recast_exp.models.bank_cache.Progress.advance", lambda self, task: ticks.append(1))
+    typed = ("mimicry.name=foreign", "mimicry.lr=0.25", "mimicry.noise=3", "mimicry.options={scale: 2.0}")
+    banks, entry, _ = bank(tiny("model=vit_att", *typed), tmp_path)
+    assert entry["settings"]["mimicry"] == {"name": foreign, "seed": 42, "steps": None, "lr": 0.25, "scale": 2.0}
+    assert totals == [4 * len(banks.groups)]
+    assert len(ticks) == totals[0]
+    assert all((value == 0.25).all() for value in banks.coefficients.values())
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("mimicry.name=nope", "mimicry.name: expected one of autoencoder, closed_form, gradient, got 'nope'"),
+        ("mimicry.options={steps: 3}", "mimicry.options.steps: expected no options (solver closed_form), got steps"),
+    ],
+)
+def test_an_unknown_solver_or_option_is_refused_before_anything_is_made(
+    typed: str, message: str, tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    cfg = tiny("model=vit_att", typed)
+    with pytest.raises(UnknownNameError, match=rf"^{re.escape(message)}$"):
+        check_model(cfg)
+    with pytest.raises(UnknownNameError, match=rf"^{re.escape(message)}$"):
+        bank_for(create_backbone(cfg, tmp_path), cfg, tmp_path)
+
+
+def test_mimic_names_its_own_arguments() -> None:
+    model = nn.ModuleDict({"blocks": nn.Sequential(*(nn.Sequential(nn.Linear(4, 4)) for _ in range(2)))})
+    groups = find_groups(model)
+    with pytest.raises(UnknownNameError, match=r"^solver: expected one of autoencoder, .*, got 'nope'$"):
+        mimic(model, groups, solver="nope")
+    expected = "options.step: expected one of steps, lr, step_size, noise (solver gradient), got step"
+    with pytest.raises(UnknownNameError, match=rf"^{re.escape(expected)}$"):
+        mimic(model, groups, solver="gradient", step=3)
+
+
+# The keys of banks in the cache, as the first version wrote them: a changed one would not find the old banks again.
+RECORDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "closed_form": ((), {"name": "closed_form", "seed": 42}),
+    "gradient": (
+        ("mimicry.steps=2", "mimicry.lr=0.2", "mimicry.hidden=5"),
+        {"name": "gradient", "seed": 42, "steps": 2, "lr": 0.2, "step_size": None, "noise": None},
+    ),
+    "autoencoder": (
+        ("mimicry.steps=2", "mimicry.seed=7", "mimicry.noise=0.5"),
+        {"name": "autoencoder", "seed": 7, "steps": 2, "lr": None, "hidden": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_banks_in_old_caches_are_found_again(name: str, tiny: Callable[..., Any], tmp_path: Path) -> None:
+    typed, record = RECORDS[name]
+    cfg = tiny("model=vit_att", f"mimicry={name}", "recast.num_groups=1", "recast.num_templates=1", *typed)
+    banks, entry, index = bank(cfg, tmp_path)
+    settings = {
+        "backbone": "digits_vit",
+        "fingerprint": create_backbone(cfg, tmp_path).fingerprint,
+        "num_coefficient_sets": 2,
+        "mimicry": record,
+    }
+    assert entry["settings"] == settings
+    layers = [f"blocks.{number}.attn.qkv" for number in range(12)]
+    groups = [{"name": "blocks.attn.qkv.0", "layers": layers, "num_templates": 1, "num_blocks": 1}]
+    text = json.dumps([settings, groups], sort_keys=True).encode()
+    assert index.stem == hashlib.sha256(text).hexdigest()[:32]
+    assert banks.settings == settings
