@@ -1,9 +1,9 @@
 """The reference of the configuration, written at every build from what the program itself reads.
 
-Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema` and of each
-adapter's and stage's class. Options are the files of `conf/`, described by their first comment. The counts of the datasets are
-those of their layouts. The results replace the markers in `configuration.md` and `datasets.md`, so that a new option,
-adapter or dataset needs no edit here.
+Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema`, and of the
+classes of adapters and stages. Options are the files of `conf/`, described by their first comment. The counts of the
+datasets are those of their layouts. The results replace the markers in `configuration.md` and `datasets.md`, so that a
+new option, adapter, stage or dataset needs no edit here.
 """
 
 from __future__ import annotations
