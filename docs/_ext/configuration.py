@@ -1,8 +1,9 @@
 """The reference of the configuration, written at every build from what the program itself reads.
 
-Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema` and of each
-adapter's `Options`; options are the files of `conf/`, described by their first comment. The result replaces the marker
-in `configuration.md`.
+Keys, types, ranges, defaults and help texts are those of the dataclasses in `recast_exp.config.schema`, and of the
+classes of adapters and stages. Options are the files of `conf/`, described by their first comment. The counts of the
+datasets are those of their layouts. The results replace the markers in `configuration.md` and `datasets.md`, so that a
+new option, adapter, stage or dataset needs no edit here.
 """
 
 from __future__ import annotations
@@ -15,53 +16,90 @@ from typing import Any
 import yaml
 from sphinx.application import Sphinx
 
-from recast_exp import adapters
+from recast_exp import adapters, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.fields import accepted
+from recast_exp.data.types import SPLITS
+from recast_exp.plugins import DATASETS
 
-PAGE = "configuration"
-MARKER = "<!-- generated -->"
-
-GROUPS = {
-    "model": "The backbone, and what is done with it",
+TITLES = {
+    "model": "The backbone and what trains in it",
     "recast": "Templates and coefficients",
-    "mimicry": "How they are found",
+    "mimicry": "The solver that finds templates and coefficients",
     "adapter": "A second method on the backbone",
-    "method": "A row of the results: model, adapter and recipe",
+    "method": "A row of the results: model, adapter and recipe together",
     "dataset": "Images, splits and batches",
-    "optimizer": "Optimiser",
-    "scheduler": "Learning rate over the epochs",
-    "trainer": "Device, precision and length",
-    "stage": "What to do",
+    "optimizer": "The optimiser",
+    "scheduler": "The learning rate over the epochs",
+    "trainer": "Device, precision and length of training",
+    "stage": "What the command does",
     "experiment": "Whole experiments",
     "logger": "Trackers",
     "launcher": "What starts the jobs of a sweep",
     "search": "Searching instead of sweeping",
     "seed": "Seeds",
 }
-"""Sections of the page, in their order: config groups, sections of the schema, or both."""
+"""Titles of the sections that have one, in the order of the page. A group without a title follows under its name."""
 
 
-def page() -> str:
-    """The reference, in Markdown."""
+def page(conf: Path | None = None) -> str:
+    """The reference, in Markdown.
+
+    Args:
+        conf: The folder of the config groups; None is the program's own.
+    """
+    conf = conf or conf_dir()
+    groups = sorted({path.parent.name for path in conf.glob("*/*.yaml")} - {"hydra"})
     keys = dict(config.fields())
-    lines = ["## Keys of the run", "", *_keys({name: field for name, field in keys.items() if "." not in name})]
-    for group, title in GROUPS.items():
-        lines += [f"## {group}", "", f"{title}.", ""]
-        lines += _options(conf_dir() / group, group)
+    lines = ["## At a glance", "", *_overview(conf, groups)]
+    lines += ["## Keys of the run", "", *_keys({name: field for name, field in keys.items() if "." not in name})]
+    for group in [*TITLES, *(group for group in groups if group not in TITLES)]:
+        lines += [f"## {group}", "", *([f"{TITLES[group]}.", ""] if group in TITLES else [])]
+        lines += _options(conf / group, group)
         if group == "adapter":
             lines += _adapters()
+        elif group == "stage":
+            lines += _stages()
         elif group == "search":
-            lines += _search()
+            lines += _search(conf)
         lines += _keys({name: field for name, field in keys.items() if name.startswith(f"{group}.")})
     return "\n".join(lines)
+
+
+def sets() -> str:
+    """A table of the published datasets, in Markdown."""
+    lines = ["| `dataset` | classes | train / val / test | folder below `data_dir` |", "|---|---|---|---|"]
+    for name in DATASETS.names():
+        module = DATASETS.load(name)
+        if hasattr(module, "layout"):
+            layout = module.layout(config.DatasetConfig(name=name))
+            counts = " / ".join(f"{layout.images[split]:,}" if split in layout.images else "–" for split in SPLITS)
+            lines.append(f"| `{name}` | {layout.num_classes} | {counts} | `{layout.folder}` |")
+    return "\n".join(lines)
+
+
+MARKERS = {
+    "configuration": ("<!-- generated -->", page),
+    "datasets": ("<!-- generated: sets -->", sets),
+}
+"""What is generated, by page."""
+
+
+def _overview(conf: Path, groups: list[str]) -> Iterator[str]:
+    """A table of all groups and their options."""
+    yield from ("| group | options |", "|---|---|")
+    for group in [*(group for group in TITLES if group in groups), *(group for group in groups if group not in TITLES)]:
+        options = ", ".join(f"`{path.stem}`" for path in _files(conf / group))
+        yield f"| [`{group}`](#{group}) | {options}{', or any other integer' if group == 'seed' else ''} |"
+    yield ""
 
 
 def _keys(fields: dict[str, dataclasses.Field[Any]]) -> Iterator[str]:
     for name, field in fields.items():
         help = field.metadata["help"]
         yield from (f"```{{confval}} {name}", f"{help[0].upper()}{help[1:]}.\\")
-        yield from (f"Takes {config.accepted(field)}; default {_default(field)}.", "```", "")
+        yield from (f"Takes {accepted(field)}; default {_default(field)}.", "```", "")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -71,12 +109,17 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _options(folder: Path, group: str) -> Iterator[str]:
     """The options of a group, each with its comment and with what it sets."""
-    for path in sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "none", path.stem)):
+    for path in _files(folder):
         yield f"`{group}={path.stem}`"
         yield f": {comment(path)}"
         if settings := ", ".join(f"`{setting}`" for setting in _settings(path, group)):
             yield f"  Sets {settings}."
         yield ""
+
+
+def _files(folder: Path) -> list[Path]:
+    """The options of a group, `none` first."""
+    return sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "none", path.stem))
 
 
 def comment(path: Path) -> str:
@@ -135,19 +178,27 @@ def _adapters() -> Iterator[str]:
             yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_keys(fields))
 
 
-def _search() -> Iterator[str]:
+def _stages() -> Iterator[str]:
+    """The options of each stage."""
+    for name in stages.names():
+        if fields := {f"stage.{field.name}": field for field in dataclasses.fields(stages.load(name))}:
+            yield from (f"### stage={name}", "", *_keys(fields))
+
+
+def _search(conf: Path) -> Iterator[str]:
     """Samplers and pruners, which are groups of Hydra's sweeper."""
     for part in ("sampler", "pruner"):
-        yield from _options(conf_dir() / "hydra" / "sweeper" / part, f"hydra/sweeper/{part}")
+        yield from _options(conf / "hydra" / "sweeper" / part, f"hydra/sweeper/{part}")
 
 
 def _insert(app: Sphinx, docname: str, source: list[str]) -> None:
-    if docname == PAGE:
-        assert MARKER in source[0]
-        source[0] = source[0].replace(MARKER, page())
+    if docname in MARKERS:
+        marker, write = MARKERS[docname]
+        assert marker in source[0]
+        source[0] = source[0].replace(marker, write())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Write the page as it is read."""
+    """Write the pages as they are read."""
     app.connect("source-read", _insert)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

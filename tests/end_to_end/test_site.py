@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from recast_exp import adapters
+from recast_exp import adapters, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.fields import accepted
+from recast_exp.plugins import DATASETS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -51,6 +54,8 @@ def test_what_is_generated_is_on_its_pages(site: Path) -> None:
     configuration = (site / "configuration.html").read_text(encoding="utf-8")
     assert 'id="confval-optimizer.coefficients_lr"' in configuration
     library = (site / "api.html").read_text(encoding="utf-8")
+    assert 'id="method-title"' in (site / "index.html").read_text(encoding="utf-8")
+    assert "5,994 / – / 5,794" in (site / "datasets.html").read_text(encoding="utf-8")
     for name in ("find_groups", "mimic", "inject", "merge", "Banks"):
         assert f'id="recast_exp.recast.{name}"' in library
 
@@ -61,13 +66,38 @@ def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch)
     page = configuration.page()
     for name, field in config.fields():
         described = page.split(f"{{confval}} {name}\n", 1)[1].split("```", 1)[0]
-        assert config.accepted(field) in described
+        assert accepted(field) in described
         assert field.metadata["help"][1:] in described
     for name in adapters.names():
         for option in dataclasses.fields(adapters.load(name)):
             assert f"{{confval}} adapter.{option.name}\n" in page.split(f"### adapter={name}\n", 1)[1]
+    for name in stages.names():
+        for option in dataclasses.fields(stages.load(name)):
+            assert f"{{confval}} stage.{option.name}\n" in page.split(f"### stage={name}\n", 1)[1]
+    overview = page.split("## Keys of the run", 1)[0]
     for preset in conf_dir().glob("*/*.yaml"):
         option = f"{preset.parent.name}={preset.stem}"
         if not option.startswith("hydra="):
             said = page.split(f"\n`{option}`\n:", 1)[1].split("\n", 1)[0]
             assert said.strip(), f"{preset} has no comment that says what it is"
+            assert f"`{preset.stem}`" in overview.split(f"[`{preset.parent.name}`]", 1)[1].split("\n", 1)[0]
+
+
+def test_a_new_option_or_group_needs_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    conf = shutil.copytree(conf_dir(), tmp_path / "conf")
+    (conf / "model" / "mine.yaml").write_text("# @package _global_\n# A model of mine.\nmodel:\n  name: mine\n")
+    (conf / "colour").mkdir()
+    (conf / "colour" / "red.yaml").write_text("# Red.\nname: red\n")
+    page = importlib.import_module("configuration").page(conf)
+    assert "\n`model=mine`\n: A model of mine.\n" in page
+    assert "\n## colour\n\n`colour=red`\n: Red.\n" in page
+    assert "| [`colour`](#colour) | `red` |" in page
+
+
+def test_the_table_of_datasets_has_every_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    rows = importlib.import_module("configuration").sets().splitlines()[2:]
+    listed = [row.split("`")[1] for row in rows]
+    assert listed == [name for name in DATASETS.names() if hasattr(DATASETS.load(name), "layout")]
+    assert "| `flowers` | 102 | 1,020 / 1,020 / 6,149 | `flowers-102` |" in rows
