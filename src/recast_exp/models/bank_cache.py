@@ -29,13 +29,14 @@ log = logging.getLogger(__name__)
 def groups_of(backbone: Backbone, cfg: DictConfig) -> list[Group]:
     """The groups of layers that a configuration asks for."""
     recast = cfg.recast
-    return find_groups(
-        backbone.network,
-        targets=recast.targets,
-        num_groups=recast.num_groups,
-        num_templates=recast.num_templates,
-        granularity=recast.granularity,
-    )
+    with section("recast."):
+        return find_groups(
+            backbone.network,
+            targets=recast.targets,
+            num_groups=recast.num_groups,
+            num_templates=recast.num_templates,
+            granularity=recast.granularity,
+        )
 
 
 def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, Path]:
@@ -50,7 +51,8 @@ def bank_for(backbone: Backbone, cfg: DictConfig, cache: Path) -> tuple[Banks, P
     groups = groups_of(backbone, cfg)
     if cfg.bank:
         path = Path(cfg.bank).expanduser()
-        banks = Banks.load(path)
+        with section("bank: "):
+            banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)
         return banks, path
     settings = _settings(backbone, cfg)
@@ -83,7 +85,8 @@ def bank_by_hash(content_hash: str, cfg: DictConfig, cache: Path) -> Banks:
             f"bank: the task was trained with the template bank {content_hash[:16]}…, which is not in {path.parent}; "
             f"pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as bank=FILE"
         )
-    return Banks.load(path, content_hash)
+    with section("bank: "):
+        return Banks.load(path, content_hash)
 
 
 def _path(cache: Path, content_hash: str) -> Path:
