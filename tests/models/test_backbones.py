@@ -467,9 +467,15 @@ def test_real_weights(file: str, options: list[str], create: Callable[..., Backb
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("recast.num_groups=99", "recast.num_groups: got 99, but blocks.attn.qkv has 12 layers"),
-        ("recast.num_templates=5", "recast.num_templates: got 5, but the group blocks.attn.qkv.0 has 2 layers"),
-        ("recast.targets=[nope.*]", "recast.targets: 'nope.*' matches no layer"),
+        (
+            "recast.num_groups=99",
+            "recast.num_groups: expected at most 12 (the layers of blocks.attn.qkv), got 99; leave it out for pairs",
+        ),
+        (
+            "recast.num_templates=5",
+            "recast.num_templates: expected at most 2 (the layers of the group blocks.attn.qkv.0), got 5; leave it out",
+        ),
+        ("recast.targets=[nope.*]", "recast.targets: expected patterns over the layers of VisionTransformer"),
     ],
 )
 def test_groups_are_checked_without_weights(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from recast_exp.errors import UserError
 from recast_exp.recast import Group, find_groups, inject, mimic
@@ -94,12 +95,15 @@ def test_num_templates_is_taken_over(num_templates: int) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"num_templates": 3}, ("recast.num_templates", "got 3", "stages.0.shared.", "at most 2", "null")),
-        ({"num_groups": 6}, ("recast.num_groups", "got 6", "stages.0.shared", "5 layers", "at most 5")),
-        ({"targets": ["*.shard"]}, ("recast.targets", "'*.shard'", "*.shared")),
-        ({"targets": ["*.shared", "*.qkv"]}, ("recast.targets", "'*.qkv'")),
-        ({"targets": ["head.*"]}, ("recast.targets", "'head.*'")),
-        ({"targets": ["stem"]}, ("recast.targets", "'stem'")),
+        ({"num_templates": 3}, ("num_templates: expected at most 2", "the group stages.0.shared.1", "got 3; leave it")),
+        ({"num_groups": 6}, ("num_groups: expected at most 5 (the layers of stages.0.shared), got 6; leave it out",)),
+        ({"targets": ["*.shard"]}, ("targets: expected patterns over the layers of Net", "'*.shard'", "*.shared")),
+        ({"targets": ["*.shared", "*.qkv"]}, ("targets: ", "'*.qkv'")),
+        ({"targets": ["head.*"]}, ("targets: ", "'head.*'")),
+        ({"targets": ["stem"]}, ("targets: ", "'stem'")),
+        ({"num_templates": 0}, ("num_templates: expected at least 1, got 0",)),
+        ({"num_groups": -1}, ("num_groups: expected at least 1, got -1",)),
+        ({"granularity": "row"}, ("granularity: expected one of layer, projection, head, got 'row'",)),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -107,13 +111,14 @@ def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, Any], expec
     with pytest.raises(UserError) as error:
         find_groups(Net(5), **options)
     one_line(error, *expected)
+    assert str(error.value).startswith(f"{next(iter(options))}: ")
 
 
 @pytest.mark.parametrize("model", [Net(1, 1), nn.Sequential(nn.Linear(2, 2)), timm.create_model("test_resnet")])
 def test_a_model_with_nothing_to_group_is_refused(model: nn.Module) -> None:
     with pytest.raises(UserError) as error:
         find_groups(model)
-    one_line(error, "nothing to group", type(model).__name__)
+    one_line(error, "targets: expected", "nothing to group", type(model).__name__)
 
 
 def test_tied_and_rewritten_weights_are_left_alone() -> None:
@@ -123,6 +128,62 @@ def test_tied_and_rewritten_weights_are_left_alone() -> None:
     assert layers(groups) == [["stages.0.0.shared", "stages.0.1.shared", "stages.0.2.shared"]]
     inject(model, mimic(model, groups))
     assert not any(layer.endswith("shared") for group in find_groups(model) for layer in group.layers)
+
+
+class TwoShapes(nn.Module):
+    """A stage whose blocks have wide and narrow layers at one place; `same` is alike in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Module() for _ in range(5)))
+        for number, block in enumerate(self.blocks):
+            block.mixed = nn.Linear(8, 4 if number % 2 else 8)
+            block.same = nn.Linear(8, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for block in self.blocks:
+            inputs = (
+                inputs + block.same(inputs) + nn.functional.pad(mixed := block.mixed(inputs), (0, 8 - mixed.shape[-1]))
+            )
+        return inputs
+
+
+@torch.no_grad()
+def test_two_shapes_at_one_place_have_banks_of_their_own() -> None:
+    model, inputs = TwoShapes(), torch.randn(3, 8)
+    expected = model(inputs)
+    groups = find_groups(model, num_groups=1)
+    assert {group.name: len(group.layers) for group in groups} == {
+        "blocks.mixed.8x8.0": 3,
+        "blocks.same.0": 5,  # only a name that would be there twice has the shape in it
+        "blocks.mixed.4x8.0": 2,
+    }
+    inject(model, mimic(model, groups))
+    torch.testing.assert_close(model(inputs), expected)
+    only = find_groups(TwoShapes(), targets=["blocks.[13].mixed"])
+    assert [group.name for group in only] == ["blocks.mixed.0"]
+
+
+@pytest.mark.parametrize(
+    "name", ["ghostnet_050", "ghostnetv2_100", "gcvit_xxtiny", "gcvit_tiny", "resnet50", "swin_tiny_patch4_window7_224"]
+)
+def test_groups_of_architectures_have_names_of_their_own(name: str) -> None:
+    with torch.device("meta"):
+        groups = find_groups(timm.create_model(name))
+    assert len({group.name for group in groups}) == len(groups)
+
+
+def test_stages_within_stages_have_names_of_their_own() -> None:
+    model = nn.Module()
+    model.blocks = nn.Sequential(*(nn.Module() for _ in range(2)), nn.Sequential(*(nn.Module() for _ in range(2))))
+    for block in model.blocks[:2]:
+        block.add_module("2", nn.ModuleDict({"conv": nn.Linear(4, 4)}))
+        block.other = nn.ReLU()
+    for block in model.blocks[2]:
+        block.conv = nn.Linear(4, 4)
+    groups = find_groups(model)
+    assert layers(groups) == [["blocks.0.2.conv", "blocks.1.2.conv"], ["blocks.2.0.conv", "blocks.2.1.conv"]]
+    assert [group.name for group in groups] == ["blocks.2.conv.4x4.0", "blocks.2.conv.4x4_.0"]
 
 
 def test_containers_may_count_with_a_stem() -> None:

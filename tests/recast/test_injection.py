@@ -42,6 +42,9 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet_basic": ("resnet18", 64, {}),
     "resnet_bottleneck": ("resnet26", 32, {}),
     "resnext": ("resnext26ts", 64, {}),
+    # Two shapes of weights at one place of a stage
+    "ghostnet": ("ghostnet_050", 64, {}),
+    "gcvit": ("gcvit_xxtiny", 64, {"img_size": 64}),
 }
 Enliven = Callable[..., nn.Module]
 
@@ -150,8 +153,8 @@ def test_the_pretrained_weights_are_released(enliven: Enliven) -> None:
 def test_injection_refuses_banks_of_another_model_and_changes_nothing(enliven: Enliven) -> None:
     banks = mimic(model := create("vit", enliven)[0], find_groups(model, targets=["*.attn.qkv"]))
     for family, what in (
-        ("vit_wide", r"\(288, 96\).*blocks.0.attn.qkv.*\(576, 192\)"),
-        ("resnet_basic", "no .*blocks.0.attn.qkv"),
+        ("vit_wide", r"^banks: .* shape \(576, 192\) for the layer blocks.0.attn.qkv of .*, got \(288, 96\)$"),
+        ("resnet_basic", r"^layer: expected a Linear or Conv2d of ResNet, got 'blocks.0.attn.qkv'$"),
     ):
         other, _ = create(family, enliven)
         names = list(other.state_dict())
@@ -177,6 +180,123 @@ def test_a_merged_copy_leaves_the_original_working(enliven: Enliven) -> None:
     for one in (model, twin):
         logits = one(images)
         assert torch.equal(merge(one)(images), logits)
+
+
+@torch.no_grad()
+def test_a_second_injection_adds_its_banks(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    expected = model(images)
+    names: dict[str, str] = {}
+    # The last one finds groups of the same names as the first
+    for targets in (["blocks.[0-5].attn.qkv"], ["*.mlp.fc1"], ["blocks.?.attn.qkv", "blocks.1?.attn.qkv"]):
+        names |= inject(model, mimic(model, find_groups(model, targets=targets, num_groups=1)))
+    assert len(names) == 24
+    assert distance(model(images), expected) <= TOLERANCE
+    banks = ["blocks-attn-qkv-0", "blocks-mlp-fc1-0", "blocks-attn-qkv-0-2"]
+    assert [name for name in model.state_dict() if name.startswith("banks.")] == [f"banks.{b}.templates" for b in banks]
+    twin, state = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    for parameter in twin.parameters():
+        parameter.zero_()
+    twin.load_state_dict(state)
+    assert torch.equal(twin(images), model(images))
+    model.double()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert distance(model(images.double()), expected) <= TOLERANCE
+    logits = model(images.double())
+    assert torch.equal(merge(model)(images.double()), logits)
+    assert not hasattr(model, "banks")
+
+
+def test_a_layer_is_rewritten_once(enliven: Enliven) -> None:
+    model, _ = create("vit", enliven)
+    banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    inject(model, banks)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=r"^banks: expected .*, got blocks.0.attn.qkv, .* parametrised already; merge"):
+        inject(model, banks)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_attribute_of_the_model_is_not_overwritten(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    model.banks = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"^model: expected one without an attribute 'banks', .*VisionTransformer$"):
+        inject(model, mimic(model, find_groups(model)))
+    assert isinstance(merge(model).banks, nn.Linear)
+    assert not hasattr(model.blocks[0].attn.qkv, "parametrizations")
+
+
+# Types and devices
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["vit", "resnet_basic"])
+def test_a_model_of_another_dtype_computes_as_before(family: str, dtype: torch.dtype, enliven: Enliven) -> None:
+    model, images = create(family, enliven)
+    model, images = model.to(dtype), images.to(dtype)
+    with torch.no_grad():
+        expected = model(images)
+    banks = mimic(model, find_groups(model))
+    weights = {layer: model.get_submodule(layer).weight.detach().clone() for layer in banks.coefficients}
+    names = inject(model, banks)
+    for layer, weight in weights.items():
+        rebuilt = model.get_submodule(layer).weight
+        assert rebuilt.dtype == dtype
+        torch.testing.assert_close(rebuilt, weight, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert {model.get_parameter(name).dtype for name in names.values()} == {torch.float32}
+    coefficients = trained(model, names)
+    logits = model(images)
+    assert logits.dtype == dtype
+    assert distance(logits, expected) <= max(TOLERANCE, 4 * torch.finfo(dtype).eps)
+    logits.float().square().sum().backward()
+    assert all(each.grad.dtype == torch.float32 and each.grad.abs().max() > 0 for each in coefficients)
+    with torch.no_grad():
+        assert torch.equal(merge(model)(images), logits)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_the_dtype_of_the_weight_follows_the_model(enliven: Enliven) -> None:
+    model, _, images = vit(enliven)
+    expected = model(images)
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        assert model.to(dtype)(images.to(dtype)).dtype == dtype
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert distance(model(images), expected) < 0.1  # as far as bfloat16 has rounded everything
+    model, images = create("dinov2", enliven)
+    names = inject(model.bfloat16(), mimic(model, find_groups(model)))
+    assert model.float()(images).dtype == torch.float32
+    qkv = model.blocks[0].attn.qkv
+    qkv.weight = target = torch.randn_like(qkv.weight)
+    assert model.get_parameter(names["blocks.0.attn.qkv"]).dtype == torch.float32
+    assert (qkv.weight - target).norm() < target.norm()
+
+
+@torch.no_grad()
+def test_assigning_a_weight_of_bfloat16_leaves_coefficients_in_float32(enliven: Enliven) -> None:
+    model, _ = create("dinov2", enliven)
+    names = inject(model.bfloat16(), mimic(model, find_groups(model, targets=["*.attn.qkv"])))
+    qkv, other = model.blocks[0].attn.qkv, model.blocks[1].attn.qkv
+    qkv.weight = other.weight.clone()
+    torch.testing.assert_close(qkv.weight, other.weight, rtol=0.02, atol=1e-3)
+    assert model.get_parameter(names["blocks.0.attn.qkv"]).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_model_on_the_meta_device_takes_a_state_dict(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    banks = mimic(model, find_groups(model))
+    name, _, options = FAMILIES["vit"]
+    with torch.device("meta"):
+        skeleton = timm.create_model(name, num_classes=10, **options).eval()
+    with pytest.raises(UserError, match=r"^model: expected weights with values, got the layer .* on the meta device$"):
+        mimic(skeleton, banks.groups)
+    assert inject(skeleton, banks) == inject(model, banks)
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    skeleton.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(skeleton(images), model(images))
 
 
 def test_bfloat16_autocast_rebuilds_the_weight_in_float32(enliven: Enliven) -> None:

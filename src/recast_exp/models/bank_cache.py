@@ -28,13 +28,14 @@ log = logging.getLogger(__name__)
 
 def groups_of(backbone: Backbone, recast: RecastConfig) -> list[Group]:
     """The groups of layers of a backbone that a configuration asks for."""
-    return find_groups(
-        backbone.network,
-        targets=recast.targets,
-        num_groups=recast.num_groups,
-        num_templates=recast.num_templates,
-        granularity=recast.granularity,
-    )
+    with section("recast."):
+        return find_groups(
+            backbone.network,
+            targets=recast.targets,
+            num_groups=recast.num_groups,
+            num_templates=recast.num_templates,
+            granularity=recast.granularity,
+        )
 
 
 def bank_for(
@@ -58,7 +59,8 @@ def bank_for(
     groups = groups_of(backbone, recast)
     if given:
         path = Path(given).expanduser()
-        banks = Banks.load(path)
+        with section("bank: "):
+            banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)
         return banks, path
     settings = _settings(backbone, recast, mimicry)
@@ -96,7 +98,8 @@ def bank_by_hash(content_hash: str, cache: Path, given: str | None = None) -> Ba
             f"bank: the task was trained with the template bank {content_hash[:16]}…, which is not in {path.parent}; "
             f"pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as bank=FILE"
         )
-    return Banks.load(path, content_hash)
+    with section("bank: "):
+        return Banks.load(path, content_hash)
 
 
 def _path(cache: Path, content_hash: str) -> Path:

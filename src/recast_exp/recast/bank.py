@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,34 @@ class TemplateCombination(nn.Module):
 
     The bank is held by an unregistered reference: it is registered once, at the model, and appears once in the state
     dict however many layers share it.
+
+    Args:
+        bank: The templates.
+        num_sets: K.
+        num_blocks: B.
+        dtype: Of the weight. It follows the model: `model.half()` changes it, as it changes the templates.
     """
 
-    def __init__(self, bank: TemplateBank, num_sets: int, num_blocks: int) -> None:
+    def __init__(self, bank: TemplateBank, num_sets: int, num_blocks: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self._bank = (bank,)
         self.num_sets = num_sets
         self.num_blocks = num_blocks
+        self.dtype = dtype
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """Rebuild the weight [rows, ...] from coefficients [K, B, n]."""
-        return combine(coefficients, self._bank[0].templates)
+        return combine(coefficients, self._bank[0].templates).to(self.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Coefficients [K, B, n] nearest to an assigned weight [rows, ...] (least squares)."""
-        return project(weight, self._bank[0].templates, self.num_sets, self.num_blocks)
+        templates = self._bank[0].templates
+        return project(weight.to(templates.dtype), templates, self.num_sets, self.num_blocks)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TemplateCombination:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Banks:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of groups, templates and coefficients, to the bit."""
+        """sha256 of groups, templates and coefficients, bit for bit."""
         digest = hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode())
         for kind in (self.templates, self.coefficients):
             for name, tensor in sorted(kind.items()):
@@ -100,18 +114,24 @@ class Banks:
     def load(cls, path: Path, expected_hash: str | None = None) -> Banks:
         """Read a bank file.
 
+        Args:
+            path: The file.
+            expected_hash: `hash` of the banks that the file must hold; None takes any.
+
         Raises:
             MissingInputError: If there is no such file.
             UserError: If it is not a whole bank file, or its content is not the expected one.
         """
         if not path.is_file():
-            raise MissingInputError(f"bank: no file {path}; build one with stage=reconstruct")
+            raise MissingInputError(
+                f"{path}: expected a file of template banks, got none; build one with stage=reconstruct"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {}).get(RECORD, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise UserError(f"bank: {path} is not a whole safetensors file ({error})") from error
+            raise UserError(f"{path}: expected a whole safetensors file, got another ({error})") from error
         kinds: dict[str, dict[str, Tensor]] = {"templates": {}, "coefficients": {}}
         try:
             if record["format"] > FORMAT:
@@ -125,18 +145,28 @@ class Banks:
             coefficients = {layer: kinds["coefficients"][layer] for group in groups for layer in group.layers}
             banks = cls(groups, templates, coefficients, record["settings"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"bank: {path} is not a template bank of this version of recast_exp") from error
+            raise UserError(
+                f"{path}: expected template banks of this version of recast_exp, got another file"
+            ) from error
         if expected_hash is not None and banks.hash != expected_hash:
             raise UserError(
-                f"bank: {path} has the content {banks.hash[:16]}…, but {expected_hash[:16]}… is needed; coefficients "
-                "mean nothing without their own templates"
+                f"{path}: expected the content {expected_hash[:16]}…, got {banks.hash[:16]}…; coefficients mean nothing "
+                "without their own templates"
             )
         return banks
 
 
 def reference(model: nn.Module, layer: str) -> Tensor:
-    """The layer's own weight, detached, float32 on the CPU."""
-    return layer_module(model, layer).weight.detach().to("cpu", torch.float32)
+    """The layer's own weight, detached, float32 on the CPU.
+
+    Raises:
+        UnknownNameError: If the model has no such layer.
+        UserError: If it is on the meta device, where it has no values.
+    """
+    weight = layer_module(model, layer).weight.detach()
+    if weight.is_meta:
+        raise UserError(f"model: expected weights with values, got the layer {layer} on the meta device")
+    return weight.to("cpu", torch.float32)
 
 
 def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, float]]:

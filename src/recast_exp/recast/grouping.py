@@ -8,6 +8,7 @@ cut into groups of consecutive layers whose sizes differ by at most one.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,8 +17,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UnknownNameError, UserError
 
+GRANULARITIES = ("layer", "projection", "head")
 MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convolutions): the head size of common ViTs
 
 
@@ -26,7 +28,8 @@ class Group:
     """Consecutive layers that share one template bank.
 
     Attributes:
-        name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`.
+        name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`. Where a stage has layers of
+            two shapes at one place, the shape stands before the number: `stages.1.conv.40x20x3x3.0`.
         layers: Names of the layers in the model, in order.
         num_templates: n.
         num_blocks: B, blocks of rows with coefficients of their own.
@@ -56,8 +59,13 @@ def find_groups(
         granularity: `layer`, `projection` or `head`: what has coefficients of its own.
 
     Raises:
-        UserError: If nothing can be grouped, a pattern matches nothing, or the numbers do not fit the layers found.
+        UserError: If nothing can be grouped, a pattern matches nothing, or a number does not fit the layers found.
     """
+    for argument, number in (("num_groups", num_groups), ("num_templates", num_templates)):
+        if number is not None and number < 1:
+            raise UserError(f"{argument}: expected at least 1, got {number}")
+    if granularity not in GRANULARITIES:
+        raise UserError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
     columns = _columns(model)
     if targets is not None:
         targets = list(targets)
@@ -71,21 +79,21 @@ def find_groups(
         columns = {place: layers for place, layers in columns.items() if len(layers) > 1}
     if not columns:
         raise UserError(
-            f"recast.targets: {type(model).__name__} has no two Linear or Conv2d layers of the same place and shape "
-            "within a stage, so there is nothing to group; choose another model.backbone"
+            "targets: expected Linear or Conv2d layers of the same place and shape within a stage, got "
+            f"{type(model).__name__}, where there is nothing to group; choose another model"
         )
     groups = []
-    for (stage, place, _), layers in columns.items():
-        sizes = _group_sizes(f"{stage}.{place}", len(layers), num_groups)
+    for column, layers in zip(_names(columns), columns.values(), strict=True):
+        sizes = _group_sizes(column, len(layers), num_groups)
         start = 0
         for index, size in enumerate(sizes):
             members = tuple(layers[start : start + size])
             start += size
-            name = f"{stage}.{place}.{index}"
+            name = f"{column}.{index}"
             if num_templates is not None and num_templates > size:
                 raise UserError(
-                    f"recast.num_templates: got {num_templates}, but the group {name} has {size} "
-                    f"layer{'s' if size > 1 else ''}; takes at most {size}, or null for each group's size"
+                    f"num_templates: expected at most {size} (the layers of the group {name}), got {num_templates}; "
+                    "leave it out for the size of each group"
                 )
             blocks = _num_blocks(model, members[0], granularity)
             groups.append(Group(name, members, num_templates or size, blocks))
@@ -96,15 +104,33 @@ def layer_module(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
     """The Linear or Conv2d of that name.
 
     Raises:
-        UserError: If the model has no such layer.
+        UnknownNameError: If the model has no such layer.
     """
     try:
         module = model.get_submodule(layer)
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear | nn.Conv2d):
-        raise UserError(f"{type(model).__name__} has no Linear or Conv2d layer {layer}")
+        raise UnknownNameError(f"layer: expected a Linear or Conv2d of {type(model).__name__}, got {layer!r}")
     return module
+
+
+def _names(columns: Iterable[tuple[str, str, tuple[int, ...]]]) -> list[str]:
+    """`stage.place` of each column, with the shape of its weights only where two columns would have one name.
+
+    Banks are found by their names, so a name must not depend on more than it has to.
+    """
+    columns = list(columns)
+    plain = Counter(f"{stage}.{place}" for stage, place, _ in columns)
+    names: list[str] = []
+    for stage, place, shape in columns:
+        name = f"{stage}.{place}"
+        if plain[name] > 1:
+            name = f"{name}.{'x'.join(map(str, shape))}"
+        while name in names:  # stages within stages: the place `3.conv` in `blocks`, and `conv` in `blocks.3`
+            name = f"{name}_"
+        names.append(name)
+    return names
 
 
 def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[str]]:
@@ -156,8 +182,8 @@ def _check_patterns(
             places = sorted({f"*.{place}" for _, place, _ in columns})
             near = get_close_matches(pattern, places, n=3, cutoff=0.3) or places[:6]
             raise UserError(
-                f"recast.targets: {pattern!r} matches no layer of {type(model).__name__} that can be grouped; "
-                f"it has for example {', '.join(near) or 'none'}"
+                f"targets: expected patterns over the layers of {type(model).__name__} that can be grouped "
+                f"({', '.join(near) or 'it has none'}), got {pattern!r}, which matches none"
             )
 
 
@@ -165,7 +191,7 @@ def _group_sizes(place: str, layers: int, num_groups: int | None) -> list[int]:
     count = num_groups or max(1, layers // 2)
     if count > layers:
         raise UserError(
-            f"recast.num_groups: got {count}, but {place} has {layers} layers to group; takes at most {layers}, or null"
+            f"num_groups: expected at most {layers} (the layers of {place}), got {count}; leave it out for pairs"
         )
     small, larger = divmod(layers, count)
     return [small + 1] * larger + [small] * (count - larger)

@@ -73,41 +73,43 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     """Rewrite the grouped layers of a model in place: their weights become combinations of the banks' templates.
 
     The coefficients train, the templates do not; everything else stays as it is. The pretrained weights of the grouped
-    layers are released.
+    layers are released. Further banks can be injected into other layers of the same model.
+
+    Templates and coefficients are float32 whatever the model's dtype; the weights that they give have the dtype that
+    the layer had, so a bfloat16 or float16 model computes as before. On the meta device the parameters are made
+    without values, for a state dict to be loaded into.
 
     Returns:
         Layer name → name of its coefficients among the model's parameters, which a task trains.
 
     Raises:
-        UserError: If the model does not have the banks' layers and shapes.
+        UnknownNameError: If the model does not have one of the banks' layers.
+        UserError: If a layer has another shape or is parametrised already. The model is unchanged then.
     """
-    modules = nn.ModuleDict()
+    _check_fit(model, banks)
+    modules = _registered_banks(model)
+    if modules is None:
+        modules = nn.ModuleDict()
+        model.add_module(BANKS, modules)
     names: dict[str, str] = {}
-    for group in banks.groups:
-        templates = banks.templates[group.name]
-        for layer in group.layers:
-            shape = layer_module(model, layer).weight.shape
-            if shape != templates.shape[1:]:
-                raise UserError(
-                    f"bank: it has templates of shape {tuple(templates.shape[1:])} for the layer {layer}, which has "
-                    f"weights of shape {tuple(shape)} in {type(model).__name__}"
-                )
     for group in banks.groups:
         device = layer_module(model, group.layers[0]).weight.device
         bank = TemplateBank(banks.templates[group.name].to(device, copy=True))
-        modules[group.name.replace(".", "-")] = bank
+        modules[_free_name(group.name, modules)] = bank
         for layer in group.layers:
             module = layer_module(model, layer)
+            dtype = module.weight.dtype
+            if dtype != bank.templates.dtype:
+                # The coefficients take the place of the weight within the same parameter, which keeps its dtype
+                module.weight = nn.Parameter(module.weight.detach().to(bank.templates.dtype))
             module.weight.requires_grad_(False)
             start = banks.coefficients[layer]
-            parametrize.register_parametrization(
-                module, "weight", TemplateCombination(bank, start.shape[0], start.shape[1]), unsafe=True
-            )
+            combination = TemplateCombination(bank, start.shape[0], start.shape[1], dtype)
+            parametrize.register_parametrization(module, "weight", combination, unsafe=True)
             names[layer] = f"{layer}.parametrizations.weight.original"
             coefficients = model.get_parameter(names[layer]).requires_grad_(True)
             with torch.no_grad():
                 coefficients.copy_(start)  # the mimicked ones, not their projection
-    model.add_module(BANKS, modules)
     return names
 
 
@@ -124,13 +126,53 @@ def merge(model: nn.Module) -> nn.Module:
             # parametrisation here would break the other model.
             own = type(module)
             module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
-            # The coefficients become the weight, as the same parameter: their gradient would stay, of another shape
-            module.get_parameter("parametrizations.weight.original").grad = None
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-            module.weight.requires_grad_(False)  # as the rest of the frozen backbone
-    if hasattr(model, BANKS):
+            weight = module.weight.detach()
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            # In place of the coefficients, which may be of another dtype; frozen, as the rest of the backbone
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    if _registered_banks(model) is not None:
         delattr(model, BANKS)
     return model
+
+
+def _check_fit(model: nn.Module, banks: Banks) -> None:
+    if hasattr(model, BANKS) and _registered_banks(model) is None:
+        raise UserError(
+            f"model: expected one without an attribute {BANKS!r}, which is to hold the templates, got "
+            f"{type(model).__name__}"
+        )
+    for group in banks.groups:
+        shape = tuple(banks.templates[group.name].shape[1:])
+        for layer in group.layers:
+            module = layer_module(model, layer)
+            if parametrize.is_parametrized(module, "weight"):
+                raise UserError(
+                    f"banks: expected layers with weights of their own, got {layer}, whose weight is parametrised "
+                    "already; merge the model first"
+                )
+            if shape != tuple(module.weight.shape):
+                raise UserError(
+                    f"banks: expected templates of shape {tuple(module.weight.shape)} for the layer {layer} of "
+                    f"{type(model).__name__}, got {shape}"
+                )
+
+
+def _registered_banks(model: nn.Module) -> nn.ModuleDict | None:
+    """Where `inject` has registered banks in this model; None if it has not."""
+    modules = getattr(model, BANKS, None)
+    if isinstance(modules, nn.ModuleDict) and all(isinstance(bank, TemplateBank) for bank in modules.values()):
+        return modules
+    return None
+
+
+def _free_name(group: str, modules: nn.ModuleDict) -> str:
+    """The name of a group as one of a module; with a number if another bank has it."""
+    name = free = group.replace(".", "-")
+    number = 1
+    while free in modules:
+        number += 1
+        free = f"{name}-{number}"
+    return free
 
 
 def _is_combined(module: nn.Module) -> bool:
