@@ -1,7 +1,5 @@
 """The options of adapters: what is refused, on construction and in a configuration, and what a module has to hold."""
 
-# ruff: noqa: RUF009 - `key` makes a dataclass field
-
 from __future__ import annotations
 
 import dataclasses

@@ -13,12 +13,12 @@ import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
-from recast_exp.tracking.base import RunFacts
 
 from recast_exp.config.schema import LoggerConfig
 from recast_exp.errors import UserError
 from recast_exp.plugins import SOLVERS, TRACKERS, Registry
 from recast_exp.recast import find_groups, mimic
+from recast_exp.tracking.base import RunFacts
 
 DOCS = Path(__file__).parents[2] / "docs"
 

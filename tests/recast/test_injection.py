@@ -219,7 +219,7 @@ def test_a_layer_is_rewritten_once(enliven: Enliven) -> None:
 
 
 def test_an_attribute_of_the_model_is_not_overwritten(enliven: Enliven) -> None:
-    model, images = create("vit", enliven)
+    model, _ = create("vit", enliven)
     model.banks = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"^model: expected one without an attribute 'banks', .*VisionTransformer$"):
         inject(model, mimic(model, find_groups(model)))

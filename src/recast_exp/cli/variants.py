@@ -1,4 +1,4 @@
-"""The command of a running job with other options: presets are composed as Hydra composes them, the user's among them."""
+"""The command of a running job with other options, presets of the user among them, composed as Hydra composes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CommandVariants:
         """That of the job that Hydra is running in this process."""
         hydra_cfg = HydraConfig.get()
         paths = {source.provider: source.path for source in hydra_cfg.runtime.config_sources}
-        composer = Composer(hydra_cfg.job.config_name, paths.get("main"), paths.get("command-line"))
+        composer = Composer(str(hydra_cfg.job.config_name), paths.get("main"), paths.get("command-line"))
         return cls(composer, [str(text) for text in hydra_cfg.overrides.task])
 
     def options(self, group: str) -> list[str]:

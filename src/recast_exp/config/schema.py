@@ -245,8 +245,8 @@ def with_values(settings: Config, values: Mapping[str, Any]) -> Config:
     Sections that do not change are shared with the original.
     """
     changed: Any = settings
-    for key, value in values.items():
-        changed = _replaced(changed, key.split("."), value)
+    for name, value in values.items():
+        changed = _replaced(changed, name.split("."), value)
     assert isinstance(changed, Config)
     return changed
 

@@ -80,7 +80,7 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str
     if is_main:
         write_card(run_dir, data)
     recipe, name = experiment.recipe, settings.model.name
-    pruning = Pruning.of(settings)
+    pruning = Pruning.of(settings.search)
     more = [pruning] if pruning else []
     result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
     if pruning:

@@ -20,6 +20,7 @@ from recast_exp.config import recipes
 from recast_exp.config.rules import value_of
 from recast_exp.config.schema import Config, with_values
 from recast_exp.display import console, plots
+from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import UserError
 from recast_exp.experiment.adaptation import adapt, validate
 from recast_exp.files import write_json, write_text
@@ -27,7 +28,6 @@ from recast_exp.models.create import blueprint
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
-from recast_exp.display.numbers import mean_and_spread
 from recast_exp.tracking.start import say_how_to_sync
 
 if TYPE_CHECKING:  # a stage asks for this procedure, which takes what a stage is and has

@@ -150,8 +150,8 @@ class Banks:
             ) from error
         if expected_hash is not None and banks.hash != expected_hash:
             raise UserError(
-                f"{path}: expected the content {expected_hash[:16]}…, got {banks.hash[:16]}…; coefficients mean nothing "
-                "without their own templates"
+                f"{path}: expected the content {expected_hash[:16]}…, got {banks.hash[:16]}…; coefficients mean "
+                "nothing without their own templates"
             )
         return banks
 

@@ -28,8 +28,8 @@ class Group:
     """Consecutive layers that share one template bank.
 
     Attributes:
-        name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`. Where a stage has layers of
-            two shapes at one place, the shape stands before the number: `stages.1.conv.40x20x3x3.0`.
+        name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`. Where a stage has layers
+            of two shapes at one place, the shape stands before the number: `stages.1.conv.40x20x3x3.0`.
         layers: Names of the layers in the model, in order.
         num_templates: n.
         num_blocks: B, blocks of rows with coefficients of their own.

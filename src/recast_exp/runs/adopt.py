@@ -220,8 +220,8 @@ def differences(content: Mapping[str, Any], folder: Path) -> Iterator[str]:
     different = keys.differences(dict(keys.leaves(saved)), dict(keys.leaves(content)))
     for key, (before, after) in different.items():
         yield (
-            f"{key}: expected {keys.shown(before)}, with which the run in {folder} was started, got {keys.shown(after)}; "
-            "resume with the original settings"
+            f"{key}: expected {keys.shown(before)}, with which the run in {folder} was started, got "
+            f"{keys.shown(after)}; resume with the original settings"
         )
 
 

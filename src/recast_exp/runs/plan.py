@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recast_exp.config import keys, rules
-from recast_exp.config.fields import Role
 from recast_exp.config.schema import Config
 
 
@@ -60,12 +59,12 @@ _RECIPE = ("optimizer.", "scheduler.", "trainer.", "dataset.batch_size", "datase
 def recipe_sources(sources: Mapping[str, str]) -> dict[str, str]:
     """Of all keys, those of a training recipe, with the file that set each."""
     return {
-        key: file for key, file in sources.items() if key.startswith(_RECIPE) and keys.role_of(key) is Role.TRAINING
+        key: file for key, file in sources.items() if key.startswith(_RECIPE) and keys.decides(key)
     }
 
 
 def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
-    """Which file set what of a recipe, in one line; the option files of the optimiser and the schedule by their names."""
+    """Which file set what of a recipe, in one line; the optimiser and the schedule by their names."""
     by_source: dict[str, list[str]] = {}
     for key, file in recipe_sources(sources).items():
         group, _, option = file.rpartition("/")

@@ -25,7 +25,7 @@ from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
-from recast_exp.runs.plan import Planned
+from recast_exp.runs.plan import Planned, recipe_sources
 from recast_exp.runs.state import State
 from recast_exp.tracking.wandb_sync import how_to_sync
 
@@ -222,8 +222,8 @@ def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
         there = 0
     if planned and there > len(planned):
         yield (
-            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, not {len(planned)}; resume with the original settings "
-            "or choose a new folder"
+            f"hydra.sweep.dir: {folder} has a sweep of {there} jobs, not {len(planned)}; resume with the original "
+            "settings or choose a new folder"
         )
         return
     for job in planned:

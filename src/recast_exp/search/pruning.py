@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
 
+from recast_exp.config.schema import SearchConfig
 from recast_exp.errors import Pruned
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ class Pruning(Callback):
         self.accuracy = 0.0
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Pruning | None:
+    def of(cls, search: SearchConfig) -> Pruning | None:
         """That of a job's configuration; None where it is no trial of a search, or of one that has ended it.
 
         Raises:
             UserError: If the search's storage is not there, or has no such trial.
         """
-        if cfg.search.storage is None or cfg.search.trial is None:
+        if search.storage is None or search.trial is None:
             return None
         from recast_exp.search.study import load_trial  # an extra, which other runs do without
 
-        trial = load_trial(cfg.search.storage, cfg.search.trial)
+        trial = load_trial(search.storage, search.trial)
         return None if trial is None else cls(trial)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -23,23 +23,15 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from recast_exp.config.keys import leaves
+from recast_exp.config import keys
 from recast_exp.config.schema import LoggerConfig
 from recast_exp.errors import UserError, one_line
-from recast_exp.files import json_hash, write_json
+from recast_exp.files import write_json
 from recast_exp.runs import layout
-from recast_exp.runs.adopt import WITHOUT_EFFECT, read_record
+from recast_exp.runs.adopt import read_record
 from recast_exp.tracking.base import RunFacts, Tracker
 
 log = logging.getLogger(__name__)
-
-_NOT_HASHED = frozenset(
-    {
-        *("resume", "skip_unfit", "label", "model.label", "search.storage"),  # no result depends on them
-        *("mimicry.options", "logger.options"),  # later keys
-    }
-)
-"""Keys of today's configuration that are not in the hash that version 0.1 recorded instead of the settings."""
 
 MATRIX_CLASSES = 100
 """The most classes of W&B's own confusion matrix: its table has a row for each pair, and at most 10,000 rows."""
@@ -198,34 +190,22 @@ def connection_problem(url: str) -> str:
 
 
 def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
-    """The id of a job's W&B run: that of a job with this configuration that was begun in this folder, or a new one.
-
-    A configuration is the same if all keys have the same values that it and the recorded one both know: a key that a
-    later version adds does not begin another run.
+    """The id of a job's W&B run: that of a job with the same deciding keys that was begun in this folder, or a new one.
 
     Args:
         config: The whole configuration, nested.
         run_dir: Folder of the job.
     """
     path = run_dir / layout.WANDB_RECORD
-    settings = dict(leaves(config))
+    settings = dict(keys.leaves(config))
     if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
-        if _is_same(record, settings):
+        # Version 0.1 recorded a hash; whether the job is the same has been checked by its job.json
+        if "settings" not in record or not keys.differences(record["settings"], settings):
             return str(record["id"])
     new = secrets.token_hex(4)
     write_json(path, {"id": new, "settings": settings})
     return new
-
-
-def _is_same(record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether the record of a folder is that of a job with these settings."""
-    if "settings" in record:
-        before: Mapping[str, Any] = record["settings"]
-        known = (before.keys() & settings.keys()) - WITHOUT_EFFECT
-        return all(before[name] == settings[name] for name in known)
-    hashed = {name: value for name, value in settings.items() if name not in _NOT_HASHED}
-    return bool(record.get("configuration") == json_hash(hashed))
 
 
 def confusion_matrix(run_dir: Path) -> dict[str, Any]:

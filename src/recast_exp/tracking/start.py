@@ -77,12 +77,12 @@ def facts(settings: Config, group: str | None = None) -> RunFacts:
         group: Folder of the sweep that the run belongs to, if any.
     """
     return RunFacts(
-        method=method_label(settings),
+        method=method_label(settings.label, settings.model, settings.adapter),
         model=settings.model.name,
         adapter=str(settings.adapter["name"]),
         dataset=settings.dataset.name,
         seed=settings.seed,
-        stage=settings.stage.name,
+        stage=str(settings.stage["name"]),
         config=dataclasses.asdict(settings),
         group="/".join(Path(group).parts[-2:]) if group else None,
     )
