@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,19 +10,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from recast_exp.config import grammar as overrides
-from recast_exp.config import schema as config
+from recast_exp.cli.check_job import JobChecker
+from recast_exp.config import grammar
 from recast_exp.config.compose import Composer
-from recast_exp.config.schema import Config, typed
+from recast_exp.config.schema import Config
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.digits import EMBEDDED
-from recast_exp.runs import adopt as saved
+from recast_exp.runs.plan import Asked
 from recast_exp.training.recipe import Recipe
 
 TINY = (
@@ -67,22 +65,22 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def compose_cfg() -> Callable[..., DictConfig]:
-    """Overrides as typed → the configuration that Hydra gives a run."""
+def compose() -> Callable[..., Config]:
+    """Overrides as typed → the settings of a run, checked as the command line checks them."""
     composer = Composer()
+    groups = composer.groups()
+    checker = JobChecker(composer, multirun=False, resumed=None, inputs=False)
 
-    def compose_cfg(*texts: str) -> DictConfig:
-        cfg = saved.adopt(copy.deepcopy(composer.compose(overrides.rewrite(texts, multirun=False)).cfg))
-        assert config.problems(cfg) == []
-        return cfg
+    def compose(*texts: str) -> Config:
+        rewritten = grammar.rewrite(texts, multirun=False)
+        options = tuple(text for text in rewritten if grammar.key(text) in groups and grammar.key(text) != "seed")
+        checked = checker.check(Asked(options, tuple(text for text in rewritten if text not in options), {}))
+        if checked.errors:
+            raise checked.errors[0]
+        assert checked.settings is not None
+        return checked.settings
 
-    return compose_cfg
-
-
-@pytest.fixture(scope="session")
-def compose(compose_cfg: Callable[..., DictConfig]) -> Callable[..., Config]:
-    """Overrides as typed → the settings of a run."""
-    return lambda *texts: typed(compose_cfg(*texts))
+    return compose
 
 
 @pytest.fixture(scope="session")
@@ -124,21 +122,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory, enliven: Callable[..., nn.
 
 
 @pytest.fixture(scope="session")
-def tiny_cfg(compose_cfg: Callable[..., DictConfig], weights: dict[str, Path]) -> Callable[..., DictConfig]:
-    """As `compose_cfg`, for a run of seconds on the digits with random weights."""
+def tiny(compose: Callable[..., Config], weights: dict[str, Path]) -> Callable[..., Config]:
+    """As `compose`, for a run of seconds on the digits with random weights."""
 
-    def tiny_cfg(*texts: str) -> DictConfig:
+    def tiny(*texts: str) -> Config:
         own = any(text.startswith(("model.pretrained", "model.weights")) for text in texts)
         name = "digits_resnet" if any(text.startswith("model=resnet") for text in texts) else "digits_vit"
-        return compose_cfg(*TINY, *(() if own else (f"model.weights={weights[name]}",)), *texts)
+        return compose(*TINY, *(() if own else (f"model.weights={weights[name]}",)), *texts)
 
-    return tiny_cfg
-
-
-@pytest.fixture(scope="session")
-def tiny(tiny_cfg: Callable[..., DictConfig]) -> Callable[..., Config]:
-    """As `compose`, for a run of seconds on the digits with random weights."""
-    return lambda *texts: typed(tiny_cfg(*texts))
+    return tiny
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 from torch import nn
 
+from recast_exp.adapters import from_config
+from recast_exp.config.schema import ModelConfig
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.recast import Banks, find_groups, mimic
 from support.adapted import NETWORKS, Make, create
@@ -25,12 +26,8 @@ def make(enliven: Callable[..., nn.Module]) -> Make:
         return mimic(stock[kind], find_groups(stock[kind], targets=NETWORKS[kind][2], num_groups=1))
 
     def make(name: str, kind: str, base: str, **options: Any) -> AdaptedModel:
-        cfg = {
-            "seed": 3,
-            "model": {"method": base, "batchnorm_statistics": "frozen"},
-            "adapter": {"name": name, **options},
-        }
         banks = copy.deepcopy(banks_of(kind)) if base == "recast" else None
-        return assemble(copy.deepcopy(stock[kind]), OmegaConf.create(cfg), banks, num_classes=5)
+        adapter = from_config({"name": name, **options})
+        return assemble(copy.deepcopy(stock[kind]), ModelConfig(method=base), adapter, banks, num_classes=5, seed=3)
 
     return make

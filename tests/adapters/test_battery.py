@@ -20,7 +20,8 @@ from recast_exp import adapters
 from recast_exp.adapters import NORMS, Adapter, check_adapter, fitting, inject_adapter, names
 from recast_exp.errors import UnfitError
 from recast_exp.models.adapted import CHANGE
-from recast_exp.models.task_file import apply_task, count, load_task, save_task
+from recast_exp.models.count import count
+from recast_exp.models.task_file import apply_task, load_task, save_task
 from recast_exp.recast import merge
 from support.adapted import BASES, NETWORKS, Make, create, create_without_weights, images, logits, train
 from support.helpers import assert_one_line

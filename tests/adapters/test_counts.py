@@ -9,7 +9,7 @@ import timm
 import torch
 
 from recast_exp.adapters import from_config, inject_adapter
-from recast_exp.models.task_file import count
+from recast_exp.models.count import count
 from support.adapted import Make
 
 

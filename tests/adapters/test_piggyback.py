@@ -10,7 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.adapters.melo import MeLo
 from recast_exp.adapters.piggyback import Mask, Piggyback
-from recast_exp.models.task_file import count, save_task
+from recast_exp.models.count import count
+from recast_exp.models.task_file import save_task
 from support.adapted import Make, images
 
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from cluster import ray_cluster, slurm
 from recast_exp.config.schema import Config
-from recast_exp.stages import run as run_stage
+from support.running import run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]  # each process imports torch anew
 

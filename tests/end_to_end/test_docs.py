@@ -132,7 +132,7 @@ def test_the_example_backbones_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = check(CommandLine(typed, inputs=False))
     assert found.wrong == []
     cfg = found.jobs[0].cfg
-    check_model(cfg.model, cfg.recast, cfg.adapter)
+    check_model(cfg.model, cfg.recast, cfg.mimicry, cfg.adapter)
     assert input_spec(cfg.model).size == 32
     network = timm.create_model("small_vit", num_classes=0)
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 192)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from recast_exp import plugins
 from recast_exp.config.compose import conf_dir
+from recast_exp.config.schema import with_values
 from recast_exp.errors import UnknownNameError
-from recast_exp.models.backbones import check_model, create_backbone
+from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
+from recast_exp.models.check import check_model
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.recast.formulas import combine, relative_error
@@ -201,8 +203,8 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def bank(cfg: Any, cache: Path) -> tuple[Banks, dict[str, Any], Path]:
     """The bank of a configuration, and the settings and path of its entry in the index of the cache."""
-    check_model(cfg)
-    banks, _ = bank_for(create_backbone(cfg, cache), cfg, cache)
+    check_model(cfg.model, cfg.recast, cfg.mimicry, cfg.adapter)
+    banks, _ = bank_for(create_backbone(cfg.model), cfg.recast, cfg.mimicry, cache)
     (index,) = (cache / "banks" / "index").glob("*.json")
     return banks, json.loads(index.read_text()), index
 
@@ -230,20 +232,23 @@ def test_a_solver_of_another_package_is_an_option_like_any(
 
 
 @pytest.mark.parametrize(
-    ("typed", "message"),
+    ("values", "message"),
     [
-        ("mimicry.name=nope", "mimicry.name: expected one of autoencoder, closed_form, gradient, got 'nope'"),
-        ("mimicry.options={steps: 3}", "mimicry.options.steps: expected no options (solver closed_form), got steps"),
+        ({"mimicry.name": "nope"}, "mimicry.name: expected one of autoencoder, closed_form, gradient, got 'nope'"),
+        (
+            {"mimicry.options": {"steps": 3}},
+            "mimicry.options.steps: expected no options (solver closed_form), got steps",
+        ),
     ],
 )
 def test_an_unknown_solver_or_option_is_refused_before_anything_is_made(
-    typed: str, message: str, tiny: Callable[..., Any], tmp_path: Path
+    values: dict[str, Any], message: str, tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
-    cfg = tiny("model=vit_att", typed)
+    cfg = with_values(tiny("model=vit_att"), values)
     with pytest.raises(UnknownNameError, match=rf"^{re.escape(message)}$"):
-        check_model(cfg)
+        check_model(cfg.model, cfg.recast, cfg.mimicry, cfg.adapter)
     with pytest.raises(UnknownNameError, match=rf"^{re.escape(message)}$"):
-        bank_for(create_backbone(cfg, tmp_path), cfg, tmp_path)
+        bank_for(create_backbone(cfg.model), cfg.recast, cfg.mimicry, tmp_path)
 
 
 def test_mimic_names_its_own_arguments() -> None:
@@ -277,7 +282,7 @@ def test_banks_in_old_caches_are_found_again(name: str, tiny: Callable[..., Any]
     banks, entry, index = bank(cfg, tmp_path)
     settings = {
         "backbone": "digits_vit",
-        "fingerprint": create_backbone(cfg, tmp_path).fingerprint,
+        "fingerprint": create_backbone(cfg.model).fingerprint,
         "num_coefficient_sets": 2,
         "mimicry": record,
     }

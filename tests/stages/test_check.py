@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recast_exp import stages
 from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError
 from support.fixtures_data import make_cub, make_flowers, make_folder, write_image
 from support.helpers import assert_one_line
+from support.running import run_stage
 
 Compose = Callable[..., Config]
 CUB = ("stage=check", "dataset=cub", "model.backbone=digits_vit", "dataset.verify=false")
@@ -33,7 +33,7 @@ def assert_picture(path: Path) -> None:
 def test_what_is_there(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_cub(tmp_path, numbers=(1, 4, 12), train=10, test=5)
     run = tmp_path / "run"
-    metrics = stages.run(tiny(*CUB, f"data_dir={tmp_path}"), run)
+    metrics = run_stage(tiny(*CUB, f"data_dir={tmp_path}"), run)
     assert metrics == {"images/train": 24, "images/val": 6, "images/test": 15}
     out = capsys.readouterr().out
     for line in ("train 24 3 8", "val 6 3 2", "test 15 3 5"):
@@ -56,14 +56,14 @@ def test_all_bad_images_are_named_at_once(tiny: Compose, tmp_path: Path, capsys:
     gone.unlink()
     cut.write_bytes(cut.read_bytes()[:200])
     with pytest.raises(MissingInputError) as error:
-        stages.run(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
+        run_stage(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
     report = tmp_path / "run" / "check.json"
     assert_one_line(error, "2 of 45 images are missing or damaged", report, "dataset.bad_images=skip")
     assert set(read(report)["bad"]) == {str(gone), str(cut)}
     assert read(report)["bad"][str(gone)] == "missing"
     out = capsys.readouterr().out.replace("\n", "")
     assert "2 image(s) cannot be used" in out
-    metrics = stages.run(tiny(*CUB, f"data_dir={tmp_path}", "dataset.bad_images=skip"), tmp_path / "skipped")
+    metrics = run_stage(tiny(*CUB, f"data_dir={tmp_path}", "dataset.bad_images=skip"), tmp_path / "skipped")
     assert sum(metrics.values()) == 43
     assert set(read(tmp_path / "skipped" / "dataset.json")["skipped"]) == {str(gone), str(cut)}
     assert "Left out: 2 missing or damaged image(s)" in capsys.readouterr().out
@@ -71,13 +71,13 @@ def test_all_bad_images_are_named_at_once(tiny: Compose, tmp_path: Path, capsys:
 
 def test_nothing_there(tiny: Compose, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="dataset cub: no folder"):
-        stages.run(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
+        run_stage(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
 
 
 def test_the_input_is_the_backbones(tiny: Compose, tmp_path: Path) -> None:
     make_flowers(tmp_path)
     typed = ("stage=check", "dataset=flowers", "dataset.verify=false", "model.pretrained=true", f"data_dir={tmp_path}")
-    stages.run(tiny(*typed, "model.backbone=resnet34.a1_in1k", "model.img_size=32"), tmp_path)
+    run_stage(tiny(*typed, "model.backbone=resnet34.a1_in1k", "model.img_size=32"), tmp_path)
     assert_picture(tmp_path / "plots" / "batch.png")
 
 
@@ -86,7 +86,7 @@ def test_a_run_shows_its_images_and_its_mistakes(tiny: Compose, tmp_path: Path, 
     make_cub(tmp_path, numbers=(1, 4, 12), train=4, test=5)
     typed = ("dataset=cub", "dataset.verify=false", "model=vit_att", "model.backbone=digits_vit", "recast.num_groups=6")
     cfg = tiny(*typed, f"data_dir={tmp_path}", f"dataset.cache={cache}", f"cache_dir={tmp_path / 'cache'}")
-    metrics = stages.run(cfg, tmp_path / "run")
+    metrics = run_stage(cfg, tmp_path / "run")
     for name in ("batch", "confusion", "mistakes"):
         assert_picture(tmp_path / "run" / "plots" / f"{name}.png")
     with (tmp_path / "run" / "predictions.csv").open(newline="") as file:
@@ -102,13 +102,13 @@ def test_a_run_shows_its_images_and_its_mistakes(tiny: Compose, tmp_path: Path, 
 def test_other_test_images_are_noticed(tiny: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make_folder(tmp_path / "images", count=10)
     typed = ("dataset=folder", "model=vit_frozen", "model.backbone=digits_vit", f"dataset.path={root}")
-    stages.run(tiny(*typed), tmp_path / "run")
+    run_stage(tiny(*typed), tmp_path / "run")
     task = f"task={tmp_path / 'run' / 'task.safetensors'}"
     evaluate = ("stage=evaluate", task, f"dataset.path={root}")
-    stages.run(tiny(*evaluate), tmp_path / "again")
+    run_stage(tiny(*evaluate), tmp_path / "again")
     assert "not the images" not in caplog.text
     for name in ("predictions.csv", "plots/confusion.png"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     write_image(root / "class2" / "0b.png", seed=5)
-    stages.run(tiny(*evaluate), tmp_path / "other")
+    run_stage(tiny(*evaluate), tmp_path / "other")
     assert "these are not the images" in caplog.text

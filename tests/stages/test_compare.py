@@ -12,13 +12,14 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from recast_exp import adapters, stages
+from recast_exp import adapters
 from recast_exp.config import compose as composition
 from recast_exp.display import console
 from recast_exp.errors import UserError
 from recast_exp.search import recipes
 from recast_exp.stages import compare
 from support.helpers import assert_one_line
+from support.running import run_stage
 
 Compose = Callable[..., DictConfig]
 METHODS = ["RECAST-Att", "RECAST-Att + Piggyback"]
@@ -28,7 +29,7 @@ TYPED = ("stage=compare", "model=vit_att", "stage.seeds=[1,2]", f"stage.methods=
 def test_methods_beside_each_other(
     tiny_cfg: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = stages.run(tiny_cfg(*TYPED), tmp_path)
+    metrics = run_stage(tiny_cfg(*TYPED), tmp_path)
     summary = json.loads((tmp_path / "comparison.json").read_text())
     assert list(summary) == METHODS
     for name, row in summary.items():
@@ -48,11 +49,11 @@ def test_methods_beside_each_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "adapt", None)  # nothing is run again
-        assert stages.run(tiny_cfg(*TYPED), tmp_path) == metrics
+        assert run_stage(tiny_cfg(*TYPED), tmp_path) == metrics
     ran = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda *arguments: ran.append(original(*arguments)))
-    stages.run(tiny_cfg(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
+    run_stage(tiny_cfg(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
     assert len(ran) == 1  # another configuration is
 
 
@@ -86,7 +87,7 @@ def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny_cfg: Compose)
 
 def test_a_method_that_there_is_not(tiny_cfg: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        stages.run(tiny_cfg("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
+        run_stage(tiny_cfg("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
     assert_one_line(error, "stage.methods: got 'lora'", "RECAST-Att + MeLo")
 
 
@@ -101,7 +102,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     tested = []
     original = compare.adapt
     monkeypatch.setattr(compare, "adapt", lambda cfg, *rest: tested.append(cfg) or original(cfg, *rest))
-    stages.run(tiny_cfg(*tuned), tmp_path)
+    run_stage(tiny_cfg(*tuned), tmp_path)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     # Where there is only a head, its rate is all there is to try; a second key is tried with the best of the first
     assert [(row["method"], row["recipe"]) for row in trials[:2]] == [
@@ -130,7 +131,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     assert measured["val/loss"] == validated["val/loss"]
     monkeypatch.setattr(compare, "adapt", None)
     monkeypatch.setattr(compare, "validate", None)
-    stages.run(tiny_cfg(*tuned), tmp_path)  # all is there
+    run_stage(tiny_cfg(*tuned), tmp_path)  # all is there
 
 
 def test_recipes_are_compared_by_their_mean_over_the_seeds(
@@ -144,7 +145,7 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(
 
     monkeypatch.setattr(compare, "validate", validate)
     typed = ("stage=compare", "stage.seeds=[1,2,3]", "stage.tune_seeds=2", "stage.methods=[linear probe]")
-    stages.run(tiny_cfg(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]'), tmp_path)
+    run_stage(tiny_cfg(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]'), tmp_path)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     assert [(float(row["val/loss"]), row["chosen"]) for row in trials] == [(0.5, "False"), (0.2, "True")]
     tested = sorted(path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json"))
@@ -154,7 +155,7 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(
 
 def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny_cfg: Compose, tmp_path: Path) -> None:
     typed = ("stage=compare", "stage.seeds=[1]", "stage.methods=[linear probe]", "stage.tune=[optimizer.lr_scale=1]")
-    assert "linear probe/test/accuracy" in stages.run(tiny_cfg(*typed), tmp_path)
+    assert "linear probe/test/accuracy" in run_stage(tiny_cfg(*typed), tmp_path)
     assert not (tmp_path / "recipes.csv").exists()
     assert [path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json")] == ["1"]
 

@@ -21,7 +21,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recast_exp import stages
 from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import probe as probing
@@ -31,6 +30,7 @@ from recast_exp.models.bank_cache import bank_for
 from recast_exp.recast import Banks
 from recast_exp.training import loop
 from recast_exp.training.recipe import Recipe
+from support.running import run_stage
 
 Compose = Callable[..., Config]
 Stage = Callable[..., tuple[dict[str, Any], Path]]
@@ -42,7 +42,7 @@ def stage(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
     def stage(*overrides: str) -> tuple[dict[str, Any], Path]:
         folder = tmp_path_factory.mktemp("run")
-        return stages.run(tiny(*overrides), folder), folder
+        return run_stage(tiny(*overrides), folder), folder
 
     return stage
 
@@ -173,8 +173,8 @@ def test_a_finished_run_that_is_resumed_is_only_shown(
 ) -> None:
     metrics, folder = adapted("att")
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    monkeypatch.setattr("recast_exp.stages.adapt.fit", None)
-    assert stages.run(tiny(*KINDS["att"], f"resume={folder}"), folder) == metrics
+    monkeypatch.setattr("recast_exp.experiment.adaptation.fit", None)
+    assert run_stage(tiny(*KINDS["att"], f"resume={folder}"), folder) == metrics
     assert files == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     table = capsys.readouterr().out
     assert "linear probe" in table
@@ -191,13 +191,13 @@ def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("recast_exp.stages.adapt.test", failing)
+        patch.setattr("recast_exp.experiment.adaptation.test", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
-            stages.run(tiny(*options), tmp_path)
+            run_stage(tiny(*options), tmp_path)
     task = (tmp_path / "task.safetensors").read_bytes()
     assert task == (folder / "task.safetensors").read_bytes()
     assert not (tmp_path / "metrics.json").exists()
-    continued = stages.run(tiny(*options, f"resume={tmp_path}"), tmp_path)
+    continued = run_stage(tiny(*options, f"resume={tmp_path}"), tmp_path)
     assert continued["test/loss"] == whole["test/loss"]
     assert (tmp_path / "task.safetensors").read_bytes() == task
 
@@ -299,7 +299,7 @@ def test_evaluate_refuses_other_classes(adapted: Any, tiny: Compose, tmp_path: P
     cfg = tiny("model=vit_att", *task_of(folder))
     cfg.dataset.part = "source"
     with pytest.raises(UserError) as error:
-        stages.run(cfg, tmp_path)
+        run_stage(cfg, tmp_path)
     assert_one_line(error, "task", "classes", "digits")
     assert list(tmp_path.iterdir()) == []
 
@@ -431,7 +431,7 @@ def test_the_first_rank_alone_writes_and_prints_an_evaluation(
         trainer = dataclasses.replace(recipe.trainer, devices=1, strategy="auto")
         return loop.test(dataclasses.replace(recipe, trainer=trainer), *args)
 
-    monkeypatch.setattr("recast_exp.stages.evaluate.test", alone)
+    monkeypatch.setattr("recast_exp.experiment.evaluation.test", alone)
     metrics, other = stage("model=vit_att", *task_of(folder), *second_rank)
     assert metrics["test/loss"] == whole["test/loss"]
     assert list(other.iterdir()) == []

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from recast_exp import plugins, stages
+from recast_exp import plugins
 from recast_exp.config import grammar
 from recast_exp.config.compose import Composer
 from recast_exp.config.keys import leaves
@@ -42,6 +42,7 @@ from recast_exp.tracking.wandb_sync import how_to_sync
 from recast_exp.training.history import as_csv
 from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
+from support.running import run_stage
 
 Compose = Callable[..., DictConfig]
 Settings = Callable[..., Config]
@@ -173,7 +174,7 @@ def job(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        stages.run(tiny(*OPTIONS), folder, GROUP)
+        run_stage(tiny(*OPTIONS), folder, GROUP)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -375,9 +376,9 @@ def test_a_job_that_fails_before_it_trains_is_a_failed_run(
     def fail(cfg: DictConfig) -> None:
         raise error("no weights")
 
-    monkeypatch.setattr("recast_exp.stages.adapt.Experiment.open", fail)
+    monkeypatch.setattr("recast_exp.experiment.adaptation.Experiment.open", fail)
     with pytest.raises(error):
-        stages.run(tiny("logger=wandb", "logger.mode=offline"), tmp_path)
+        run_stage(tiny("logger=wandb", "logger.mode=offline"), tmp_path)
     (run,) = runs
     assert run.finished == [1]
 
@@ -578,7 +579,7 @@ def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[
     cfg = Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    stages.run(cfg, run_dir, GROUP)
+    run_stage(cfg, run_dir, GROUP)
     epoch, summary, end = (json.loads(line) for line in (run_dir / "lines.jsonl").read_text().splitlines())
     facts = {"method": "linear probe", "model": "vit_frozen", "adapter": "none", "dataset": "digits", "seed": 42}
     (row,) = columns(run_dir)[1]
