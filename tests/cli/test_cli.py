@@ -403,7 +403,7 @@ def test_a_sweep(program: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("seed", "code", "line"),
     [
-        (102, 2, "error: some.key: got 1, takes 2"),
+        (102, 2, "error: some.key: expected 2, got 1"),
         (103, 3, "error: some.file: is not there"),
         (130, 130, "interrupted"),
     ],
@@ -427,7 +427,7 @@ def test_a_sweep_goes_on_after_a_failure(program: Callable[..., Result]) -> None
     result = program("-m", "seed=102,1,103,101,2", stage=True)
     assert [job["seed"] for job in result.jobs] == [102, 1, 103, 101, 2]
     assert result.code == 3
-    assert result.err.count("error: some.key: got 1, takes 2") == 1
+    assert result.err.count("error: some.key: expected 2, got 1") == 1
     assert result.err.count("error: some.file: is not there") == 1
     assert result.err.count("ValueError: a bug") == 1
 

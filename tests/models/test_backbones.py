@@ -483,6 +483,6 @@ def test_groups_are_checked_without_weights(
 ) -> None:
     monkeypatch.setattr("recast_exp.models.backbones.load_file", None)
     fine, wrong = compose("model=vit_att"), compose("model=vit_att", typed)
-    check_model(fine.model, fine.recast, fine.adapter)
+    check_model(fine.model, fine.recast, fine.mimicry, fine.adapter)
     with pytest.raises(UserError, match=re.escape(words)):
-        check_model(wrong.model, wrong.recast, wrong.adapter)
+        check_model(wrong.model, wrong.recast, wrong.mimicry, wrong.adapter)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from recast_exp import stages
 from recast_exp.cli import job as running
 from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config import compose as composition
+from recast_exp.config.schema import Config, with_values
 from recast_exp.display import live as progress
 from recast_exp.errors import UserError
 from recast_exp.runs import record as job_record
@@ -24,7 +26,7 @@ from recast_exp.runs import sweep
 from support.helpers import assert_one_line
 from support.program import Result, runner
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_failures_are_recorded(program: Callable[..., Result]) -> None:
     states = [read(folder / str(number) / "job.json")["state"] for number in range(6)]
     assert states == ["finished", "failed", "failed"] * 2
     first = read(folder / "1" / "job.json")
-    assert first["reason"] == "some.key: got 1, takes 2"
+    assert first["reason"] == "some.key: expected 2, got 1"
     assert (first["exit_code"], first["number"], first["label"], first["seed"]) == (2, 1, "RECAST-Att", 102)
     assert read(folder / "2" / "job.json")["reason"] == "ValueError: a bug"
     plan = read(folder / "sweep.json")
@@ -57,7 +59,7 @@ def test_failures_are_recorded(program: Callable[..., Result]) -> None:
     assert "4 of 6 job(s) did not finish" in result.out
     said = [line for line in result.err if " of 6: " in line]
     assert said[0].startswith("1 of 6: RECAST-Att on digits, seed 1: validation 50.0 %")
-    assert said[1].endswith("seed 102 failed: some.key: got 1, takes 2")
+    assert said[1].endswith("seed 102 failed: some.key: expected 2, got 1")
 
 
 def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
@@ -82,10 +84,10 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
     result = program("-m", "seed=1,102,99,4", "trainer.max_epochs=7", "hydra.sweep.dir=s", stage=True)
     assert result.code == 2
     assert [line.split(";")[0] for line in result.err] == [
-        "error: hydra.sweep.dir: job 0 in s is another one: trainer.max_epochs was 30, is 7 now",
-        "error: hydra.sweep.dir: job 1 in s is another one: trainer.max_epochs was 30, is 7 now",
-        "error: hydra.sweep.dir: job 2 in s is another one: trainer.max_epochs was 30, is 7 now",
-        "error: hydra.sweep.dir: job 3 in s is another one: seed was 3, is 4 now (and 1 more)",
+        "error: hydra.sweep.dir: job 0 in s was started with trainer.max_epochs=30, not 7",
+        "error: hydra.sweep.dir: job 1 in s was started with trainer.max_epochs=30, not 7",
+        "error: hydra.sweep.dir: job 2 in s was started with trainer.max_epochs=30, not 7",
+        "error: hydra.sweep.dir: job 3 in s was started with seed=3, not 4 (and 1 more)",
     ]
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -123,7 +125,7 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(
 
     pairs = ("model=vit_att,vit_full", "adapter=clr,none")
     [line] = refused(*pairs)
-    assert line.startswith("adapter: got clr with model=vit_full, which trains every weight; takes none")
+    assert line.startswith("adapter: expected none with model=vit_full, which trains every weight, got clr")
     [line] = refused("adapter=clr,none")
     assert line.startswith("adapter: clr does not fit VisionTransformer")
     assert "adaptformer, bitfit" in line and line.endswith("(where adapter=clr)")
@@ -141,22 +143,37 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(
     assert "clr does not fit VisionTransformer" in " ".join(result.out.split())
 
 
-def test_a_failed_job_leaves_the_next_one_alone(tiny_cfg: Compose, tmp_path: Path) -> None:
-    cfg = tiny_cfg("model=vit_att", "trainer.max_epochs=1")
-    broken = cfg.copy()
-    broken.optimizer.lr = 1e30
+def job(settings: Config, folder: Path, group: Path | None = None) -> stages.Job:
+    def no_variants() -> stages.Variants:
+        raise AssertionError("only stage=compare composes others")
+
+    return stages.Job(settings, folder, None if group is None else str(group), no_variants)
+
+
+def test_a_failed_job_leaves_the_next_one_alone(tiny: Compose, tmp_path: Path) -> None:
+    settings = tiny("model=vit_att", "trainer.max_epochs=1")
+    broken = with_values(settings, {"optimizer.lr": 1e30})
     with pytest.raises(UserError, match="diverged"):
-        running.run_job(broken, tmp_path / "0", overrides=[], number=0, sweep=str(tmp_path))
+        running.run_job(job(broken, tmp_path / "0", tmp_path), overrides=[], number=0)
     assert job_record.read(tmp_path / "0")["state"] == "failed"
-    metrics = running.run_job(cfg, tmp_path / "1", overrides=["seed=42"], number=1, sweep=str(tmp_path))
+    metrics = running.run_job(job(settings, tmp_path / "1", tmp_path), overrides=["seed=42"], number=1)
     record = job_record.read(tmp_path / "1")
     assert record["state"] == "finished"
     assert (record["epoch"], record["epochs"], record["val/accuracy"]) == (1, 1, metrics["val/accuracy"])
     assert job_record.is_finished(tmp_path / "1")
-    other = cfg.copy()
-    other.seed = 3
-    with pytest.raises(UserError, match="seed was 42, is 3 now"):
-        running.run_job(other, tmp_path / "1", overrides=[], number=1, sweep=str(tmp_path))
+    other = with_values(settings, {"seed": 3})
+    with pytest.raises(UserError, match="was started with seed=42, not 3"):
+        running.run_job(job(other, tmp_path / "1", tmp_path), overrides=[], number=1)
+    # Where its images are, how they are loaded and who looks on decide nothing
+    moved = {
+        "data_dir": "elsewhere",
+        "dataset.num_workers": 2,
+        "cache_dir": None,
+        "logger.name": "none",
+        "logger.project": "p",
+    }
+    again = running.run_job(job(with_values(settings, moved), tmp_path / "1", tmp_path), overrides=[], number=1)
+    assert again["val/accuracy"] == metrics["val/accuracy"]
 
 
 def test_every_row_of_the_paper_is_a_job() -> None:
@@ -165,33 +182,37 @@ def test_every_row_of_the_paper_is_a_job() -> None:
     assert found.is_grid
     rows = sorted(path.stem for path in (composition.conf_dir() / "method").glob("*.yaml"))
     assert len(rows) == 19
-    assert sorted(each.overrides[0] for each in found.jobs if each.cfg.seed == 42) == [f"method={row}" for row in rows]
-    assert sorted({each.cfg.seed for each in found.jobs}) == [42, 1998, 3142592]
+    assert sorted(each.asked.overrides[0] for each in found.jobs if each.settings.seed == 42) == [
+        f"method={row}" for row in rows
+    ]
+    assert sorted({each.settings.seed for each in found.jobs}) == [42, 1998, 3142592]
     paper = OmegaConf.load(composition.conf_dir() / "experiment" / "paper.yaml")
     assert paper.hydra.sweeper.params.dataset == "flowers,aircraft,scenes,cub,cifar10,cifar100"
-    piggyback = next(each.cfg for each in found.jobs if "method=recast_resnet_piggyback" in each.overrides)
+    piggyback = next(each.settings for each in found.jobs if "method=recast_resnet_piggyback" in each.asked.overrides)
     optimizer = piggyback.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.coefficients_lr, optimizer.adapter_lr) == ("adam", 3e-2, 5e-4, 1e-4)
     assert piggyback.dataset.batch_size == 64
     small = check(CommandLine(("experiment=paper_digits",)))
     assert len(small.jobs) == 8 * 3
-    assert {each.cfg.dataset.batch_size for each in small.jobs} == {32}  # what digits need, not what a method has
+    assert {(each.settings.model.family, each.settings.dataset.batch_size) for each in small.jobs} == {
+        ("vit", 32),
+        ("resnet", 64),
+    }
 
 
-def test_a_folder_has_one_job(tiny_cfg: Compose, tmp_path: Path) -> None:
-    cfg = tiny_cfg("model=vit_att", "trainer.max_epochs=1")
-    first = running.run_job(cfg, tmp_path, overrides=[])
-    other = cfg.copy()
-    other.optimizer.lr = 1e-5
+def test_a_folder_has_one_job(tiny: Compose, tmp_path: Path) -> None:
+    settings = tiny("model=vit_att", "trainer.max_epochs=1")
+    first = running.run_job(job(settings, tmp_path), overrides=[])
+    other = with_values(settings, {"optimizer.lr": 1e-5})
     with pytest.raises(UserError) as error:  # its checkpoint would be taken for this one's
-        running.run_job(other, tmp_path, overrides=[])
-    assert_one_line(error, "hydra.run.dir:", "has another job: optimizer.lr was 0.05, is 1e-05 now")
+        running.run_job(job(other, tmp_path), overrides=[])
+    assert_one_line(error, "hydra.run.dir:", "was started with optimizer.lr=0.05, not 1e-05; choose a new folder")
     (tmp_path / "job.json").write_text('{"config": {}}')  # whose numbers these are cannot be known
-    second = running.run_job(other, tmp_path, overrides=[])
+    second = running.run_job(job(other, tmp_path), overrides=[])
     assert second["train/loss"] != first["train/loss"]
 
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError) as error:
-        running.run_job(other, tmp_path, overrides=[])
+        running.run_job(job(other, tmp_path), overrides=[])
     assert_one_line(error, "a job is running in")
     assert job_record.read(tmp_path)["state"] == "finished"
 
@@ -211,13 +232,22 @@ def test_a_sweep_counts_its_own_jobs(tmp_path: Path) -> None:
     [
         (
             ("method=vit_full", "model=vit_att"),
-            "method: got vit_full with model=vit_att, but a method chooses its model",
+            "method: expected no model, which a method chooses, got vit_full with model=vit_att",
         ),
-        (("method=vit_probe,recast_att", "adapter=melo"), "with adapter=melo, but a method chooses its adapter"),
-        (("seed=1,2", "hydra.sweep.subdir=x"), "the folders of a sweep's jobs are their numbers; leave it out"),
-        (("seed=1,2", "hydra.sweep.dir=s_${seed}"), "hydra.sweep.dir: got s_${seed}, but seed differs between jobs"),
-        (("stage=report", "path=.", "seed=1,2"), "stage: got report in a sweep"),
-        (("seed=1,2", "hydra.sweep.dir="), "hydra.sweep.dir: got nothing, takes a folder"),
+        (
+            ("method=vit_probe,recast_att", "adapter=melo"),
+            "method: expected no adapter, which a method chooses, got vit_probe with adapter=melo",
+        ),
+        (
+            ("seed=1,2", "hydra.sweep.subdir=x"),
+            "the jobs of a sweep are in folders named by their numbers; leave it out",
+        ),
+        (
+            ("seed=1,2", "hydra.sweep.dir=s_${seed}"),
+            "hydra.sweep.dir: expected one folder for all jobs, got s_${seed}, but seed differs between jobs",
+        ),
+        (("stage=report", "path=.", "seed=1,2"), "stage: expected another one in a sweep, got report"),
+        (("seed=1,2", "hydra.sweep.dir="), "hydra.sweep.dir: expected a folder, got nothing"),
     ],
 )
 def test_what_no_sweep_takes(typed: tuple[str, ...], expected: str) -> None:
@@ -232,7 +262,7 @@ def test_a_sweep_does_not_shrink(tmp_path: Path) -> None:
     before = (tmp_path / "sweep.json").read_text()
     with pytest.raises(UserError) as error, sweep.running(tmp_path, planned[:1], ["-m", "seed=1"]):
         pass
-    assert_one_line(error, "has a sweep of 2 jobs, got one of 1")
+    assert_one_line(error, "has a sweep of 2 jobs, not 1")
     assert (tmp_path / "sweep.json").read_text() == before
 
 

@@ -11,40 +11,50 @@ from typing import Any
 
 # Stands in for the stages: says what it got, leaves results behind, and fails as the seed asks for.
 STAGE = """
-import json, logging, os, struct, sys, types
+import json, logging, os, struct, sys
+from dataclasses import dataclass
 
-def run(cfg, run_dir, sweep=None):
+import recast_exp.models  # imports nothing heavy by itself, and label is replaced below
+import types
+labels = types.ModuleType("recast_exp.models.label")
+labels.method_label = lambda label, model, adapter: label or model.label
+sys.modules["recast_exp.models.label"] = labels
+loop = types.ModuleType("recast_exp.training.loop")
+import contextlib
+loop.quiet = contextlib.nullcontext
+loop.progress_bars = lambda wanted: contextlib.nullcontext()
+sys.modules["recast_exp.training.loop"] = loop
+
+from recast_exp.cli import main as cli
+from recast_exp.stages import adapt
+
+def run(self, job):
     from recast_exp.errors import MissingInputError, UserError
-    keys = {"model": cfg.model.name, "seed": cfg.seed, "data_dir": cfg.data_dir, "epochs": cfg.trainer.max_epochs}
-    print(json.dumps({**keys, "run_dir": str(run_dir)}), flush=True)
+    settings, run_dir = job.settings, job.folder
+    keys = {"model": settings.model.name, "seed": settings.seed, "data_dir": settings.data_dir}
+    print(json.dumps({**keys, "epochs": settings.trainer.max_epochs, "run_dir": str(run_dir)}), flush=True)
     logging.getLogger("recast_exp.stages").info("at work")
     once = run_dir / "once"
-    if cfg.seed == 99 and not once.exists():
+    if settings.seed == 99 and not once.exists():
         once.touch()
         os.kill(os.getpid(), 9)
-    if cfg.seed == 102:
-        raise UserError("some.key: got 1, takes 2")
-    if cfg.seed == 103:
+    if settings.seed == 102:
+        raise UserError("some.key: expected 2, got 1")
+    if settings.seed == 103:
         raise MissingInputError("some.file: is not there")
-    if cfg.seed == 101:
+    if settings.seed == 101:
         raise ValueError("a bug")
-    if cfg.seed == 130:
+    if settings.seed == 130:
         raise KeyboardInterrupt
-    metrics = {"val/accuracy": 0.5, "test/accuracy": cfg.seed / 1000}
+    metrics = {"val/accuracy": 0.5, "test/accuracy": settings.seed / 1000}
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
     (run_dir / "parameters.json").write_text(json.dumps({"task_specific": 48}))
-    record = json.dumps({"format": 1, "config": {"seed": cfg.seed}})
+    record = json.dumps({"format": 1, "config": {"seed": settings.seed}})
     header = json.dumps({"__metadata__": {"recast_exp": record}}).encode()
     (run_dir / "task.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     return metrics
 
-stages = types.ModuleType("recast_exp.stages")
-stages.run = run
-sys.modules["recast_exp.stages"] = stages
-labels = types.ModuleType("recast_exp.models.label")
-labels.method_label = lambda cfg: cfg.label or cfg.model.label
-sys.modules["recast_exp.models.label"] = labels
-from recast_exp.cli import main as cli
+adapt.Adapt.run = run
 if "unfit" not in os.environ:
     cli._unfit_models = lambda jobs: []  # asks timm, which takes seconds to import
 cli.main()

@@ -122,7 +122,7 @@ class Composer:
             UserError: If Hydra cannot. One line: the key and the file, where Hydra names them.
         """
         mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-        texts = [*self.hydra_overrides, *overrides]
+        texts = [*self.hydra_overrides, *overrides, *(["hydra.mode=MULTIRUN"] if multirun else [])]
         try:
             while True:
                 try:
