@@ -22,8 +22,8 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("argv", "pattern"),
     [
         (["launcher=joblib"], "launcher: got joblib without -m, but it starts the jobs of a sweep .*; add -m"),
-        (["-m", "launcher=basic,joblib"], "launcher: got basic,joblib, takes one option; it starts all jobs of a .*"),
-        (["-m", "launcher=jobli"], "launcher: got 'jobli', takes one of .*; did you mean joblib\\?"),
+        (["-m", "launcher=basic,joblib"], "launcher: expected one option, got basic,joblib; it starts all jobs of a .*"),
+        (["-m", "launcher=jobli"], "launcher: expected one of .*, got 'jobli'; did you mean joblib\\?"),
         (
             ["-m", "launcher=joblib", "hydra.launcher.n_job=2"],
             "hydra.launcher.n_job: Key 'n_job' .*; launcher=.*",

@@ -103,7 +103,7 @@ def test_the_example_dataset_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert names == [images.classes[label] for label in samples.labels]
         assert len(load("leaves", path=str(root)).splits["test"]) == 4
         table.write_text("\n".join(["file,species,split", *rows, "a.png,oak,late"]), encoding="utf-8")
-        with pytest.raises(UserError, match=r"leaves\.csv, line 10: got the split 'late', takes one of"):
+        with pytest.raises(UserError, match=r"leaves\.csv, line 10: expected one of, got the split 'late'"):
             load("leaves", tmp_path / "data")
     finally:
         sys.modules.pop("recast_exp.data.sets.leaves", None)

@@ -345,21 +345,21 @@ def test_a_pruned_run_stays_pruned_and_reports_each_epoch_once(build: Callable[.
 
 def test_mistakes_are_said_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     typed = {
-        "optimizer.lr=interval(0,1)": "optimizer.lr: got 0.0, takes a number > 0",
-        "optimizer.momentum=interval(0.5,1)": "optimizer.momentum: got 1.0, takes a number ≥ 0 and < 1",
-        "dataset.batch_size=range(0,9,8)": "dataset.batch_size: got 0, takes a whole number ≥ 1",
+        "optimizer.lr=interval(0,1)": "optimizer.lr: expected a number > 0, got 0.0",
+        "optimizer.momentum=interval(0.5,1)": "optimizer.momentum: expected a number ≥ 0 and < 1, got 1.0",
+        "dataset.batch_size=range(0,9,8)": "dataset.batch_size: expected an integer ≥ 1, got 0",
         "trainer.max_epochs=interval(2,9)": "trainer.max_epochs: got interval(2.0,9.0), which draws fractions; takes "
         "int(interval(2,9))",
         "optimizer.adapter_lr=interval(1,0.1)": "optimizer.adapter_lr: got interval(1.0,0.1), which is empty; takes "
         "the lower end first",
         "optimizer.weight_decay=tag(log,interval(0,1))": "optimizer.weight_decay: got tag(log,interval(0.0,1.0)), "
         "which has no logarithm at its lower end; takes an interval above 0, or no tag(log, ...)",
-        "model=vit_att,vit_at": "model: got 'vit_at', takes one of vit_att, ",
+        "model=vit_att,vit_at": "model: expected one of vit_att, , got 'vit_at'",
         "seed=1,2": "seed: got a sweep in a search, which would choose the luckiest; takes one seed for all trials",
         "stage=check": "stage: got check in a search, which goes by validation accuracy; takes adapt",
         "probe=true": "probe: got true in a search, which would test it before a trial is stopped; takes false",
         "search.trial=1": "search.trial: is set by the search itself; leave it out",
-        "hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials: got 0, takes a whole number ≥ 1",
+        "hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials: expected an integer ≥ 1, got 0",
     }
     assert cli.run(["-m", "search=optuna", *typed]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -163,7 +163,7 @@ def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny_cfg: Comp
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("optimizer.lr_scale=0.3,-1", "stage.tune: optimizer.lr_scale: got -1, takes a number > 0"),
+        ("optimizer.lr_scale=0.3,-1", "stage.tune: optimizer.lr_scale: expected a number > 0, got -1"),
         ("optimizer.lr_scal=1", "did you mean optimizer.lr_scale?"),
         ("model.name=a,b", "takes keys of optimizer, scheduler, trainer"),
         ("3", "takes key=value,value"),
