@@ -22,14 +22,17 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("argv", "pattern"),
     [
         (["launcher=joblib"], "launcher: got joblib without -m, but it starts the jobs of a sweep .*; add -m"),
-        (["-m", "launcher=basic,joblib"], "launcher: expected one option, got basic,joblib; it starts all jobs of a .*"),
+        (
+            ["-m", "launcher=basic,joblib"],
+            "launcher: expected one option, which starts all jobs of a sweep, got basic,joblib",
+        ),
         (["-m", "launcher=jobli"], "launcher: expected one of .*, got 'jobli'; did you mean joblib\\?"),
         (
             ["-m", "launcher=joblib", "hydra.launcher.n_job=2"],
             "hydra.launcher.n_job: Key 'n_job' .*; launcher=.*",
         ),
         (["-m", "hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs: Key 'n_jobs' .*; launcher=NAME --cfg hydra .*"),
-        (["-m", "launcher=joblib", "trainer=ddp"], "trainer.strategy: got ddp in a sweep, .*"),
+        (["-m", "launcher=joblib", "trainer=ddp"], "trainer.strategy: expected auto in a sweep, got ddp, .*"),
     ],
 )
 def test_mistakes_about_launchers(
@@ -63,7 +66,7 @@ def test_slurm_needs_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_launcher_keeps_its_options_and_is_no_part_of_a_job() -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     found = check(CommandLine(("launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"), multirun=True))
-    assert (found.wrong, found.missing, [planned.cfg.seed for planned in found.jobs]) == ([], [], [1, 2])
+    assert (found.wrong, found.missing, [planned.settings.seed for planned in found.jobs]) == ([], [], [1, 2])
     assert launchers.without(["seed=1", "launcher=joblib", "+launcher=x"]) == ["seed=1"]
 
 

@@ -535,9 +535,13 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "wrong", "missing"),
     [
-        (["stage=report"], "path: got nothing, stage=report takes a folder of runs", ""),
-        (["path=somewhere"], "path: got a folder with stage=adapt, which takes none; did you mean stage=report?", ""),
-        (["stage=report", "path=nowhere"], "", "path: nowhere holds no job.json or sweep.json, takes the folder"),
+        (["stage=report"], "path: expected a folder of runs", ""),
+        (
+            ["path=somewhere"],
+            "path: expected nothing with stage=adapt, got 'somewhere'; did you mean stage=report?",
+            "",
+        ),
+        (["stage=report", "path=nowhere"], "", "path: expected the folder of a sweep, got nowhere"),
     ],
 )
 def test_wrong_requests(typed: list[str], wrong: str, missing: str) -> None:

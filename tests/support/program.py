@@ -67,7 +67,9 @@ class Result:
     def __init__(self, done: subprocess.CompletedProcess[str], folder: Path) -> None:
         self.code = done.returncode
         self.out = done.stdout
-        self.err = done.stderr.splitlines()
+        lines = done.stderr.splitlines()
+        self.err = [line for line in lines if not line.startswith("Recipe: ")]
+        self.recipe = [line for line in lines if line.startswith("Recipe: ")]
         self.folder = folder
         self.files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 

@@ -155,6 +155,9 @@ def _adopted(content: dict[str, Any], task: str) -> Config:
         assert isinstance(merged, DictConfig)
         return typed(merged)
     except OmegaConfBaseException as error:
+        for key, value in adopt.recorded(task).items():
+            if any(keys.value_problems(key, value)):
+                raise UserError(f"task: {task} holds {key}={value!r}, which this version does not take") from None
         raise UserError(f"task: {task} holds a value that this version does not take ({first_line(error)})") from None
 
 

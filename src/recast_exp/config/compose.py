@@ -182,10 +182,12 @@ class Composer:
             return better
         return UserError(describe(error))
 
-    @staticmethod
-    def _is_new_seed(error: MissingConfigException) -> bool:
+    def _is_new_seed(self, error: MissingConfigException) -> bool:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return group == "seed" and store_seed(name, error.options or ())
+        added = group == "seed" and store_seed(name, error.options or ())
+        if added:
+            self.loader.forget()  # that there was none
+        return added
 
 
 def is_sweep(whole: DictConfig) -> bool:

@@ -90,6 +90,10 @@ class Loader(ConfigLoaderImpl):
             self.jobs = {tuple(job["overrides"]): job["config"] for job in jobs if job.get("config")}
         return self.jobs.get(overrides)
 
+    def forget(self) -> None:
+        """Look at all files again: an option has been added."""
+        self._shared.clear()
+
     def shared_repository(self, name: str, overrides: Sequence[str]) -> CachingConfigRepository:
         """The files that configurations are composed from, each read once. What is loaded must not be changed."""
         paths = [text for text in overrides if text.startswith("hydra.searchpath=")]

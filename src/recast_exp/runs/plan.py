@@ -58,9 +58,7 @@ _RECIPE = ("optimizer.", "scheduler.", "trainer.", "dataset.batch_size", "datase
 
 def recipe_sources(sources: Mapping[str, str]) -> dict[str, str]:
     """Of all keys, those of a training recipe, with the file that set each."""
-    return {
-        key: file for key, file in sources.items() if key.startswith(_RECIPE) and keys.decides(key)
-    }
+    return {key: file for key, file in sources.items() if key.startswith(_RECIPE) and keys.decides(key)}
 
 
 def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
