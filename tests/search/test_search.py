@@ -27,11 +27,12 @@ from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config import grammar as overrides
 from recast_exp.config.compose import Composer
+from recast_exp.config.schema import typed
 from recast_exp.errors import Pruned, UserError
+from recast_exp.experiment import adaptation
 from recast_exp.search import run
 from recast_exp.search.pruning import Pruning
 from recast_exp.search.space import Parameter
-from recast_exp.stages import adapt
 from recast_exp.training.loop import fit
 from support.helpers import assert_one_line
 
@@ -40,6 +41,7 @@ SPACE = (
     "scheduler.step_size=int(interval(1,40))",
     "model=vit_att,vit_mlp",
 )
+FEW = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 2}
 Objective = Callable[[int, dict[str, str]], Any]
 Search = Callable[..., dict[str, Any]]
 
@@ -79,8 +81,6 @@ class Functions(Launcher):
 @pytest.fixture(autouse=True)
 def a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_failures", [])
-    monkeypatch.setattr(cli, "_started", [])
     monkeypatch.setattr("sys.argv", ["recast_exp"])
     monkeypatch.setattr(cli, "_unfit_models", lambda jobs: [])  # timm's part of the check, tested elsewhere
     yield
@@ -95,18 +95,23 @@ def composer() -> Composer:
 @pytest.fixture
 def search(composer: Composer) -> Search:
     """Runs a search in a folder; what search.json says."""
-    composed = composer.compose(["search=optuna"])
+    composed, whole = composer.compose(["search=optuna"]), composer.whole(["search=optuna"])
 
     def search(
         launched: Objective | Launcher, folder: str, *, space: Sequence[str] = SPACE, keys: Any = None, **settings: Any
     ) -> dict[str, Any]:
         plain = OmegaConf.to_container(composed.cfg, resolve=False)
-        config = OmegaConf.merge({"hydra": {"sweep": {"dir": folder}}}, plain, keys or {})
-        given = OmegaConf.to_container(composed.hydra.hydra.sweeper, resolve=False)
-        assert isinstance(given, dict)
-        node = OmegaConf.create({**given, "storage": f"{folder}/optuna.log", "n_trials": 6, **settings})
+        content = OmegaConf.to_container(OmegaConf.merge(plain, keys or {}), resolve=False)
+        assert isinstance(content, dict)
+        nodes = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name in whole.hydra.sweeper
+            if name != "storage"
+            for value in [whole.hydra.sweeper[name]]
+        }
+        node = {**nodes, "storage": f"{folder}/optuna.log", "n_trials": 6, **settings}
         launcher = launched if isinstance(launched, Launcher) else Functions(launched)
-        found = run.search(config, dict(node), ["search=optuna", *space], launcher, composer.loader)
+        found = run.search(content, "", node, ["search=optuna", *space], Path(folder), launcher, composer.loader)
         assert found == json.loads(Path(folder, "search.json").read_text())
         return found
 
@@ -136,8 +141,7 @@ def test_the_optimum_of_a_known_function_is_found(search: Search) -> None:
 
 @pytest.mark.parametrize("moment", ["in a job", "in a draw", "in a line of the storage"])
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(search: Search, moment: str) -> None:
-    few = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 2})
-    undisturbed = search(objective, "a", sampler=few)
+    undisturbed = search(objective, "a", sampler=FEW)
 
     def kill(trial: int, values: dict[str, str]) -> float:
         if trial == 3:
@@ -155,7 +159,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(search: Search, mome
                 write(self, *args)
 
             JournalStorage.set_trial_param = set_trial_param  # type: ignore[method-assign]
-        search(kill, "b", sampler=few)
+        search(kill, "b", sampler=FEW)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -165,7 +169,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(search: Search, mome
         with Path("b/optuna.log").open("a") as file:
             file.write('{"op_code":8,"worker')
     launcher = Functions(objective)
-    assert lasting(search(launcher, "b", sampler=few)) == lasting(undisturbed)
+    assert lasting(search(launcher, "b", sampler=FEW)) == lasting(undisturbed)
     assert launcher.batches == [[3], [4], [5]]
 
 
@@ -253,11 +257,11 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(search: Search, capsy
     assert [trial["reason"] for trial in found["trials"][1:5]] == [
         "dataset.path: nothing there",
         "RuntimeError: out of memory",
-        "the job returned None, takes a number (val/accuracy)",
-        "the job returned nan, takes a number (val/accuracy)",
+        "the job returned None, expected a number, val/accuracy",
+        "the job returned nan, expected a number, val/accuracy",
     ]
     assert "Trial 2 (6 in all): failed: RuntimeError: out of memory" in capsys.readouterr().err
-    assert cli._failures == [2, 1, 1, 1]
+    assert [trial["exit_code"] for trial in found["trials"]] == [None, 2, 1, 1, 1, None]
     launcher = Functions(task)
     assert search(launcher, "a") == found
     assert launcher.batches == []
@@ -272,7 +276,7 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
             raise UserError("dataset.path: nothing there")
         return 1 - float(cfg.optimizer.lr)
 
-    monkeypatch.setattr(cli, "task", task)
+    monkeypatch.setattr(cli.JobRunner, "__call__", lambda self, cfg: task(cfg))
     argv = ["-m", "search=optuna", "hydra.sweep.dir=a b", "hydra.sweeper.n_trials=2", "hydra/sweeper/pruner=hyperband"]
     assert cli.run([*argv, *SPACE, "dataset.classes=['5', '6']"]) == 2  # the exit code of the trial that failed
     found = json.loads(Path("a b/search.json").read_text())
@@ -283,7 +287,6 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert best["command"] in capsys.readouterr().out
     # A changed search is refused: no table, and its report is the one of before
     report = Path("a b/report/report.md").stat().st_mtime_ns
-    cli._failures.clear()  # as in a process of its own
     assert cli.run([*argv, "hydra.sweeper.seed=7", *SPACE]) == 2
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
@@ -291,15 +294,14 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     # The command runs that setting by itself: no search, the same values
     findings = check(CommandLine(tuple(shlex.split(best["command"])[3:])))
     assert (findings.wrong, findings.missing) == ([], [])
-    [alone] = [planned.cfg for planned in findings.jobs]
-    assert alone.optimizer == jobs[0].optimizer
-    assert alone.dataset == jobs[0].dataset
-    assert alone.model == jobs[0].model
+    [alone] = [planned.settings for planned in findings.jobs]
+    first = typed(jobs[0])
+    assert (alone.optimizer, alone.dataset, alone.model) == (first.optimizer, first.dataset, first.model)
     assert alone.search.trial is None
 
 
 def test_a_trial_is_pruned_for_real(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt, "test", lambda *args: pytest.fail("the test images of a pruned trial were read"))
+    monkeypatch.setattr(adaptation, "test", lambda *args: pytest.fail("the test images of a pruned trial were read"))
     own = [text for text in TINY if not text.startswith("probe")]
     argv = [
         "search=optuna", "hydra.sweep.dir=a", "hydra.sweeper.n_trials=1", "hydra/sweeper/pruner=none", "-m",
@@ -317,7 +319,7 @@ def test_a_trial_is_pruned_for_real(weights: dict[str, Path], monkeypatch: pytes
     assert not Path("a/0/metrics.json").exists()
     assert not Path("a/0/task.safetensors").exists()
     record = json.loads(Path("a/0/job.json").read_text())
-    assert (record["state"], record["reason"], record["exit_code"]) == ("skipped", trial["reason"], None)
+    assert (record["state"], record["reason"], record["exit_code"]) == ("pruned", trial["reason"], None)
     assert len(Path("a/0/metrics.csv").read_text().splitlines()) == 2
     assert "Traceback" not in Path("a/0/recast_exp.log").read_text()
 
@@ -348,17 +350,18 @@ def test_mistakes_are_said_before_anything_is_written(capsys: pytest.CaptureFixt
         "optimizer.lr=interval(0,1)": "optimizer.lr: expected a number > 0, got 0.0",
         "optimizer.momentum=interval(0.5,1)": "optimizer.momentum: expected a number ≥ 0 and < 1, got 1.0",
         "dataset.batch_size=range(0,9,8)": "dataset.batch_size: expected an integer ≥ 1, got 0",
-        "trainer.max_epochs=interval(2,9)": "trainer.max_epochs: got interval(2.0,9.0), which draws fractions; takes "
-        "int(interval(2,9))",
-        "optimizer.adapter_lr=interval(1,0.1)": "optimizer.adapter_lr: got interval(1.0,0.1), which is empty; takes "
-        "the lower end first",
-        "optimizer.weight_decay=tag(log,interval(0,1))": "optimizer.weight_decay: got tag(log,interval(0.0,1.0)), "
-        "which has no logarithm at its lower end; takes an interval above 0, or no tag(log, ...)",
-        "model=vit_att,vit_at": "model: expected one of vit_att, , got 'vit_at'",
-        "seed=1,2": "seed: got a sweep in a search, which would choose the luckiest; takes one seed for all trials",
-        "stage=check": "stage: got check in a search, which goes by validation accuracy; takes adapt",
-        "probe=true": "probe: got true in a search, which would test it before a trial is stopped; takes false",
-        "search.trial=1": "search.trial: is set by the search itself; leave it out",
+        "trainer.max_epochs=interval(2,9)": "trainer.max_epochs: expected integers, as in int(interval(2,9)), "
+        "got interval(2.0,9.0)",
+        "optimizer.adapter_lr=interval(1,0.1)": "optimizer.adapter_lr: expected the lower end first, "
+        "got interval(1.0,0.1)",
+        "optimizer.weight_decay=tag(log,interval(0,1))": "optimizer.weight_decay: expected an interval above 0 "
+        "for tag(log, ...), got tag(log,interval(0.0,1.0))",
+        "model=vit_att,vit_at": "model: expected one of vit_att, ",
+        "seed=1,2": "seed: cannot be searched over (the luckiest seed would win); expected a single value",
+        "stage=check": "stage: expected adapt in a search, which goes by validation accuracy, got check",
+        "probe=true": "probe: expected false in a search, got true, which would test the probe before a trial is "
+        "stopped",
+        "search.trial=1": "search.trial: the search sets it itself; leave it out",
         "hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials: expected an integer ≥ 1, got 0",
     }
     assert cli.run(["-m", "search=optuna", *typed]) == 2
@@ -367,14 +370,14 @@ def test_mistakes_are_said_before_anything_is_written(capsys: pytest.CaptureFixt
         assert any(found.startswith(f"error: {line}") for found in lines), (line, lines)
     assert len(lines) == len(typed)
     assert cli.run(["-m", "search=optuna", "optimizer.lr=1e-3"]) == 2
-    assert capsys.readouterr().err.startswith("error: search: got nothing to search; takes at least one sweep")
+    assert capsys.readouterr().err.startswith("error: search: expected at least one sweep")
     assert not list(Path().iterdir())
 
 
 def test_options_that_do_not_fit_each_other_are_found() -> None:
     line = CommandLine(("search=optuna", "model=vit_frozen,vit_full", "adapter=melo,none", *SPACE[:2]), multirun=True)
     assert check(line).wrong == [
-        "adapter: got melo with model=vit_full, which trains every weight; takes none "
+        "adapter: expected none with model=vit_full, which trains every weight, got melo "
         "(where model=vit_full adapter=melo)"
     ]
 

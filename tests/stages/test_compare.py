@@ -7,29 +7,50 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from conftest import TINY
 from recast_exp import adapters
-from recast_exp.config import compose as composition
+from recast_exp.cli.variants import CommandVariants
+from recast_exp.config import recipes
+from recast_exp.config.compose import Composer
+from recast_exp.config.schema import Config
 from recast_exp.display import console
 from recast_exp.errors import UserError
-from recast_exp.search import recipes
-from recast_exp.stages import compare
+from recast_exp.experiment import comparison
 from support.helpers import assert_one_line
 from support.running import run_stage
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 METHODS = ["RECAST-Att", "RECAST-Att + Piggyback"]
+Compared = Callable[..., dict[str, Any]]
 TYPED = ("stage=compare", "model=vit_att", "stage.seeds=[1,2]", f"stage.methods={json.dumps(METHODS)}")
 
 
+@pytest.fixture
+def compared(tiny: Compose, tmp_path: Path, weights: dict[str, Path]) -> Compared:
+    """Runs `stage=compare` in the test's folder; its metrics."""
+
+    def compared(*overrides: str) -> dict[str, Any]:
+        typed = [*TINY, f"model.weights={weights['digits_vit']}", *overrides]
+        return run_stage(tiny(*overrides), tmp_path, typed=typed)
+
+    return compared
+
+
+def methods(tiny: Compose, *overrides: str, config_dir: Path | None = None) -> dict[str, Config]:
+    composer = Composer(config_dir=str(config_dir) if config_dir else None)
+    typed = ["stage=compare", *overrides]
+    return comparison.methods(tiny(*typed), CommandVariants(composer, typed))
+
+
 def test_methods_beside_each_other(
-    tiny_cfg: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = run_stage(tiny_cfg(*TYPED), tmp_path)
+    metrics = compared(*TYPED)
     summary = json.loads((tmp_path / "comparison.json").read_text())
     assert list(summary) == METHODS
     for name, row in summary.items():
@@ -48,28 +69,28 @@ def test_methods_beside_each_other(
     assert all(name in out for name in METHODS)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "adapt", None)  # nothing is run again
-        assert run_stage(tiny_cfg(*TYPED), tmp_path) == metrics
+        patch.setattr(comparison, "adapt", None)  # nothing is run again
+        assert compared(*TYPED) == metrics
     ran = []
-    original = compare.adapt
-    monkeypatch.setattr(compare, "adapt", lambda *arguments: ran.append(original(*arguments)))
-    run_stage(tiny_cfg(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]"), tmp_path)
+    original = comparison.adapt
+    monkeypatch.setattr(comparison, "adapt", lambda *arguments: ran.append(original(*arguments)))
+    compared(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]")
     assert len(ran) == 1  # another configuration is
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tiny_cfg: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_a_terminal_of_80_columns(tiny: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "seeds": 3, "seconds": 53.2}
     row |= {f"{part}/accuracy{spread}": 0.9876 for part in ("val", "test") for spread in ("", "/spread")}
-    console.show_comparison(tiny_cfg("stage=compare"), {"RECAST-Att + AdaptFormer": row})
+    console.show_comparison(tiny("stage=compare"), {"RECAST-Att + AdaptFormer": row})
     out = capsys.readouterr().out
     assert "53 s" in out and "5,394,816" in out and "…" not in out
 
 
-def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny_cfg: Compose) -> None:
-    rows = compare.methods(tiny_cfg("stage=compare", "model=vit_att"))
-    presets = (OmegaConf.load(composition.conf_dir() / "adapter" / f"{name}.yaml") for name in adapters.names())
-    fitting = [adapters.from_config(each.get("adapter", each)).label for each in presets]
-    fitting = [label for label in fitting if label not in ("", "CLR")]
+def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> None:
+    rows = methods(tiny, "model=vit_att")
+    options = [name for name in Composer().groups()["adapter"] if name in adapters.names() and name != "clr"]
+    fitting = [adapters.from_config(tiny(f"adapter={name}", "model=vit_att").adapter).label for name in options]
+    fitting = [label for label in fitting if label]
     assert list(rows) == [
         *("linear probe", "RECAST-Att", "RECAST-Att+MLP", "RECAST-MLP"),
         *(row for label in fitting for row in (label, f"RECAST-Att + {label}")),
@@ -79,20 +100,36 @@ def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny_cfg: Compose)
     assert rows["MeLo"].adapter == {"name": "melo", "rank": 4, "alpha": 4.0}
     assert rows["MeLo"].model.method == "frozen"
     assert rows["RECAST-MLP"].recast.targets == ["*.mlp.fc1", "*.mlp.fc2"]
-    on_resnet = compare.methods(tiny_cfg("stage=compare", "model=resnet"))
+    on_resnet = methods(tiny, "model=resnet")
     assert "CLR" in on_resnet
     assert [name for name in on_resnet if name.startswith("RECAST-") and "+" not in name] == ["RECAST-ResNet"]
-    assert not any(name.startswith("RECAST") for name in compare.methods(tiny_cfg("stage=compare", "model=vit_frozen")))
+    assert not any(name.startswith("RECAST") for name in methods(tiny, "model=vit_frozen"))
 
 
-def test_a_method_that_there_is_not(tiny_cfg: Compose, tmp_path: Path) -> None:
+def test_a_preset_is_taken_whole_and_a_folder_of_the_users_own_has_more(tiny: Compose, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "vit_heads.yaml").write_text(
+        "# @package _global_\ndefaults: [vit_att]\nmodel: {name: vit_heads, label: RECAST-Heads}\n"
+        "recast: {granularity: head}\noptimizer: {weight_decay: 0.007}\n"
+    )
+    rows = methods(tiny, "model=vit_att", "optimizer.momentum=0.5", config_dir=tmp_path)
+    own = rows["RECAST-Heads"]
+    assert (own.recast.granularity, own.optimizer.weight_decay, own.optimizer.momentum) == ("head", 0.007, 0.5)
+    assert rows["RECAST-Att"].recast.granularity == "layer"
+    # A key of the recipe that was typed wins over a preset's; a key that makes the method what it is does not
+    rows = methods(tiny, "model=vit_att", "optimizer.weight_decay=0.5", "recast.num_groups=3", config_dir=tmp_path)
+    assert rows["RECAST-Heads"].optimizer.weight_decay == 0.5
+    assert rows["RECAST-Att"].recast.num_groups == 3
+
+
+def test_a_method_that_there_is_not(compared: Compared) -> None:
     with pytest.raises(UserError) as error:
-        run_stage(tiny_cfg("stage=compare", "model=vit_att", "stage.methods=[lora]"), tmp_path)
-    assert_one_line(error, "stage.methods: got 'lora'", "RECAST-Att + MeLo")
+        compared("stage=compare", "model=vit_att", "stage.methods=[lora]")
+    assert_one_line(error, "stage.methods: expected", "RECAST-Att + MeLo", "got 'lora'")
 
 
 def test_validation_chooses_the_recipe_and_the_test_images_wait(
-    tiny_cfg: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = (
         *("stage=compare", "model=vit_att", "stage.seeds=[1,2]", "stage.methods=[linear probe,RECAST-Att]"),
@@ -100,9 +137,11 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
         "stage.tune_by=loss",
     )
     tested = []
-    original = compare.adapt
-    monkeypatch.setattr(compare, "adapt", lambda cfg, *rest: tested.append(cfg) or original(cfg, *rest))
-    run_stage(tiny_cfg(*tuned), tmp_path)
+    original = comparison.adapt
+    monkeypatch.setattr(
+        comparison, "adapt", lambda settings, *rest: tested.append(settings) or original(settings, *rest)
+    )
+    compared(*tuned)
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     # Where there is only a head, its rate is all there is to try; a second key is tried with the best of the first
     assert [(row["method"], row["recipe"]) for row in trials[:2]] == [
@@ -115,7 +154,7 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
         best = min(rows, key=lambda row: float(row["val/loss"]))
         assert [row["chosen"] for row in rows] == [str(row is best) for row in rows]
     assert len(tested) == 4  # two methods, two seeds
-    assert {cfg.optimizer.lr for cfg in tested[2:]} == {
+    assert {settings.optimizer.lr for settings in tested[2:]} == {
         float(row["recipe"].split()[0].split("=")[1]) for row in recast if row["chosen"] == "True"
     }
     folders = sorted(path.name for path in (tmp_path / "runs" / "RECAST-Att").iterdir())
@@ -129,23 +168,23 @@ def test_validation_chooses_the_recipe_and_the_test_images_wait(
     measured = json.loads((seed1 / "metrics.json").read_text())
     assert measured["seconds"] == validated["seconds"]
     assert measured["val/loss"] == validated["val/loss"]
-    monkeypatch.setattr(compare, "adapt", None)
-    monkeypatch.setattr(compare, "validate", None)
-    run_stage(tiny_cfg(*tuned), tmp_path)  # all is there
+    monkeypatch.setattr(comparison, "adapt", None)
+    monkeypatch.setattr(comparison, "validate", None)
+    compared(*tuned)  # all is there
 
 
 def test_recipes_are_compared_by_their_mean_over_the_seeds(
-    tiny_cfg: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first seed alone would choose the other recipe."""
     losses = {(1, 1e-3): 0.1, (2, 1e-3): 0.9, (1, 1e-2): 0.2, (2, 1e-2): 0.2}
 
-    def validate(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
-        return {"val/accuracy": 0.5, "val/loss": losses[cfg.seed, cfg.optimizer.lr]}
+    def validate(settings: Config, run_dir: Path) -> dict[str, float]:
+        return {"val/accuracy": 0.5, "val/loss": losses[settings.seed, settings.optimizer.lr]}
 
-    monkeypatch.setattr(compare, "validate", validate)
+    monkeypatch.setattr(comparison, "validate", validate)
     typed = ("stage=compare", "stage.seeds=[1,2,3]", "stage.tune_seeds=2", "stage.methods=[linear probe]")
-    run_stage(tiny_cfg(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]'), tmp_path)
+    compared(*typed, 'stage.tune=["optimizer.lr=1e-3,1e-2"]')
     trials = list(csv.DictReader((tmp_path / "recipes.csv").read_text().splitlines()))
     assert [(float(row["val/loss"]), row["chosen"]) for row in trials] == [(0.5, "False"), (0.2, "True")]
     tested = sorted(path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json"))
@@ -153,9 +192,9 @@ def test_recipes_are_compared_by_their_mean_over_the_seeds(
     assert not list(tmp_path.glob("runs/*/*/checkpoints/*.ckpt"))
 
 
-def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny_cfg: Compose, tmp_path: Path) -> None:
+def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(compared: Compared, tmp_path: Path) -> None:
     typed = ("stage=compare", "stage.seeds=[1]", "stage.methods=[linear probe]", "stage.tune=[optimizer.lr_scale=1]")
-    assert "linear probe/test/accuracy" in run_stage(tiny_cfg(*typed), tmp_path)
+    assert "linear probe/test/accuracy" in compared(*typed)
     assert not (tmp_path / "recipes.csv").exists()
     assert [path.parent.name for path in tmp_path.glob("runs/linear_probe/*/metrics.json")] == ["1"]
 
@@ -165,9 +204,9 @@ def test_a_probe_that_has_nothing_to_try_is_trained_as_configured(tiny_cfg: Comp
     [
         ("optimizer.lr_scale=0.3,-1", "stage.tune: optimizer.lr_scale: expected a number > 0, got -1"),
         ("optimizer.lr_scal=1", "did you mean optimizer.lr_scale?"),
-        ("model.name=a,b", "takes keys of optimizer, scheduler, trainer"),
-        ("3", "takes key=value,value"),
-        ("optimizer.lr=interval(0,1)", "takes values with commas"),
+        ("model.name=a,b", "keys of optimizer, scheduler, trainer"),
+        ("3", "expected key=value,value"),
+        ("optimizer.lr=interval(0,1)", "values separated by commas"),
     ],
 )
 def test_recipes_that_are_none(text: str, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -9,7 +10,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class OptunaSweeper(Sweeper):
@@ -55,7 +56,24 @@ class OptunaSweeper(Sweeper):
         from recast_exp.errors import RecastError
         from recast_exp.search.run import search
 
+        # Resolved now: the jobs make the pruner again, and have no node `hydra.sweeper`
+        settings = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in self.settings.items()
+        }
+        whole = OmegaConf.to_container(self.config, resolve=False)
+        assert isinstance(whole, dict)
+        content = {str(name): value for name, value in whole.items() if name != "hydra"}
+        folder = Path(self.config.hydra.sweep.dir)
         try:
-            return search(self.config, self.settings, arguments, self.launcher, self.hydra_context.config_loader)
+            return search(
+                content,
+                OmegaConf.to_yaml(self.config),
+                settings,
+                arguments,
+                folder,
+                self.launcher,
+                self.hydra_context.config_loader,
+            )
         except RecastError as error:
             raise HydraException(str(error)) from error  # the command line shows it as it shows Hydra's own

@@ -247,8 +247,8 @@ def _guarded(start: Callable[[], object], runner: JobRunner) -> int:
     """Start jobs; the exit code. What is a user's mistake is one line; what is a bug keeps its traceback."""
     try:
         start()
-    except RecastError as error:  # the job has said it already, maybe in another process
-        return max([error.exit_code, *runner.failures])
+    except RecastError as error:  # not of a job, which reports its own
+        return max([_report(str(error).splitlines(), error.exit_code), *runner.failures])
     except (HydraException, OmegaConfBaseException) as error:
         if not runner.failures:  # Hydra refused: no job has started
             return _report([compose.describe(error)], UserError.exit_code)

@@ -122,7 +122,8 @@ class Composer:
             UserError: If Hydra cannot. One line: the key and the file, where Hydra names them.
         """
         mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-        texts = [*self.hydra_overrides, *overrides, *(["hydra.mode=MULTIRUN"] if multirun else [])]
+        own = [text for text in self.hydra_overrides if text not in overrides]  # a second `+key=` is an error
+        texts = [*own, *overrides, *(["hydra.mode=MULTIRUN"] if multirun else [])]
         try:
             while True:
                 try:

@@ -35,7 +35,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingInputError(f"task: {path} is not there; takes the task.safetensors of a run")
+        raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which does not exist")
     header = _header(path)
     try:
         record = json.loads(header.get("__metadata__", {})[RECORD_KEY])
@@ -44,7 +44,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError):
         known = False
     if not known:
-        raise UserError(f"task: {path} is a safetensors file, but not a task file; takes the task.safetensors of a run")
+        raise UserError(
+            f"task: expected the task.safetensors of a run, got {path}, a safetensors file that holds no task"
+        )
     if version > FORMAT:
         raise UserError(
             f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
@@ -77,7 +79,7 @@ def _header(path: Path) -> dict[str, Any]:
         end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise UserError(
-            f"task: {path} is not a safetensors file, or cut short; takes the task.safetensors of a run"
+            f"task: expected the task.safetensors of a run, got {path}, which is no safetensors file or is cut short"
         ) from None
     if size < 8 + length + end:
         raise UserError(f"task: {path} is cut short: {size} bytes, where its header announces {8 + length + end}")

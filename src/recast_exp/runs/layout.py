@@ -27,6 +27,7 @@ TENSORBOARD = "tensorboard"
 
 # A sweep, which is locked as a run is
 SWEEP = "sweep.json"
+MULTIRUN = "multirun.yaml"  # Hydra's own
 SEARCH = "search.json"
 STORAGE = "optuna.log"
 REPORT = "report"

@@ -17,7 +17,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,6 +24,8 @@ from recast_exp.config.compose import first_line
 from recast_exp.config.grammar import quote
 from recast_exp.config.keys import leaves
 from recast_exp.errors import RecastError
+from recast_exp.files import write_text
+from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.state import State
 from recast_exp.search import results, space
@@ -33,14 +34,22 @@ from recast_exp.search.study import METRIC, open_study, resume_trial
 
 
 def search(
-    config: DictConfig, settings: Mapping[str, Any], arguments: Sequence[str], launcher: Launcher, loader: ConfigLoader
+    content: Mapping[str, Any],
+    written: str,
+    settings: Mapping[str, Any],
+    arguments: Sequence[str],
+    folder: Path,
+    launcher: Launcher,
+    loader: ConfigLoader,
 ) -> dict[str, Any]:
     """Run the trials of a search that have not ended yet.
 
     Args:
-        config: The configuration that the trials share, with the node `hydra`.
-        settings: The node `hydra.sweeper`.
+        content: The configuration that the trials share, as nested mappings, interpolations as they stand.
+        written: The same with the node `hydra`, as YAML, for `multirun.yaml`.
+        settings: The node `hydra.sweeper`, resolved.
         arguments: The overrides, those of a sweep with all their values.
+        folder: Folder of the search.
         launcher: What runs jobs.
         loader: What `glob(…)` looks for options with.
 
@@ -50,14 +59,13 @@ def search(
     Raises:
         UserError: If the folder holds another search.
     """
-    folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     params = settings["params"] or {}
     parser = OverridesParser.create(config_loader=loader)
     fixed, searched = space.split(parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *arguments]))
     described = {parameter.key: parameter.described() for parameter in searched}
-    study = open_study(Path(settings["storage"]), settings, config, described)
-    OmegaConf.save(config, folder / "multirun.yaml")
+    study = open_study(Path(settings["storage"]), settings, content, described)
+    write_text(folder / layout.MULTIRUN, written)
     return _Search(study, folder, dict(settings), fixed, searched, launcher).run()
 
 
@@ -146,7 +154,7 @@ class _Search:
         elif self._is_value(returned._return_value):
             self._finish(trial, float(returned._return_value))
         elif not self._settle_from_files(trial):
-            self._fail(trial, f"the job returned {returned._return_value!r}, takes a number ({METRIC})", 1)
+            self._fail(trial, f"the job returned {returned._return_value!r}, expected a number, {METRIC}", 1)
 
     def _settle_from_files(self, trial: FrozenTrial) -> bool:
         """End a trial whose job has ended, and says so in its folder: the search was killed before it could tell."""

@@ -59,25 +59,25 @@ class Parameter:
             if step > 0 and steps >= 0:
                 parameter = cls(key, (), low, low + steps * step, whole, step, "log" in value.tags)
             elif step > 0:
-                raise UserError(f"{key}: got range({low},{stop},{step}), which is empty; takes at least one value")
+                raise UserError(f"{key}: expected at least one value, got range({low},{stop},{step}), which is empty")
         if parameter is None:
             choices = itertools.islice(override.sweep_string_iterator(), MAX_JOBS)
             return cls(key, tuple(dict.fromkeys(choices)))
-        problem = parameter._problem()
-        if problem:
-            raise UserError(f"{key}: got {parameter.described()}, {problem}")
+        if expected := parameter._expected():
+            raise UserError(f"{key}: expected {expected}, got {parameter.described()}")
         return parameter
 
-    def _problem(self) -> str:
+    def _expected(self) -> str:
+        """What would be right instead; empty where nothing is wrong."""
         field = keys.field_of(self.key.lstrip("+"))
         if self.low > self.high:
-            return "which is empty; takes the lower end first"
+            return "the lower end first"
         if self.log and self.low <= 0:
-            return "which has no logarithm at its lower end; takes an interval above 0, or no tag(log, ...)"
+            return "an interval above 0 for tag(log, ...)"
         if self.log and self.step not in (None, 1):
-            return "which is even and logarithmic at once; takes an interval, or no tag(log, ...)"
+            return "an interval for tag(log, ...), as a range has even steps"
         if not self.whole and field and "int" in str(field.type) and "float" not in str(field.type):
-            return f"which draws fractions; takes int(interval({self.low:g},{self.high:g}))"
+            return f"integers, as in int(interval({self.low:g},{self.high:g}))"
         return ""
 
     @property

@@ -11,7 +11,6 @@ from typing import Any
 import optuna
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -20,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
-from recast_exp.config.keys import leaves, shown
+from recast_exp.config import keys
 from recast_exp.errors import UserError
 
 STUDY = "recast_exp"
@@ -29,9 +28,6 @@ STUDY = "recast_exp"
 METRIC = "val/accuracy"
 
 _REQUEST = "request"
-_WITHOUT_EFFECT = ("search", "logger", "data_dir", "cache_dir", "resume", "dataset.num_workers", "dataset.pin_memory",
-                   "dataset.prefetch_factor", "dataset.download")  # fmt: skip
-"""Keys, and sections, that may differ when a search goes on."""
 
 
 class Reseeded(BaseSampler):
@@ -70,28 +66,29 @@ class Reseeded(BaseSampler):
         return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
 
 
-def open_study(storage: Path, settings: Mapping[str, Any], config: DictConfig, space: Mapping[str, str]) -> Study:
+def open_study(
+    storage: Path, settings: Mapping[str, Any], content: Mapping[str, Any], space: Mapping[str, str]
+) -> Study:
     """Create a study, or open the one that is there.
 
     Args:
         storage: Its file.
         settings: The node `hydra.sweeper`.
-        config: The configuration that the trials share.
+        content: The configuration that the trials share, as nested mappings, interpolations as they stand.
         space: What is searched, in words, by key.
 
     Raises:
         UserError: If the study that is there was asked something else, or its file is damaged.
     """
     quiet()
-    # Resolved now: the jobs make the pruner again, and have no node `hydra.sweeper`
-    sampler, pruner = (_container(settings[name]) for name in ("sampler", "pruner"))
+    sampler, pruner = settings["sampler"], settings["pruner"]
     request = {
         "objective": f"maximise {METRIC}",
         "seed": settings["seed"],
         "sampler": sampler,
         "pruner": pruner,
         "space": dict(space),
-        "config": _comparable(config, space),
+        "config": _comparable(content, space),
     }
     storage.parent.mkdir(parents=True, exist_ok=True)
     _mend(storage)
@@ -175,7 +172,7 @@ def _make(what: str, node: dict[str, Any], **more: Any) -> Any:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
     if not isinstance(made, BaseSampler if what == "sampler" else BasePruner):
-        raise UserError(f"hydra.sweeper.{what}: got {node.get('_target_')}, takes a {what} of Optuna")
+        raise UserError(f"hydra.sweeper.{what}: expected a {what} of Optuna, got {node.get('_target_')}")
     return made
 
 
@@ -191,36 +188,21 @@ def _targets(node: Any) -> Iterator[Any]:
             yield from _targets(value)
 
 
-def _container(node: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
-def _comparable(config: DictConfig, space: Mapping[str, str]) -> dict[str, Any]:
-    """The dotted keys that the trials share, interpolations as they stand, less those that change no result."""
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
-    found = leaves({str(name): value for name, value in content.items() if name != "hydra"})
+def _comparable(content: Mapping[str, Any], space: Mapping[str, str]) -> dict[str, Any]:
+    """The deciding keys that the trials share."""
     searched = {key.lstrip("+") for key in space}
-    return {
-        key: value
-        for key, value in found
-        if key not in searched and not any(key == name or key.startswith(f"{name}.") for name in _WITHOUT_EFFECT)
-    }
+    return {key: value for key, value in keys.leaves(content) if key not in searched and keys.decides(key)}
 
 
 def _differences(asked: dict[str, Any], request: dict[str, Any]) -> Iterator[str]:
     for name in ("objective", "seed", "sampler", "pruner"):
         if asked[name] != request[name]:
             yield f"{name} {asked[name]}, not {request[name]}"
-    searched = {*asked["space"], *request["space"]}
-    for name in ("space", "config"):
-        before, now = asked[name], request[name]
-        for key in dict.fromkeys([*before, *now]):
-            if before.get(key) != now.get(key) and (name == "space" or key not in searched):
-                was, got = (
-                    "no sweep" if key not in each else each[key] if name == "space" else shown(each[key])
-                    for each in (before, now)
-                )
-                yield f"{key}={was}, not {got}"
+    before, now = asked["space"], request["space"]
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key):
+            yield f"{key}={before.get(key, 'no sweep')}, not {now.get(key, 'no sweep')}"
+    searched = {*before, *now}
+    for key, (was, got) in keys.differences(asked["config"], request["config"]).items():
+        if key not in searched:
+            yield f"{key}={keys.shown(was)}, not {keys.shown(got)}"
