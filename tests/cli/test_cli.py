@@ -354,22 +354,22 @@ def test_damaged_task_files(tmp_path: Path) -> None:
     task_file(tmp_path / "wrong type", {"model": {"pretrained": [1]}})
     task_file(tmp_path / "not a record", [1])
     expected = {
-        "cut header": "not a safetensors file, or cut short",
+        "cut header": "is no safetensors file or is cut short",
         "cut tensors": "is cut short",
-        "empty": "not a safetensors file, or cut short",
-        "text": "not a safetensors file, or cut short",
-        "other": "not a task file",
+        "empty": "is no safetensors file or is cut short",
+        "text": "is no safetensors file or is cut short",
+        "other": "holds no task",
         "newer": "has format 99, this version reads up to 1",
         "unknown key": "holds the key model.colour, which this version does not know",
         "wrong type": "holds model.pretrained=[1], which this version does not take",
-        "not a record": "not a task file",
+        "not a record": "holds no task",
     }
     for name, what in expected.items():
         wrong, missing = lines("stage=evaluate", f"task={tmp_path / name}")
         assert len(wrong) == 1 and not missing, name
         assert what in wrong[0] and str(tmp_path / name) in wrong[0]
     assert lines("stage=evaluate", f"task={tmp_path}/gone")[1] == [
-        f"task: {tmp_path}/gone is not there; takes the task.safetensors of a run"
+        f"task: expected the task.safetensors of a run, got {tmp_path}/gone, which does not exist"
     ]
 
 

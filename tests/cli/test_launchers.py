@@ -9,6 +9,7 @@ import pytest
 from recast_exp.cli import launchers
 from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
+from recast_exp.config import grammar
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_a_launcher_keeps_its_options_and_is_no_part_of_a_job() -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     found = check(CommandLine(("launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"), multirun=True))
     assert (found.wrong, found.missing, [planned.settings.seed for planned in found.jobs]) == ([], [], [1, 2])
-    assert launchers.without(["seed=1", "launcher=joblib", "+launcher=x"]) == ["seed=1"]
+    assert grammar.without_start(["seed=1", "launcher=joblib", "+launcher=x"]) == ["seed=1"]
 
 
 def test_what_the_library_of_a_launcher_says_is_one_line() -> None:

@@ -94,15 +94,15 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
-        sweep.running(tmp_path / "s", [], ["-m"]),
+        sweep.holding(tmp_path / "s", [], [], ["-m"]),
         pytest.raises(UserError, match="a sweep is running in"),
-        sweep.running(tmp_path / "s", [], ["-m"]),
+        sweep.holding(tmp_path / "s", [], [], ["-m"]),
     ):
         pass
-    with sweep.running(tmp_path / "s", [], ["-m"]):
+    with sweep.holding(tmp_path / "s", [], [], ["-m"]):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"), sweep.running(tmp_path / "file" / "s", [], ["-m"]):
+    with pytest.raises(UserError, match="cannot be made"), sweep.holding(tmp_path / "file" / "s", [], [], ["-m"]):
         pass
 
 
@@ -223,7 +223,7 @@ def test_a_sweep_counts_its_own_jobs(tmp_path: Path) -> None:
         content = record(state=state, number=int(folder[-1])) | job_record_keys()
         (tmp_path / folder / "job.json").write_text(json.dumps(content))
     plan = sweep.Plan(tmp_path, "", [{"number": 0, "folder": "0", "skipped": None}], "")
-    assert [each["state"] for each in sweep._all(plan)] == ["finished"]
+    assert [each["state"] for each in sweep.all_records(plan)] == ["finished"]
     assert [each["folder"] for each in sweep.records(tmp_path)] == ["0", "7"]
 
 
@@ -257,10 +257,10 @@ def test_what_no_sweep_takes(typed: tuple[str, ...], expected: str) -> None:
 
 def test_a_sweep_does_not_shrink(tmp_path: Path) -> None:
     planned = check(CommandLine(("seed=1,2",), multirun=True)).jobs
-    with sweep.running(tmp_path, planned, ["-m", "seed=1,2"]):
+    with sweep.holding(tmp_path, planned, ["a", "b"], ["-m", "seed=1,2"]):
         pass
     before = (tmp_path / "sweep.json").read_text()
-    with pytest.raises(UserError) as error, sweep.running(tmp_path, planned[:1], ["-m", "seed=1"]):
+    with pytest.raises(UserError) as error, sweep.holding(tmp_path, planned[:1], ["a"], ["-m", "seed=1"]):
         pass
     assert_one_line(error, "has a sweep of 2 jobs, not 1")
     assert (tmp_path / "sweep.json").read_text() == before

@@ -14,10 +14,10 @@ from PIL import Image
 
 from conftest import TINY
 from recast_exp import adapters
-from recast_exp.cli.variants import CommandVariants
 from recast_exp.config import recipes
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import Config
+from recast_exp.config.variants import Variants
 from recast_exp.display import console
 from recast_exp.errors import UserError
 from recast_exp.experiment import comparison
@@ -44,7 +44,7 @@ def compared(tiny: Compose, tmp_path: Path, weights: dict[str, Path]) -> Compare
 def methods(tiny: Compose, *overrides: str, config_dir: Path | None = None) -> dict[str, Config]:
     composer = Composer(config_dir=str(config_dir) if config_dir else None)
     typed = ["stage=compare", *overrides]
-    return comparison.methods(tiny(*typed), CommandVariants(composer, typed))
+    return comparison.methods(tiny(*typed), Variants(composer, typed))
 
 
 def test_methods_beside_each_other(

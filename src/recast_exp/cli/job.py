@@ -16,10 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from recast_exp import stages
-from recast_exp.cli import launchers
-from recast_exp.cli.variants import CommandVariants
-from recast_exp.config import rules
+from recast_exp.config import grammar, rules
 from recast_exp.config.schema import Config, typed
+from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
 from recast_exp.runs import layout, record
 from recast_exp.runs.plan import recipe_line
@@ -64,8 +63,8 @@ class JobRunner:
         try:
             settings = typed(cfg)
             metrics = run_job(
-                stages.Job(settings, folder, hydra_cfg.sweep.dir if in_sweep else None, CommandVariants.of_this_job),
-                overrides=launchers.without(overrides),
+                stages.Job(settings, folder, hydra_cfg.sweep.dir if in_sweep else None, Variants.of_this_job),
+                overrides=grammar.without_start(overrides),
                 number=hydra_cfg.job.num if in_sweep else None,
                 sources=self.sources.get(tuple(overrides)) or record.planned_sources(folder),
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable
 
 from hydra.core.override_parser.types import Override
 
@@ -21,11 +20,6 @@ _LIBRARIES = ("joblib", "submitit", "ray")
 def is_override(override: Override) -> bool:
     """Whether an override is `launcher=...`: like Hydra's own, it is about all jobs and none of their keys."""
     return override.key_or_group == "launcher"
-
-
-def without(overrides: Iterable[str]) -> list[str]:
-    """Overrides without `launcher=...` and `resume=...`: how a job was started is no part of what it did."""
-    return [text for text in overrides if not text.lstrip("+").startswith(("launcher=", "resume="))]
 
 
 def problem(option: str, *, multirun: bool, here: bool = True) -> str | None:

@@ -10,23 +10,20 @@ import argparse
 import os
 import string
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import __version__, stages
-from recast_exp.cli import launchers
 from recast_exp.cli.check import CommandLine, Findings, check
 from recast_exp.cli.job import JobRunner
+from recast_exp.cli.outcome import guarded, report_errors
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
 from recast_exp.errors import RecastError, UnfitError, UserError
 from recast_exp.runs.plan import Planned, cause, recipe_sources
-from recast_exp.runs.state import State
 
 
 def main() -> NoReturn:
@@ -52,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         args, unknown = parser.parse_known_intermixed_args(argv)
         _check_flags(args)
     except RecastError as error:
-        return _report([str(error)], error.exit_code)
+        return report_errors([str(error)], error.exit_code)
     if not (args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         line = CommandLine(
             overrides=tuple(args.overrides),
@@ -65,17 +62,21 @@ def run(argv: Sequence[str]) -> int:
         findings = check(line)
         wrong = [*map(_unknown_flag, unknown), *findings.wrong]
         if wrong or findings.missing:
-            return _report([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
+            return report_errors([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
         args.overrides = findings.overrides
         if not args.cfg:
             wrong = _unfit_models(findings.jobs)
             if wrong:
-                return _report(wrong, UserError.exit_code)
+                return report_errors(wrong, UserError.exit_code)
             # Lightning starts the other processes of a distributed run with what stands in sys.argv
             sys.argv[1:] = _arguments(parser, args)
-            return _sweep(argv, findings) if findings.sweep_dir is not None else _single(findings)
+            if findings.sweep_dir is None:
+                return _single(findings)
+            from recast_exp.cli.sweep import run_sweep  # heavy, as the jobs are
+
+            return run_sweep(argv, findings)
     elif unknown:
-        return _report(map(_unknown_flag, unknown), UserError.exit_code)
+        return report_errors(map(_unknown_flag, unknown), UserError.exit_code)
     if args.help:
         print(help_text())
         return 0
@@ -90,49 +91,11 @@ def _single(findings: Findings) -> int:
     try:
         cfg = findings.composer.whole(findings.overrides)
     except RecastError as error:
-        return _report([str(error)], error.exit_code)
+        return report_errors([str(error)], error.exit_code)
     hydra_api.put(cfg, planned.content)
     runner = JobRunner({tuple(map(str, cfg.hydra.overrides.task)): recipe_sources(planned.sources)})
     loader = findings.composer.loader
-    return _guarded(lambda: hydra_api.run(loader, cfg, runner), runner)
-
-
-def _sweep(argv: Sequence[str], findings: Findings) -> int:
-    """Run a sweep, in its folder alone, and say at its end what came of it."""
-    from recast_exp.runs import sweep
-
-    assert findings.sweep_dir is not None
-    assert findings.composer is not None
-    loader, jobs = findings.composer.loader, findings.jobs if findings.is_grid else []
-    runner = JobRunner({job.asked.overrides: recipe_sources(job.sources) for job in jobs})
-    loader.jobs = {job.asked.overrides: job.content for job in jobs}
-    again = sweep.command_again(argv, findings.sweep_dir)
-    searched: object = None
-
-    def start() -> None:
-        nonlocal searched
-        assert findings.composer is not None
-        searched = hydra_api.sweep(loader, findings.composer.whole(findings.overrides, multirun=True), runner)
-
-    try:
-        with sweep.running(findings.sweep_dir, jobs, argv) as plan:
-            loader.file = plan.file
-            code = _guarded(start, runner)
-    except RecastError as error:
-        return _report(str(error).splitlines(), error.exit_code)
-    except KeyboardInterrupt:
-        print(f"interrupted; continue with: {again}", file=sys.stderr)
-        return 130
-    if isinstance(searched, dict):  # failed in another process, or in an earlier run of the search
-        failed = (trial for trial in searched["trials"] if trial["state"] == State.FAILED)
-        code = max([code, *(trial["exit_code"] or 1 for trial in failed)])
-    return max(code, sweep.conclude(plan))
-
-
-def _report(lines: Iterable[str], exit_code: int) -> int:
-    for line in lines:
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
-    return exit_code
+    return guarded(lambda: hydra_api.run(loader, cfg, runner), runner)
 
 
 def _unfit_models(planned: Sequence[Planned]) -> list[str]:
@@ -240,25 +203,4 @@ def _show() -> int:
         version_base=hydra_api.VERSION_BASE, config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME
     )
     runner = JobRunner()
-    return _guarded(lambda: decorate(runner)(), runner)
-
-
-def _guarded(start: Callable[[], object], runner: JobRunner) -> int:
-    """Start jobs; the exit code. What is a user's mistake is one line; what is a bug keeps its traceback."""
-    try:
-        start()
-    except RecastError as error:  # not of a job, which reports its own
-        return max([_report(str(error).splitlines(), error.exit_code), *runner.failures])
-    except (HydraException, OmegaConfBaseException) as error:
-        if not runner.failures:  # Hydra refused: no job has started
-            return _report([compose.describe(error)], UserError.exit_code)
-    except OSError as error:
-        if runner.started:
-            raise
-        return _report([f"hydra.run.dir: the folder of the run cannot be made ({error})"], UserError.exit_code)
-    except Exception as error:
-        if lost := launchers.lost_job(error):
-            return max([_report([lost], 1), *runner.failures])
-        if not runner.failures:
-            raise
-    return max(runner.failures, default=0)
+    return guarded(lambda: decorate(runner)(), runner)

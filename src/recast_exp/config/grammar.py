@@ -189,3 +189,8 @@ def _plain(value: str, multirun: bool) -> str:
 
 def _quoted_if_refused(text: str) -> str:
     return text if parse(f"key={text}") else quote(text)
+
+
+def without_start(overrides: Iterable[str]) -> list[str]:
+    """Overrides without `launcher=...` and `resume=...`: how a job was started is no part of what it did."""
+    return [text for text in overrides if not text.lstrip("+").startswith(("launcher=", "resume="))]

@@ -11,14 +11,16 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recast_exp import adapters
 from recast_exp.config import recipes
 from recast_exp.config.rules import value_of
 from recast_exp.config.schema import Config, with_values
+from recast_exp.config.variants import Variants
 from recast_exp.display import console, plots
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import UserError
@@ -30,43 +32,74 @@ from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
 from recast_exp.tracking.start import say_how_to_sync
 
-if TYPE_CHECKING:  # a stage asks for this procedure, which takes what a stage is and has
-    from recast_exp.stages import Job, Variants
-    from recast_exp.stages.compare import Compare
-
 log = logging.getLogger(__name__)
 
 PROBE, FULL = "linear probe", "full fine-tuning"
 NOT_OF_A_HEAD = "optimizer.lr_scale", "trainer.head_first_epochs"  # of a recipe, without effect on a linear probe
 
 
-def run(stage: Compare, job: Job) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Tuning:
+    """How the recipe of each method is chosen.
+
+    Attributes:
+        choices: Key → the values to try; nothing is chosen where it is empty.
+        seeds: The seeds that each value is tried with; their means are compared.
+        by: What is compared on the validation images, "accuracy" or "loss".
+    """
+
+    choices: Mapping[str, list[Any]]
+    seeds: Sequence[int]
+    by: str
+
+
+def run(
+    settings: Config,
+    run_dir: Path,
+    group: str | None,
+    methods: Mapping[str, Config],
+    *,
+    chosen: Sequence[str] | None,
+    seeds: Sequence[int],
+    tuning: Tuning,
+) -> dict[str, Any]:
     """Run every method with every seed, and set the results next to each other.
 
-    With `stage.tune`, each method's recipe is chosen before, on the validation images and with the first
-    `stage.tune_seeds` seeds: the values of one key after another, the best of the earlier ones kept. The test images
-    are looked at once for each seed, with the chosen recipe.
+    Where there are recipes to try, each method's is chosen first, on the validation images: the values of one key after
+    another, the best of the earlier ones kept. The test images are looked at once for each seed, with the chosen
+    recipe.
 
     A run that is finished in the folder already, with the same configuration, is not repeated: the same command with
     the same hydra.run.dir goes on where it was stopped.
 
+    Args:
+        settings: The settings of the command.
+        run_dir: Folder of the comparison.
+        group: Folder of the sweep that it belongs to.
+        methods: Label → settings of each method.
+        chosen: Those of them to run, by name or glob pattern; None for all.
+        seeds: The seeds that each is run with.
+        tuning: How recipes are chosen.
+
+    Returns:
+        `LABEL/test/accuracy` → mean over the seeds.
+
     Raises:
-        UserError: If `stage.methods` names no method that fits.
+        UserError: If a pattern matches no method.
     """
-    settings, run_dir = job.settings, job.folder
-    rows = _chosen(stage.methods, methods(settings, job.variants()))
+    rows = _chosen(chosen, methods)
     results: dict[str, list[dict[str, Any]]] = {}
     tried: dict[str, recipes.Search] = {}
     for name, method in rows.items():
         folder, recipe = layout.compared(run_dir, slug(name)), {}
-        if stage.tune:
-            tried[name] = _tune(stage, method, folder)
+        if tuning.choices:
+            tried[name] = _tune(tuning, method, folder)
             recipe = tried[name].recipe
             if trials := _trials(tried):  # a linear probe alone may have had nothing to try
                 write_text(run_dir / layout.RECIPES, _as_csv(trials))
         results[name] = []
-        for seed in stage.seeds:
-            results[name].append(_run(*_place(method, seed, recipe, folder), name, job.group or str(run_dir)))
+        for seed in seeds:
+            results[name].append(_run(*_place(method, seed, recipe, folder), name, group or str(run_dir)))
             _write(run_dir, results)
         plots.comparison(_compared(rows, summarize(results)), layout.plot(run_dir, "comparison"))
     summary = summarize(results)
@@ -150,7 +183,7 @@ def _siblings(base: Config, variants: Variants, common: Mapping[str, Any]) -> Se
     return found
 
 
-def _chosen(patterns: Sequence[str] | None, rows: dict[str, Config]) -> dict[str, Config]:
+def _chosen(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mapping[str, Config]:
     if patterns is None:
         return rows
     for pattern in patterns:
@@ -159,12 +192,12 @@ def _chosen(patterns: Sequence[str] | None, rows: dict[str, Config]) -> dict[str
     return {name: each for name, each in rows.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _tune(stage: Compare, settings: Config, folder: Path) -> recipes.Search:
+def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
     """Try recipes of one method with the first seeds. Where only a head trains, what the rest does is not tried."""
-    choices = recipes.parse(stage.tune)
+    choices = dict(tuning.choices)
     if settings.model.method == "frozen" and settings.adapter["name"] == "none":
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
-    seeds = stage.seeds[: stage.tune_seeds]
+    seeds = tuning.seeds
 
     def validated(recipe: dict[str, Any]) -> tuple[float, float]:
         measured = [_validated(*_place(settings, seed, recipe, folder), folder.name) for seed in seeds]
@@ -180,7 +213,7 @@ def _tune(stage: Compare, settings: Config, folder: Path) -> recipes.Search:
         )
         return accuracy, loss
 
-    found = recipes.search({key: value_of(settings, key) for key in choices}, choices, validated, stage.tune_by)
+    found = recipes.search({key: value_of(settings, key) for key in choices}, choices, validated, tuning.by)
     for trial in found.trials:
         if trial is not found.best:  # of a recipe that lost, the metrics are kept, not the weights
             for seed in seeds:

@@ -13,7 +13,6 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp.cli import launchers
 from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
 
@@ -182,7 +181,7 @@ def resumed_overrides(folder: Path) -> list[str]:
         if not (folder / ".hydra" / name).is_file():
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
     path = folder / ".hydra" / "overrides.yaml"
-    found = launchers.without(str(text) for text in _load(path) or [])
+    found = grammar.without_start(str(text) for text in _load(path) or [])
     for text in found:
         override = grammar.parse(text)
         key = override.key_or_group if override else ""

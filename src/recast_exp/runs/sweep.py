@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import logging
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recast_exp import __version__
-from recast_exp.display.live import watching
-from recast_exp.errors import MissingInputError, RecastError, UserError
+from recast_exp.errors import UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.plan import Planned, recipe_sources
 from recast_exp.runs.state import State
-from recast_exp.tracking.wandb_sync import how_to_sync
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -63,12 +58,13 @@ def command_again(argv: Sequence[str], folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> Iterator[Plan]:
-    """Hold a sweep's folder, write what is planned, and show how the jobs get on until the block ends.
+def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], argv: Sequence[str]) -> Iterator[Plan]:
+    """Hold a sweep's folder until the block ends, and write what is planned.
 
     Args:
         folder: Folder of the sweep; made if it is not there.
         planned: Its jobs, if they are known.
+        labels: The label of each in tables.
         argv: The arguments of the command.
 
     Raises:
@@ -76,7 +72,7 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
             each. Nothing has been changed then.
     """
     command, again = shlex.join(["python", "-m", "recast_exp", *argv]), command_again(argv, folder)
-    plan = Plan(folder, command, [], again, _searched(folder))
+    plan = Plan(folder, command, [], again, searched(folder))
     if different := list(_differences(folder, planned)):
         raise UserError("\n".join(different))
     try:
@@ -90,90 +86,38 @@ def running(folder: Path, planned: Sequence[Planned], argv: Sequence[str]) -> It
     except OSError as error:
         raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
     try:
-        from recast_exp.models.label import method_label  # heavy, as the jobs are
-
         plan.jobs = [
             {
                 "number": job.number,
                 "folder": str(job.number),
                 "overrides": list(job.asked.overrides),
-                "label": method_label(job.settings.label, job.settings.model, job.settings.adapter),
+                "label": label,
                 "dataset": job.settings.dataset.name,
                 "seed": job.settings.seed,
                 "skipped": job.unfit,
                 "recipe": recipe_sources(job.sources),
                 "config": job.content,
             }
-            for job in planned
+            for job, label in zip(planned, labels, strict=True)
         ]
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
         if planned or not (folder / layout.SWEEP).is_file():  # a search that goes on may yet be refused
             write_json(folder / layout.SWEEP, content)
-        with watching(folder, plan.jobs):
-            yield plan
+        yield plan
     finally:
         lock.release()
 
 
-def conclude(plan: Plan) -> int:
-    """Say what came of a sweep: a table of its settings, and what failed and how to go on.
-
-    Returns:
-        The exit code: 0 if no job failed.
-    """
-    from recast_exp.display.console import show_failures, show_search, show_skipped, show_sweep
-
-    if not plan.jobs and (searched := _searched(plan.folder)) is not None:
-        if searched != plan.searched:  # else it was refused, and nothing has happened
-            show_search(plan.folder, json.loads((plan.folder / layout.SEARCH).read_text(encoding="utf-8")))
-            _end(plan.folder)
-        return 0  # a search has its own exit code
-    settings = collect(plan.folder, plan.jobs)
-    if settings:
-        show_sweep(plan.folder, settings)
-    jobs = _all(plan)
-    skipped = [record for record in jobs if record["state"] == State.SKIPPED]
-    if skipped:
-        show_skipped(skipped)
-    left = [record for record in jobs if record["state"] not in (State.FINISHED, State.SKIPPED)]
-    if left:
-        shared = set.intersection(*(set(record["overrides"]) for record in jobs))
-        for record in left:
-            own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
-            record["label"] = " · ".join([record["label"], *own])
-        show_failures(left, len(plan.jobs), plan.again)
-    _end(plan.folder)
-    return max((record["exit_code"] or 1 for record in left), default=0)
-
-
-def _searched(folder: Path) -> int | None:
+def searched(folder: Path) -> int | None:
+    """When a search was last written down in a folder, in nanoseconds; None where none was."""
     try:
         return (folder / layout.SEARCH).stat().st_mtime_ns
     except OSError:
         return None
 
 
-def _end(folder: Path) -> None:
-    """Write the report of a sweep, and say how to upload what its trackers keep."""
-    _report(folder)
-    if command := how_to_sync(folder):
-        print(f"W&B is offline; upload with: {command}")
-
-
-def _report(folder: Path) -> None:
-    """Write the report of a sweep; that it cannot be written is no failure of the sweep."""
-    from recast_exp.report.build import write_report
-
-    try:
-        print(f"Report: {write_report(folder)}")
-    except MissingInputError:  # no job of a stage that has results
-        pass
-    except RecastError as error:
-        log.warning("no report: %s", error)
-
-
-def _all(plan: Plan) -> list[dict[str, Any]]:
+def all_records(plan: Plan) -> list[dict[str, Any]]:
     """The records of all jobs that were planned, or of all that there are."""
     found = {record["number"]: record for record in records(plan.folder, plan.jobs)}
     missing = {"state": State.WAITING, "reason": None, "exit_code": None}

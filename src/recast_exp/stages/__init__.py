@@ -13,9 +13,9 @@ from recast_exp.config.fields import build
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError, section
 from recast_exp.plugins import STAGES
-from recast_exp.stages._base import Job, Stage, Variants
+from recast_exp.stages._base import Job, Stage
 
-__all__ = ["INPUTS", "Job", "Stage", "Variants", "from_config", "load", "names", "problems"]
+__all__ = ["INPUTS", "Job", "Stage", "from_config", "load", "names", "problems"]
 
 INPUTS = {
     "task": "a task file (task=outputs/…/task.safetensors)",

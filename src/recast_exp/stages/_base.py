@@ -6,19 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from recast_exp.config.schema import Config
-
-
-class Variants(Protocol):
-    """The command of a job with other options: what `stage=compare` makes its rows of."""
-
-    def options(self, group: str) -> list[str]:
-        """The options of a group, those of the user's `--config-dir` among them."""
-
-    def compose(self, *choices: str) -> Config:
-        """The settings of the same command with other options (`adapter=melo`)."""
+from recast_exp.config.variants import Variants
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class Job:
         settings: The settings.
         folder: Folder of the run; it exists.
         group: Folder of the sweep that the run belongs to; None for a single run.
-        variants: Makes the composer of the same command with other options.
+        variants: Makes what composes the same command with other options.
     """
 
     settings: Config

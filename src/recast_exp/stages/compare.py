@@ -46,4 +46,12 @@ class Compare(Stage):
         """Run every method with every seed, and set the results next to each other."""
         from recast_exp.experiment import comparison
 
-        return comparison.run(self, job)
+        return comparison.run(
+            job.settings,
+            job.folder,
+            job.group,
+            comparison.methods(job.settings, job.variants()),
+            chosen=self.methods,
+            seeds=self.seeds,
+            tuning=comparison.Tuning(recipes.parse(self.tune), self.seeds[: self.tune_seeds], self.tune_by),
+        )

@@ -15,7 +15,7 @@ _OF_A_METHOD = "model", "recast", "adapter"
 """Sections in which an option decides, not what was typed with another one: they make a method what it is."""
 
 
-class CommandVariants:
+class Variants:
     """Composes a command with other options.
 
     Args:
@@ -31,7 +31,7 @@ class CommandVariants:
         self._values = [text for text in overrides if text not in self._options]
 
     @classmethod
-    def of_this_job(cls) -> CommandVariants:
+    def of_this_job(cls) -> Variants:
         """That of the job that Hydra is running in this process."""
         hydra_cfg = HydraConfig.get()
         paths = {source.provider: source.path for source in hydra_cfg.runtime.config_sources}

@@ -1,0 +1,42 @@
+"""How a command ends: its exit code, and one line for each of the user's mistakes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from recast_exp.cli import launchers
+from recast_exp.cli.job import JobRunner
+from recast_exp.config import compose
+from recast_exp.errors import RecastError, UserError
+
+
+def report_errors(lines: Iterable[str], exit_code: int) -> int:
+    """Print one line for each error; the exit code."""
+    for line in lines:
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return exit_code
+
+
+def guarded(start: Callable[[], object], runner: JobRunner) -> int:
+    """Start jobs; the exit code. What is a user's mistake is one line; what is a bug keeps its traceback."""
+    try:
+        start()
+    except RecastError as error:  # not of a job, which reports its own
+        return max([report_errors(str(error).splitlines(), error.exit_code), *runner.failures])
+    except (HydraException, OmegaConfBaseException) as error:
+        if not runner.failures:  # Hydra refused: no job has started
+            return report_errors([compose.describe(error)], UserError.exit_code)
+    except OSError as error:
+        if runner.started:
+            raise
+        return report_errors([f"hydra.run.dir: the folder of the run cannot be made ({error})"], UserError.exit_code)
+    except Exception as error:
+        if lost := launchers.lost_job(error):
+            return max([report_errors([lost], 1), *runner.failures])
+        if not runner.failures:
+            raise
+    return max(runner.failures, default=0)
