@@ -40,9 +40,10 @@ test-ray: install ## run the test of launcher=ray, in an environment of its own:
 	.venv-ray/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "zz-base.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	RECAST_EXP_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/python -m pytest tests/cluster -k ray
 
-lint: install ## check style
+lint: install ## check style, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 format: install ## mend style
 	$(BIN)/ruff check --fix .
@@ -58,5 +59,5 @@ bench: install ## measure speed (minutes)
 	for name in training_step inference mimicry startup input_pipeline adapters sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
-	rm -rf $(VENV) .venv-ray build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-ray build dist .pytest_cache .mypy_cache .ruff_cache .grimp_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from recast_exp.system import is_main_process, seeded, threads, usable_cores
+from recast_exp.system import is_main_process, usable_cores
+from recast_exp.torch_state import seeded, threads
 
 CPU_MAX = "/sys/fs/cgroup/cpu.max"
 

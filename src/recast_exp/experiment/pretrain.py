@@ -16,7 +16,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.files import alone_at, json_hash, replacing
 from recast_exp.models.adapted import assemble_full
 from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, digits_resnet, digits_vit
-from recast_exp.system import seeded
+from recast_exp.torch_state import seeded
 from recast_exp.training.loop import fit, quiet
 from recast_exp.training.recipe import Recipe
 

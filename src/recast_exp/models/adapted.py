@@ -14,7 +14,7 @@ from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, inject
-from recast_exp.system import seeded
+from recast_exp.torch_state import seeded
 
 CHANGE = "coefficients/change"  # the name of the measure, over all groups; one group's is below it
 KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot

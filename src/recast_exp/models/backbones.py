@@ -14,7 +14,7 @@ from recast_exp.errors import MissingInputError
 from recast_exp.models.create import backbone_name, create_network, input_of
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.models.weights import download, fingerprint, load_file
-from recast_exp.system import seeded
+from recast_exp.torch_state import seeded
 
 log = logging.getLogger(__name__)
 

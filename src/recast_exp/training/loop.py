@@ -31,7 +31,7 @@ from recast_exp.files import replacing
 from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.task_file import apply_task
 from recast_exp.runs import layout
-from recast_exp.system import seeded, threads
+from recast_exp.torch_state import seeded, threads
 from recast_exp.training.environment import OneProcess, check_device, own_rank, thread_count
 from recast_exp.training.history import History
 from recast_exp.training.module import TaskModule
