@@ -35,6 +35,18 @@ def is_recorded(key: str) -> bool:
     return role_of(key) is Role.MODEL or (role_of(key) is Role.NAME and "." in key)
 
 
+def recorded(settings: Config) -> dict[str, Any]:
+    """The part of a configuration that a task file records, as nested mappings."""
+    content: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(settings).items():
+        if name in SECTIONS:
+            if inner := {key: item for key, item in value.items() if is_recorded(f"{name}.{key}")}:
+                content[name] = inner
+        elif is_recorded(name):
+            content[name] = value
+    return content
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys on which results depend and whose values differ.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recast_exp.adapters import Adapter, from_config
+from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import ImageDataModule, requests
@@ -111,16 +112,9 @@ class Experiment:
 
     def record(self, adapted: AdaptedModel) -> dict[str, Any]:
         """What a task file of this experiment says of itself."""
-        settings = self.settings
         return make_record(
             adapted,
-            seed=settings.seed,
-            trainer=settings.trainer,
-            model=settings.model,
-            recast=settings.recast,
-            mimicry=settings.mimicry,
-            adapter=settings.adapter,
-            dataset=settings.dataset,
+            keys.recorded(self.settings),
             backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             classes=list(self.images.classes),
             test_images=self.images.splits["test"].digest(),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recast_exp import __version__
 from recast_exp.adapters import NoAdapter
+from recast_exp.config import keys
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import alone_at, json_hash, write_json
@@ -20,7 +21,6 @@ from recast_exp.training.loop import fit, test
 
 log = logging.getLogger(__name__)
 
-_WITHOUT_EFFECT = ("path", "download", "cache", "num_workers", "prefetch_factor", "pin_memory", "backbones")
 """Keys of `dataset` that no result depends on, beyond the images themselves."""
 
 
@@ -78,7 +78,7 @@ def _key(experiment: Experiment) -> str:
             "select": settings.select,
             "optimizer": {name: value for name, value in optimizer.items() if not name.startswith(without)},
             "trainer": {name: value for name, value in trainer.items() if name != "head_first_epochs"},
-            "dataset": {name: value for name, value in dataset.items() if name not in _WITHOUT_EFFECT},
+            "dataset": {name: value for name, value in dataset.items() if keys.decides(f"dataset.{name}")},
             "scheduler": dataclasses.asdict(settings.scheduler),
         },
         32,

@@ -18,56 +18,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recast_exp import __version__
-from recast_exp.config.schema import DatasetConfig, MimicryConfig, ModelConfig, RecastConfig, TrainerConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.runs.adopt import FORMAT, RECORD_KEY, read_record
 
-# What is a matter of this machine or this run, not of the task, stays out of the record.
-_LOCAL = {
-    "model": ("weights",),
-    "dataset": (
-        *("path", "download", "cache", "num_workers", "prefetch_factor", "pin_memory"),
-        *("batch_size", "eval_batch_size"),
-    ),
-}
 
-
-def make_record(
-    adapted: AdaptedModel,
-    *,
-    seed: int,
-    trainer: TrainerConfig,
-    model: ModelConfig,
-    recast: RecastConfig,
-    mimicry: MimicryConfig,
-    adapter: Mapping[str, Any],
-    dataset: DatasetConfig,
-    **facts: Any,
-) -> dict[str, Any]:
+def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """The record of a task file: the configuration of the model, the bank's hash, and the given facts.
 
     Args:
         adapted: The model.
-        seed: Seed of the run.
-        trainer: Of it, what the test depends on is kept.
-        model: The model's node of the configuration, kept without the files of this machine.
-        recast: How its layers are grouped.
-        mimicry: How its templates were found.
-        adapter: Name and options of its adapter.
-        dataset: The dataset's node, kept without what is a matter of this machine.
-        **facts: What else the file says of itself (backbone, classes, input, …).
+        config: The configuration that describes the model, as nested mappings (`config.keys.recorded`).
+        **facts: Further entries (backbone, classes, input, …).
     """
-    nodes = {"model": asdict(model), "recast": asdict(recast), "mimicry": asdict(mimicry)}
-    nodes |= {"adapter": dict(adapter), "dataset": asdict(dataset)}
-    parts: dict[str, Any] = {"seed": seed}
-    parts["trainer"] = {"precision": trainer.precision, "limit_batches": trainer.limit_batches}
-    for node, values in nodes.items():
-        parts[node] = {name: value for name, value in values.items() if name not in _LOCAL.get(node, ())}
     bank = adapted.banks.hash if adapted.banks else None
-    return {"format": FORMAT, "version": __version__, "config": parts, "bank": bank, **facts}
+    return {"format": FORMAT, "version": __version__, "config": dict(config), "bank": bank, **facts}
 
 
 def save_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -7,18 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recast_exp.config.keys import decides
 from recast_exp.report.reading import Job
 
 SHOWN = 3  # keys that a name holds at most
 
-# Where and how fast a job runs, and who follows it; its results do not depend on these.
-_LOCAL = (
-    *("seed", "label", "data_dir", "cache_dir", "resume", "path", "task", "probe", "skip_unfit", "logger.", "stage."),
-    *("model.label",),
-    *("dataset.path", "dataset.download", "dataset.cache", "dataset.num_workers", "dataset.prefetch_factor"),
-    *("dataset.pin_memory", "dataset.eval_batch_size", "dataset.backbones"),
-    *("trainer.accelerator", "trainer.num_threads"),
-)
+_SHARED = frozenset({"seed", "task", "dataset.eval_batch_size"})
+"""Keys that results depend on, but that are none of the method: its repetitions, its file, and how it is tested."""
 
 
 def method_names(jobs: Sequence[Job]) -> list[str]:
@@ -104,10 +99,8 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if any(key == local or (local.endswith(".") and key.startswith(local)) for local in _LOCAL):
-            continue
         if isinstance(value, Mapping):
             found |= _settings(value, f"{key}.")
-        else:
+        elif decides(key) and key not in _SHARED:
             found[key] = value if isinstance(value, str) else json.dumps(value, default=str)
     return found
