@@ -134,6 +134,7 @@ MISTAKES = [
     ("experiment=foo", "experiment: expected one of .*, got 'foo'; --config-dir DIR adds those of DIR/experiment/"),
     ("trainer.devices=2", "trainer.devices: expected trainer=ddp for 2 devices, got strategy=auto"),
     ("task=x", "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate?"),
+    ("stage.name=nope", "stage.name: expected one of adapt, check, .*, got 'nope'.*"),  # D3: made a folder, then failed
     ("stage=evaluate", "task: expected a task file .* with stage=evaluate, got nothing"),
     ("dataset.name=nope", "dataset.name: expected one of .*, got 'nope'"),
 ]
@@ -464,6 +465,18 @@ def test_resuming_a_run(program: Callable[..., Result]) -> None:
     assert (result.code, result.err, result.files) == (0, ["at work"], before)
     [job] = result.jobs
     assert (job["seed"], job["epochs"], Path(job["run_dir"]).name) == (7, 3, folder)
+
+    # D5: where the data is, how it is loaded and who follows decide no result, so they may change
+    moved = (
+        "data_dir=elsewhere",
+        "cache_dir=c",
+        "dataset.num_workers=1",
+        "dataset.pin_memory=false",
+        "logger=tensorboard",
+    )
+    result = program(f"resume={folder}", *moved, stage=True)
+    assert (result.code, result.err) == (0, ["at work"])
+    assert result.jobs[0]["data_dir"] == "elsewhere"
 
     result = program(f"resume={folder}", "trainer.max_epochs=4", "model=vit_mlp", stage=True)
     assert result.code == 2

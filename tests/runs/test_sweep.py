@@ -79,6 +79,11 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
     (folder / "2" / "task.safetensors").unlink()
     assert [job["seed"] for job in program(*typed, stage=True).jobs] == [1, 102, 99]
 
+    # D5: where the data is, how it is loaded and who follows decide no result, so a sweep goes on with others
+    (folder / "0" / "metrics.json").unlink()
+    moved = ("data_dir=elsewhere", "dataset.num_workers=1", "logger=none", "trainer.num_threads=2")
+    assert program(*typed, *moved, stage=True).jobs[0]["data_dir"] == "elsewhere"
+
     # Another sweep in its folder is refused, and nothing is changed
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = program("-m", "seed=1,102,99,4", "trainer.max_epochs=7", "hydra.sweep.dir=s", stage=True)
