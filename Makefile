@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# A file of tests stays in one process, as its tests share what takes long; the slow files come early in the alphabet
+# A file of tests stays in one process, as its tests share what takes long; tests/conftest.py puts the slow ones first
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
