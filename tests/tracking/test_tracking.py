@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import wandb
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
@@ -30,7 +30,7 @@ from recast_exp import plugins
 from recast_exp.config import grammar
 from recast_exp.config.compose import Composer
 from recast_exp.config.keys import leaves
-from recast_exp.config.schema import Config, typed
+from recast_exp.config.schema import Config, typed, with_values
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import cache_folder, json_hash
 from recast_exp.models.backbones import create_backbone
@@ -44,8 +44,7 @@ from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
 from support.running import run_stage
 
-Compose = Callable[..., DictConfig]
-Settings = Callable[..., Config]
+Compose = Callable[..., Config]
 REGRESSION = Path(__file__).parents[1] / "regression" / "files"
 EARLIER_WITHOUT_EFFECT = {"resume", "skip_unfit", "label", "model.label", "search.storage"}
 GROUP = "somewhere/multirun/2026-11-21/11-58-54-2b5250"
@@ -66,12 +65,6 @@ def own_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Monke
         wandb.teardown()
         yield patch
         wandb.teardown()
-
-
-@pytest.fixture(scope="session")
-def settings(tiny: Compose) -> Settings:
-    """As `tiny`, typed."""
-    return lambda *options: typed(tiny(*options))
 
 
 def read(path: Path) -> Any:
@@ -253,9 +246,8 @@ def test_the_last_line_says_how_to_sync(job: tuple[Path, list[str]], caplog: pyt
 
 def test_coefficients_over_time(job: tuple[Path, list[str]], tiny: Compose) -> None:
     folder = job[0]
-    cfg = tiny(*OPTIONS, "select=last")
-    cache = cache_folder(None)
-    banks, _ = bank_for(create_backbone(cfg, cache), cfg, cache)
+    settings = tiny(*OPTIONS, "select=last")
+    banks, _ = bank_for(create_backbone(settings.model), settings.recast, settings.mimicry, cache_folder(None))
     tensors = load_file(folder / "task.safetensors")
     row = columns(folder)[1][int(read(folder / "metrics.json")["epoch"]) - 1]
     moved = {
@@ -276,8 +268,8 @@ def test_a_failed_job_is_failed_and_goes_on_as_the_same_run(
     original = TaskModule.training_step
 
     def train() -> None:
-        with tracking.tracked(typed(run.cfg), tmp_path, None) as trackers:
-            fit(run.cfg, run.adapted, run.data, run_dir=tmp_path, loggers=trackers)
+        with tracking.tracked(run.settings, tmp_path, None) as trackers:
+            fit(run.recipe, run.adapted, run.data, run_dir=tmp_path, loggers=trackers)
 
     def interrupted(self: TaskModule, batch: Any, batch_idx: int) -> Any:
         if self.current_epoch == 1:
@@ -342,12 +334,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     return started
 
 
-def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], settings: Settings, tmp_path: Path) -> None:
+def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], tiny: Compose, tmp_path: Path) -> None:
     for number in ("0", "1", "0"):
         (tmp_path / number).mkdir(exist_ok=True)
-        with tracking.tracked(
-            settings("logger=wandb", "logger.mode=offline", f"seed={number}"), tmp_path / number, GROUP
-        ):
+        with tracking.tracked(tiny("logger=wandb", "logger.mode=offline", f"seed={number}"), tmp_path / number, GROUP):
             pass
     first, second, again = (run.options for run in runs)
     assert [run.finished for run in runs] == [[0], [0], [0]]
@@ -360,10 +350,10 @@ def test_jobs_of_one_process_have_a_run_each(runs: list[FakeRun], settings: Sett
 
 
 def test_another_configuration_in_the_same_folder_is_another_run(
-    runs: list[FakeRun], settings: Settings, tmp_path: Path
+    runs: list[FakeRun], tiny: Compose, tmp_path: Path
 ) -> None:
     for options in ((), ("optimizer.lr=0.5",), (f"resume={tmp_path}", "optimizer.lr=0.5")):
-        with tracking.tracked(settings("logger=wandb", "logger.mode=offline", *options), tmp_path, None):
+        with tracking.tracked(tiny("logger=wandb", "logger.mode=offline", *options), tmp_path, None):
             pass
     first, other, resumed = (run.options["id"] for run in runs)
     assert first != other == resumed
@@ -373,7 +363,7 @@ def test_another_configuration_in_the_same_folder_is_another_run(
 def test_a_job_that_fails_before_it_trains_is_a_failed_run(
     error: type[BaseException], runs: list[FakeRun], tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(cfg: DictConfig) -> None:
+    def fail(settings: Config) -> None:
         raise error("no weights")
 
     monkeypatch.setattr("recast_exp.experiment.adaptation.Experiment.open", fail)
@@ -386,11 +376,11 @@ def test_a_job_that_fails_before_it_trains_is_a_failed_run(
 def test_results_that_cannot_be_sent_cost_a_warning(
     runs: list[FakeRun],
     job: tuple[Path, list[str]],
-    settings: Settings,
+    tiny: Compose,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with tracking.tracked(settings("logger=wandb", "logger.mode=offline"), tmp_path, None) as trackers:
+    with tracking.tracked(tiny("logger=wandb", "logger.mode=offline"), tmp_path, None) as trackers:
         runs[0].broken = True
         tracking.report_results(trackers, job[0])
     assert "the line is dead" in caplog.text
@@ -407,17 +397,27 @@ def test_many_classes_have_a_picture_and_no_chart(tmp_path: Path) -> None:
 # The run that a job goes on with
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_a_later_key_begins_no_other(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     recorded = read(REGRESSION / "vit_att" / "job.json")["config"]
     hashed = {name: value for name, value in leaves(recorded) if name not in EARLIER_WITHOUT_EFFECT}
     (tmp_path / "wandb.json").write_text(json.dumps({"id": "earlier", "configuration": json_hash(hashed)}))
-    today = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), recorded))
-    assert isinstance(today, dict)
-    assert wandb_run.run_id(today, tmp_path) == "earlier"
+    assert wandb_run.run_id(todays(recorded), tmp_path) == "earlier"
+
+
+def test_a_key_that_decides_begins_another_run_and_a_later_one_or_a_name_does_not(tmp_path: Path) -> None:
+    today = todays(read(REGRESSION / "vit_att" / "job.json")["config"])
+    first = wandb_run.run_id(today, tmp_path)
     other = wandb_run.run_id({**today, "seed": 43}, tmp_path)
-    assert other != "earlier"
+    assert other != first
     assert wandb_run.run_id({**today, "seed": 43, "later": 1, "label": "another"}, tmp_path) == other
     assert wandb_run.run_id(today, tmp_path) != other
+
+
+def todays(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the keys that have been added since."""
+    today = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), recorded))
+    assert isinstance(today, dict)
+    return {str(name): value for name, value in today.items()}
 
 
 # Online or offline
@@ -506,7 +506,7 @@ def test_online_without_a_key_is_refused(environment: Callable[..., None]) -> No
 
 @pytest.mark.parametrize("asked", ["auto", "online"])
 def test_a_run_that_the_server_refuses(
-    asked: str, server: str, environment: Callable[..., None], settings: Settings, tmp_path: Path,
+    asked: str, server: str, environment: Callable[..., None], tiny: Compose, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, runs: list[FakeRun], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     accepting = wandb.init
@@ -519,7 +519,7 @@ def test_a_run_that_the_server_refuses(
     monkeypatch.setattr(wandb, "init", init)
     environment(BASE_URL=server, API_KEY=KEY)
     caplog.set_level(logging.INFO, "recast_exp")
-    asking = settings("logger=wandb", f"logger.mode={asked}")
+    asking = tiny("logger=wandb", f"logger.mode={asked}")
     if asked == "online":
         with pytest.raises(UserError, match=r"^logger\.mode: .*permission denied"):
             wandb_run.start(asking.logger, tracking.facts(asking), tmp_path)
@@ -576,10 +576,10 @@ def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[
     typed_in = ("logger=lines", "model=vit_frozen", "dataset.batch_size=8", "trainer.accelerator=cpu",
                 "trainer.max_epochs=1", "trainer.limit_batches=2", "probe=false",
                 f"model.weights={weights['digits_vit']}")  # fmt: skip
-    cfg = Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg
+    settings = typed(Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    run_stage(cfg, run_dir, GROUP)
+    run_stage(settings, run_dir, GROUP)
     epoch, summary, end = (json.loads(line) for line in (run_dir / "lines.jsonl").read_text().splitlines())
     facts = {"method": "linear probe", "model": "vit_frozen", "adapter": "none", "dataset": "digits", "seed": 42}
     (row,) = columns(run_dir)[1]
@@ -599,18 +599,17 @@ def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[
     ],
 )  # fmt: skip
 def test_what_no_tracker_takes(
-    name: str, options: dict[str, Any], message: str, outside: Path, settings: Settings, tmp_path: Path
+    name: str, options: dict[str, Any], message: str, outside: Path, tiny: Compose, tmp_path: Path
 ) -> None:
-    asked = settings()
-    asked.logger.name, asked.logger.options = name, options
-    with pytest.raises(UserError) as error, tracking.tracked(asked, tmp_path, None):
+    settings = with_values(tiny(), {"logger.name": name, "logger.options": options})
+    with pytest.raises(UserError) as error, tracking.tracked(settings, tmp_path, None):
         pass
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("name", ["csv", "none"])
-def test_none_is_another_name_for_csv(name: str, settings: Settings, tmp_path: Path) -> None:
-    with tracking.tracked(settings(f"logger={name}"), tmp_path, None) as trackers:
+def test_none_is_another_name_for_csv(name: str, tiny: Compose, tmp_path: Path) -> None:
+    with tracking.tracked(tiny(f"logger={name}"), tmp_path, None) as trackers:
         assert trackers == []
 
 
@@ -634,13 +633,13 @@ def test_the_modules_of_trackers_are_light() -> None:
     ],
 )
 def test_the_method_is_called_as_in_tables(options: tuple[str, ...], method: str, compose: Compose) -> None:
-    assert tracking.facts(typed(compose(*options))).method == method
+    assert tracking.facts(compose(*options)).method == method
 
 
-def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], settings: Settings, tmp_path: Path) -> None:
+def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], tiny: Compose, tmp_path: Path) -> None:
     folder = job[0]
     names, rows = columns(folder)
-    with tracking.tracked(settings("logger=tensorboard"), tmp_path, None) as trackers:
+    with tracking.tracked(tiny("logger=tensorboard"), tmp_path, None) as trackers:
         for step, row in enumerate(rows):
             trackers[0].log_metrics({name: float(text) for name, text in row.items()}, step)
         tracking.report_results(trackers, folder)
