@@ -512,7 +512,8 @@ def test_a_killed_process_is_continued_to_the_bit(
     undisturbed = train(build, tmp_path / "undisturbed", *options)
     plan = {"options": options, "run_dir": str(tmp_path / "killed"), "weights": {k: str(v) for k, v in weights.items()}}
     write_json(tmp_path / "plan.json", plan)
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training; test_training.die()"
+    here = Path(__file__).parent
+    code = f"import sys; sys.path[:0] = {[str(here), str(here.parent)]!r}; import test_training; test_training.die()"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "plan.json")], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "killed" / "metrics.csv").read_text().count("\n") == 3
@@ -527,8 +528,7 @@ def die() -> None:
     import conftest
 
     plan = json.loads(Path(sys.argv[1]).read_text())
-    tiny_cfg = conftest.tiny_cfg.__wrapped__(conftest.compose_cfg.__wrapped__(), plan["weights"])
-    build = conftest.build.__wrapped__(conftest.tiny.__wrapped__(tiny_cfg))
+    build = conftest.build.__wrapped__(conftest.tiny.__wrapped__(conftest.compose.__wrapped__(), plan["weights"]))
     TaskModule.training_step = stop_at(2, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), "training_step")
     train(build, Path(plan["run_dir"]), *plan["options"])
 
