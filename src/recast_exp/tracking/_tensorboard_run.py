@@ -1,4 +1,4 @@
-"""TensorBoard: what a run logs, and its results alongside its hyperparameters, as event files in its folder."""
+"""TensorBoard: the metrics, results and hyperparameters of a run, as event files in its folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TensorBoardRun(TensorBoardLogger, Tracker):
 
     Args:
         run_dir: Folder of the run; the event files go to `tensorboard/` in it.
-        run: What the run is; the columns of TensorBoard's table of hyperparameters.
+        run: The facts about the run: the columns of TensorBoard's table of hyperparameters.
     """
 
     def __init__(self, run_dir: Path, run: RunFacts) -> None:
@@ -33,8 +33,8 @@ class TensorBoardRun(TensorBoardLogger, Tracker):
     def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
         """Log the results of a finished run.
 
-        They go to a series of their own, `tensorboard/results`: under the same names, those of the epochs would get
-        one more point.
+        They go to a separate series, `tensorboard/results`: in the series of the epochs, they would add a point to the
+        curves of the same names.
 
         Args:
             run_dir: Folder of the run, with its plots.

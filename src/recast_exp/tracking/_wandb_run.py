@@ -1,4 +1,4 @@
-"""Weights & Biases: one run for each job, online or offline, and all that is sent to it.
+"""Weights & Biases: one run for each job, online or offline, and the data sent to it.
 
 Importing `wandb` takes a second or two, so this module is imported only for `logger=wandb`.
 """
@@ -34,7 +34,7 @@ from recast_exp.tracking.base import RunFacts, Tracker
 log = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 100
-"""The most classes of W&B's own confusion matrix: its table has a row for each pair, and at most 10,000 rows."""
+"""The most classes that W&B's own confusion matrix can show: its table has a row for each pair, at most 10,000."""
 
 CONNECT_SECONDS = 3.0
 INIT_SECONDS = 30.0
@@ -42,11 +42,11 @@ TAG, GROUP = 64, 128  # W&B's limits, in characters
 
 
 class WandbRun(WandbLogger, Tracker):
-    """The W&B run of one job: Lightning's logger, with the results and the end of a job.
+    """The W&B run of one job: Lightning's logger, which also receives the results and the end of the job.
 
     Args:
         started: The run that has been started; None in all but the first process of a distributed job.
-        run: What the job is.
+        run: The facts about the job.
     """
 
     def __init__(self, started: Any, run: RunFacts) -> None:
@@ -57,11 +57,11 @@ class WandbRun(WandbLogger, Tracker):
     def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
         """Send the results of a finished job, its plots, and its task file as an artifact.
 
-        If they cannot be sent, a warning says so and the job ends well: its results are in its folder.
+        If they cannot be sent, a warning is logged and the job still succeeds: its results are in its folder.
 
         Args:
             run_dir: Folder of the run.
-            summary: Name → result, which replaces what the last epoch has logged under that name.
+            summary: Name → result; it replaces the value of the last epoch under that name.
         """
         try:
             media = {f"plots/{path.stem}": wandb.Image(str(path)) for path in layout.plots(run_dir)}
@@ -81,19 +81,19 @@ class WandbRun(WandbLogger, Tracker):
         try:
             self.experiment.finish(exit_code=int(failed))
         except wandb.errors.Error as error:
-            log.warning("W&B: the run could not be ended (%s)", _line(error))
+            log.warning("W&B: the run could not be closed (%s)", _line(error))
 
 
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
-    """Start the run of a job, or go on with it where the job is continued.
+    """Start the run of a job, or continue it if the job is continued.
 
     Args:
         logger: Project, entity, group and mode.
-        run: What the job is; its group is W&B's where `logger` names none.
+        run: The facts about the job; its group is also W&B's, unless `logger` names one.
         run_dir: Folder of the job.
 
     Raises:
-        UserError: If `logger.mode=online` asks for a connection that cannot be had.
+        UserError: If no run can be started with `logger.mode=online`.
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return WandbRun(None, run)
@@ -101,7 +101,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
     if reason:
         log.info("W&B: %s (%s)", mode, reason)
     adapter = [run.adapter] if run.adapter != "none" else []
-    what = [run.model, *adapter, run.dataset]
+    parts = [run.model, *adapter, run.dataset]
     options: dict[str, Any] = {
         "id": run_id(run.config, run_dir),
         "resume": "allow",
@@ -110,8 +110,8 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
         "project": logger.project,
         "group": (logger.group or run.group or "")[-GROUP:] or None,
         "job_type": run.stage,
-        "name": "-".join([*what, str(run.seed)]),
-        "tags": [text[:TAG] for text in dict.fromkeys((*what, f"seed{run.seed}"))],
+        "name": "-".join([*parts, str(run.seed)]),
+        "tags": [text[:TAG] for text in dict.fromkeys((*parts, f"seed{run.seed}"))],
         "config": {**run.flat(), "config": dict(run.config)},
         "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
     }
@@ -120,7 +120,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
     except wandb.errors.Error as error:
         if mode != "online" or logger.mode == "online":
             raise UserError(
-                f"logger.mode: W&B cannot start a run ({_line(error)}); logger.mode=offline does without a connection"
+                f"logger.mode: W&B cannot start a run ({_line(error)}); set logger.mode=offline to run without a connection"
             ) from error
         log.info("W&B: offline (%s)", _line(error))
         started = wandb.init(mode="offline", **options)
@@ -132,13 +132,16 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
 
 
 def choose_mode(asked: str) -> tuple[Any, str]:
-    """W&B's mode for `logger.mode`, and the reason for it where one is needed; else an empty text.
+    """Choose W&B's mode for `logger.mode`. Nobody is ever prompted at the terminal.
 
-    `auto` follows W&B's own settings (WANDB_MODE, `wandb offline`). Where they leave it at online, a key and a server
-    that answers are needed for that. Nothing is ever asked at the terminal.
+    `auto` follows W&B's own settings (WANDB_MODE, `wandb offline`). If these allow online, it is online if there is an
+    API key and the server responds.
+
+    Returns:
+        The mode, and the reason for it if users should know it; otherwise an empty string.
 
     Raises:
-        UserError: If `online` is asked for and there is no key, or W&B's settings cannot be read.
+        UserError: If `logger.mode=online` and there is no API key, or if W&B's settings cannot be read.
     """
     try:
         settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
@@ -151,14 +154,14 @@ def choose_mode(asked: str) -> tuple[Any, str]:
     problem = key_problem()
     if asked == "online":
         if problem:
-            raise UserError(f"logger.mode: got online, but there is {problem}; or use logger.mode=auto")
+            raise UserError(f"logger.mode: expected auto or offline, got online with {problem}")
         return "online", ""
     problem = problem or connection_problem(settings.base_url)
     return ("offline", problem) if problem else ("online", "")
 
 
 def key_problem() -> str:
-    """Why W&B could not log in without asking; empty where it can."""
+    """The reason why W&B cannot log in without a prompt; empty if it can."""
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
@@ -168,17 +171,17 @@ def key_problem() -> str:
 
 @functools.cache
 def connection_problem(url: str) -> str:
-    """Why a server does not answer within a few seconds; empty where it does. Asked once in a process.
+    """The reason why a server cannot be reached within a few seconds; empty if it can. Found out once in a process.
 
-    A proxy of the environment is used. It is asked in a thread, as looking up a name may take any time.
+    The proxy settings of the environment apply. The request runs in a thread, as a name lookup may take any time.
     """
-    problem = [f"{url} does not answer within {CONNECT_SECONDS:.0f} s"]
+    problem = [f"{url} does not respond within {CONNECT_SECONDS:.0f} s"]
 
     def connect() -> None:
         try:
             urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
             problem[0] = ""
-        except urllib.error.HTTPError:  # an answer
+        except urllib.error.HTTPError:  # a response
             problem[0] = ""
         except (OSError, ValueError) as error:
             problem[0] = f"{url} cannot be reached: {_line(getattr(error, 'reason', error))}"
@@ -190,7 +193,9 @@ def connection_problem(url: str) -> str:
 
 
 def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
-    """The id of a job's W&B run: that of a job with the same deciding keys that was begun in this folder, or a new one.
+    """The id of a job's W&B run: a new one, unless a job with the same settings was started in this folder.
+
+    Only the settings count on which results depend (`keys.decides`).
 
     Args:
         config: The whole configuration, nested.
@@ -200,7 +205,7 @@ def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
     settings = dict(keys.leaves(config))
     if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
-        # Version 0.1 recorded a hash; whether the job is the same has been checked by its job.json
+        # Version 0.1 recorded only a hash; that the job is the same has been checked by its job.json
         if "settings" not in record or not keys.differences(record["settings"], settings):
             return str(record["id"])
     new = secrets.token_hex(4)
@@ -209,7 +214,7 @@ def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
 
 
 def confusion_matrix(run_dir: Path) -> dict[str, Any]:
-    """`confusion_matrix` → W&B's own chart of `predictions.csv`; empty where there are too many classes."""
+    """`confusion_matrix` → W&B's own chart of `predictions.csv`; empty if there are too many classes."""
     path = run_dir / layout.PREDICTIONS
     classes = json.loads((run_dir / layout.DATASET).read_text(encoding="utf-8"))["classes"] if path.is_file() else []
     if not 0 < len(classes) <= MATRIX_CLASSES:
@@ -225,8 +230,8 @@ def confusion_matrix(run_dir: Path) -> dict[str, Any]:
 def task_artifact(path: Path, run: RunFacts, summary: Mapping[str, Any]) -> wandb.Artifact:
     """A task file as an artifact, with the main facts of its record.
 
-    There is one artifact for each method and dataset; its versions are the seeds. The file is referred to in its
-    place, not copied: that of full fine-tuning has hundreds of MB.
+    There is one artifact for each method and dataset; its versions are the seeds. The file is not copied to W&B's
+    cache: after full fine-tuning it has hundreds of MB.
     """
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     record = read_record(path)

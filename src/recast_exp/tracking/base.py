@@ -1,4 +1,4 @@
-"""A tracker, and what it is told of the run that it follows."""
+"""The interface of trackers, and the facts about a run that they receive."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run is, for trackers to group and filter by.
+    """The facts about a run by which trackers group and filter.
 
     Attributes:
-        method: What tables and plots call it: "RECAST-Att + MeLo".
+        method: Its name in tables and plots: "RECAST-Att + MeLo".
         model: The option of `model=`.
         adapter: The option of `adapter=`; "none" without one.
         dataset: The option of `dataset=`.
@@ -36,16 +36,16 @@ class RunFacts:
     group: str | None = None
 
     def flat(self) -> dict[str, Any]:
-        """What tells runs of one project apart, by the names under which trackers keep it."""
+        """The facts that tell the runs of a project apart, by the names under which trackers keep them."""
         return {name: getattr(self, name) for name in ("method", "model", "adapter", "dataset", "seed")}
 
 
 class Tracker(Logger):
-    """A logger of Lightning's that also takes the results of a run, and its end."""
+    """A Lightning logger that also receives the results of a run, and is closed at its end."""
 
     @abstractmethod
     def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
-        """Take the results of a finished run.
+        """Receive the results of a finished run.
 
         Args:
             run_dir: Folder of the run, with its plots and its task file.
@@ -57,5 +57,5 @@ class Tracker(Logger):
         """End the run, so that the next job of this process starts one of its own.
 
         Args:
-            failed: Whether an exception has ended it.
+            failed: Whether the run ended with an exception.
         """

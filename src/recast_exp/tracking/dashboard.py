@@ -1,4 +1,4 @@
-"""A W&B workspace for the runs of a project, as code, for a reader of the paper.
+"""A W&B workspace for the runs of a project, as code, for readers of the paper.
 
     python -m recast_exp.tracking.dashboard ENTITY PROJECT             # saves it, prints its address
     python -m recast_exp.tracking.dashboard ENTITY PROJECT --dry-run   # prints what would be sent, without network
@@ -149,7 +149,7 @@ def save(workspace: Any) -> str:
     except RecastError:
         raise
     except Exception as error:  # of W&B, of its GraphQL client, or of the connection
-        raise UserError(f"dashboard: W&B refuses the workspace: {one_line(error, limit=300)}") from error
+        raise UserError(f"dashboard: W&B refused the workspace: {one_line(error, limit=300)}") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tracker of a job: found by its name, started before the work, given the results, and closed in any case."""
+"""The tracker of a job: found by its name, started before the work, given the results, and always closed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def tracked(settings: Config, run_dir: Path, group: str | None) -> Iterator[list
         group: Folder of the sweep that the run belongs to, if any.
 
     Yields:
-        The tracker that the configuration names, if any. `metrics.csv` is written by `training.history.History` in any
-        case.
+        The tracker that the configuration names, if any. `metrics.csv` is always written, by
+        `training.history.History`.
 
     Raises:
         UserError: If there is no such tracker, or it refuses its settings.
@@ -51,12 +51,12 @@ def tracked(settings: Config, run_dir: Path, group: str | None) -> Iterator[list
     finally:
         for tracker in trackers:
             tracker.close(failed=failed)
-        if failed and group is None:  # a sweep says it once, for all its jobs
+        if failed and group is None:  # a sweep prints this once, for all its jobs
             say_how_to_sync(run_dir)
 
 
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
-    """Start the tracker that `logger.name` names; nothing else is imported, as W&B's library takes seconds.
+    """Start the tracker that `logger.name` names. No other is imported: importing W&B takes seconds.
 
     Raises:
         UserError: If there is no such tracker, or it refuses its settings.
@@ -64,13 +64,16 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
     with section("logger."):
         module = TRACKERS.load(logger.name)
     if not callable(getattr(module, "start", None)):
-        raise UserError(f"logger.name: the module {module.__name__} of the tracker {logger.name} has no function start")
+        raise UserError(
+            f"logger.name: expected the module {module.__name__} of tracker {logger.name} to have the function start, "
+            "got none"
+        )
     tracker: Tracker | None = module.start(logger, run, run_dir)
     return tracker
 
 
 def facts(settings: Config, group: str | None = None) -> RunFacts:
-    """What a tracker is told of a run.
+    """The facts about a run that its tracker receives.
 
     Args:
         settings: The whole configuration.
@@ -89,7 +92,7 @@ def facts(settings: Config, group: str | None = None) -> RunFacts:
 
 
 def report_results(trackers: Sequence[Tracker], run_dir: Path) -> None:
-    """Send what is in the folder of a finished run: results, counts, plots, the task file."""
+    """Send the results of a finished run to its trackers: metrics, counts, plots, the task file."""
     summary = results(run_dir) if trackers else {}
     for tracker in trackers:
         tracker.report(run_dir, summary)
@@ -107,6 +110,6 @@ def results(run_dir: Path) -> dict[str, Any]:
 
 @rank_zero_only
 def say_how_to_sync(folder: Path) -> None:
-    """Log how to upload what W&B has written offline below a folder, if anything; a stage's last line."""
+    """Log how to upload the offline W&B runs below a folder, if there are any. It is the last line of a stage."""
     if command := how_to_sync(folder):
         log.info("W&B is offline; upload with: %s", command)

@@ -1,4 +1,4 @@
-"""How to upload what W&B has written offline. Nothing heavy is imported: a sweep says it too."""
+"""How to upload offline W&B runs. Nothing heavy is imported, as sweeps use this too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ OFFLINE = "wandb/offline-run-*"
 
 
 def how_to_sync(folder: Path) -> str | None:
-    """The command that uploads the offline runs below a folder; None where there are none, or all are uploaded.
+    """The command that uploads the offline runs below a folder; None if there are none, or all have been uploaded.
 
-    A job that was continued has an offline run for each of its parts, under one id; they are listed in order.
+    A job that was continued has an offline run for each of its parts, all with one id; they are listed in order.
 
     Args:
         folder: Folder of a run, or of a sweep with runs in it.
     """
     waiting = sorted(
-        (found for found in folder.rglob(OFFLINE) if not any(found.glob("*.wandb.synced"))),
-        key=lambda found: found.name,
+        (run for run in folder.rglob(OFFLINE) if not any(run.glob("*.wandb.synced"))),
+        key=lambda run: run.name,
     )
-    jobs = list(dict.fromkeys(found.parent.parent for found in waiting))
+    jobs = list(dict.fromkeys(run.parent.parent for run in waiting))
     if not waiting:
         return None
     if len(jobs) == 1:

@@ -16,7 +16,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
     """Start the W&B run of a job, or continue it.
 
     Raises:
-        UserError: If `logger.mode=online` asks for a connection that cannot be had.
+        UserError: If no run can be started with `logger.mode=online`.
     """
     expect_none(logger)
     from recast_exp.tracking import _wandb_run
