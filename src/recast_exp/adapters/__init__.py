@@ -4,12 +4,12 @@ Each adapter is one module with one dataclass that derives from `Adapter`: its f
 is the option of the config group `adapter`, with a preset under `conf/adapter/`; other packages add theirs through an
 entry point (see `recast_exp.plugins`). Nothing is registered anywhere else.
 
-    from recast_exp.adapters import inject_adapter
-    from recast_exp.adapters.melo import MeLo
-
-    trained = inject_adapter(network, MeLo(rank=2))
-
-`models.adapted` applies one rule: the parameters that `inject` returns train, and all others are frozen.
+Example:
+    >>> import timm
+    >>> from recast_exp.adapters import inject_adapter
+    >>> from recast_exp.adapters.melo import MeLo
+    >>> network = timm.create_model("vit_tiny_patch16_224").requires_grad_(False)
+    >>> trained = inject_adapter(network, MeLo(rank=2))  # public name → name of a parameter that trains
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from recast_exp.adapters._base import (
 from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError
 from recast_exp.plugins import ADAPTERS
+from recast_exp.torch_state import seeded
 
 __all__ = [
     "NORMS",
     "Adapter",
+    "Injected",
     "NoAdapter",
     "attach",
     "backbone_modules",
@@ -46,12 +48,35 @@ __all__ = [
     "fitting",
     "from_config",
     "inject_adapter",
+    "injected",
     "load",
     "merge",
     "names",
     "own_parameters",
     "parametrize_weight",
 ]
+
+_INJECTED = "_recast_exp_adapters"  # the attribute of a network that remembers its adapters; not in the state dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Injected:
+    """An adapter that `inject_adapter` has put into a network.
+
+    Attributes:
+        adapter: The adapter with its options.
+        trained: Public name → parameter name, as `inject_adapter` returned it.
+        adds_parameters: Whether some of these are not the network's own.
+    """
+
+    adapter: Adapter
+    trained: dict[str, str]
+    adds_parameters: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether the adapter's modules stay in the network after `merge`, as no weight can take their place."""
+        return self.adds_parameters and type(self.adapter).merge is Adapter.merge
 
 
 def names() -> list[str]:
@@ -108,23 +133,50 @@ def from_config(node: Mapping[str, Any]) -> Adapter:
         return adapter_class(**options)
 
 
-def inject_adapter(network: nn.Module, adapter: Adapter) -> dict[str, str]:
-    """Add an adapter to a network, in place.
+def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 42) -> dict[str, str]:
+    """Add an adapter to a network, in place; its output stays the same until the adapter is trained.
+
+    The adapter's parameters train afterwards; every other parameter keeps its `requires_grad`.
 
     Args:
         network: A timm model, with RECAST's templates or without.
-        adapter: The adapter.
+        adapter: The adapter with its options: `MeLo(rank=4)`.
+        seed: Seed of the adapter's first values, from 0 to 2³² - 1. The generators of torch, NumPy and Python stay as
+            they are. None takes the values from these generators instead, and advances them.
 
     Returns:
         Public name → parameter name, of the parameters that train.
 
     Raises:
         UserError: If the adapter finds no place in the network.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import MeLo, inject_adapter
+        >>> model = timm.create_model("vit_tiny_patch16_224").requires_grad_(False)
+        >>> trained = inject_adapter(model, MeLo(rank=4))
+        >>> trained["blocks.0.attn.qkv.melo.a"]
+        'blocks.0.attn.qkv.melo.a'
     """
-    trained = adapter.inject(network)
+    before = dict(network.named_parameters())
+    flags = {name: parameter.requires_grad for name, parameter in before.items()}
+    with contextlib.nullcontext() if seed is None else seeded(seed):
+        trained = adapter.inject(network)
     if not trained and not isinstance(adapter, NoAdapter):
         raise UserError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
+    for name, parameter in before.items():  # peft freezes all but its own
+        parameter.requires_grad_(flags[name])
+    for path in trained.values():
+        network.get_parameter(path).requires_grad_(True)
+    if trained:
+        record = Injected(adapter, trained, adds_parameters=not before.keys() >= set(trained.values()))
+        vars(network)[_INJECTED] = [*injected(network), record]
     return trained
+
+
+def injected(network: nn.Module) -> list[Injected]:
+    """The adapters that `inject_adapter` has put into a network, in order; after `merge`, those that stay."""
+    return list(vars(network).get(_INJECTED, ()))
 
 
 def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
@@ -163,8 +215,19 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
 
 
 def merge(network: nn.Module) -> nn.Module:
-    """Make adapters a part of the weights where possible, in place; call RECAST's own `merge` first."""
+    """Make adapters a part of the weights where possible, in place.
+
+    RECAST's own `merge` comes first; `recast_exp.merge` calls both.
+
+    Returns:
+        The same network. Adapters without weights that could take their place stay in it as modules: `injected` lists
+        them afterwards.
+    """
     for name in names():
-        with contextlib.suppress(RecastError):  # what cannot be imported is not in the network either
+        with contextlib.suppress(RecastError):  # an adapter that cannot be imported is not in the network either
             load(name).merge(network)
+    if staying := [found for found in injected(network) if found.stays]:
+        vars(network)[_INJECTED] = staying
+    else:
+        vars(network).pop(_INJECTED, None)
     return network

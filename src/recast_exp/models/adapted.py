@@ -130,7 +130,9 @@ def assemble(
             kind: {name: network.get_parameter(path) for name, path in paths.items()}
             for kind, paths in trainable.items()
         }
-        trainable["adapter"] = inject_adapter(network, adapter)
+        trainable["adapter"] = inject_adapter(
+            network, adapter, seed=None
+        )  # from the generators as the head leaves them
     # An adapter that puts its own modules in the places of layers (peft) moves the layers' parameters to other names
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
     for kind, parameters in owned.items():
@@ -173,10 +175,16 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
     timm_model: Any = network
     timm_model.reset_classifier(num_classes)
-    classifier = timm_model.get_classifier()
-    modules = classifier if isinstance(classifier, tuple | list) else [classifier]
-    own = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
-    names = {name: name for name, parameter in network.named_parameters() if id(parameter) in own}
+    names = head_parameters(network)
     if not names:
         raise UserError(f"model.backbone: {type(network).__name__} has no classifier to train; choose another backbone")
     return names
+
+
+def head_parameters(network: nn.Module) -> dict[str, str]:
+    """The names of the parameters of a timm model's classifier, each with itself as its public name."""
+    timm_model: Any = network
+    classifier = timm_model.get_classifier()
+    modules = classifier if isinstance(classifier, tuple | list) else [classifier]
+    own = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return {name: name for name, parameter in network.named_parameters() if id(parameter) in own}

@@ -87,3 +87,13 @@ def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
 def input_record(spec: InputSpec) -> dict[str, Any]:
     """The preprocessing as the record keeps it."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
+
+
+def input_of_record(entries: Mapping[str, Any]) -> InputSpec:
+    """The inverse of `input_record`.
+
+    Raises:
+        TypeError: If an entry is missing or unknown.
+    """
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in entries.items()}
+    return InputSpec(**values)

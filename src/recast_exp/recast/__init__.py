@@ -1,13 +1,13 @@
 """The method: `formulas` holds the mathematics, `grouping` chooses layers, `bank` and `inject` change a model in place.
 
-Example, on any timm model:
+Example:
     >>> import timm
     >>> from recast_exp.recast import find_groups, inject, merge, mimic
     >>> model = timm.create_model("vit_tiny_patch16_224")
     >>> banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
     >>> _ = model.requires_grad_(False)
     >>> coefficients = inject(model, banks)  # layer → parameter name; train these and a head
-    >>> model = merge(model)  # plain timm again
+    >>> model = merge(model)  # a plain timm model again
 """
 
 from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination

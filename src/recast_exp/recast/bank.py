@@ -25,7 +25,11 @@ FORMAT = 1
 
 
 class TemplateBank(nn.Module):
-    """The frozen templates [n, rows, ...] that the layers of one group share."""
+    """The frozen templates that the layers of one group share.
+
+    Args:
+        templates: [n, rows, ...], float32.
+    """
 
     def __init__(self, templates: Tensor) -> None:
         super().__init__()
@@ -35,14 +39,14 @@ class TemplateBank(nn.Module):
 class TemplateCombination(nn.Module):
     """Parametrisation of a weight by its coefficients: `original` *is* the coefficients [K, B, n].
 
-    The bank is held by an unregistered reference: it is registered once, at the model, and appears once in the state
-    dict however many layers share it.
+    The reference to the bank is not registered here: the bank is registered once, at the model, and appears once in
+    the state dict however many layers share it.
 
     Args:
         bank: The templates.
-        num_sets: K.
-        num_blocks: B.
-        dtype: Of the weight. It follows the model: `model.half()` changes it, as it changes the templates.
+        num_sets: Number K of sets of coefficients.
+        num_blocks: Number B of blocks of rows.
+        dtype: Dtype of the weight. It follows the model: `model.half()` changes it, as it changes the templates.
     """
 
     def __init__(self, bank: TemplateBank, num_sets: int, num_blocks: int, dtype: torch.dtype = torch.float32) -> None:
@@ -52,13 +56,18 @@ class TemplateCombination(nn.Module):
         self.num_blocks = num_blocks
         self.dtype = dtype
 
+    @property
+    def bank(self) -> TemplateBank:
+        """The templates."""
+        return self._bank[0]
+
     def forward(self, coefficients: Tensor) -> Tensor:
         """Rebuild the weight [rows, ...] from coefficients [K, B, n]."""
-        return combine(coefficients, self._bank[0].templates).to(self.dtype)
+        return combine(coefficients, self.bank.templates).to(self.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Coefficients [K, B, n] nearest to an assigned weight [rows, ...] (least squares)."""
-        templates = self._bank[0].templates
+        """The coefficients [K, B, n] whose weight is nearest to an assigned one [rows, ...], by least squares."""
+        templates = self.bank.templates
         return project(weight.to(templates.dtype), templates, self.num_sets, self.num_blocks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TemplateCombination:
@@ -75,7 +84,7 @@ class Banks:
         groups: The groups, in the model's order.
         templates: Group name → [n, rows, ...], float32.
         coefficients: Layer name → [K, B, n], float32.
-        settings: How they were found: backbone, weights, mimicry (JSON-able; for people and the index).
+        settings: How they were found: backbone, weights, mimicry. JSON-able; not part of `hash`.
     """
 
     groups: tuple[Group, ...]
@@ -94,12 +103,16 @@ class Banks:
         return digest.hexdigest()
 
     def rebuilt(self, layer: str) -> Tensor:
-        """The weight [rows, ...] that the bank gives for a layer."""
+        """The weight [rows, ...] of a layer, rebuilt from the bank; float32."""
         group = next(group for group in self.groups if layer in group.layers)
         return combine(self.coefficients[layer], self.templates[group.name])
 
     def save(self, path: Path) -> None:
-        """Write all banks to a safetensors file, atomically."""
+        """Write all banks to a safetensors file, atomically.
+
+        Args:
+            path: The file; an old one is replaced.
+        """
         tensors = {f"templates/{name}": tensor for name, tensor in self.templates.items()}
         tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
         record = {"format": FORMAT, "groups": [asdict(group) for group in self.groups], "settings": self.settings}
@@ -116,11 +129,11 @@ class Banks:
 
         Args:
             path: The file.
-            expected_hash: `hash` of the banks that the file must hold; None takes any.
+            expected_hash: `hash` of the banks that the file must hold; None accepts any.
 
         Raises:
             MissingInputError: If there is no such file.
-            UserError: If it is not a whole bank file, or its content is not the expected one.
+            UserError: If it is damaged, not a bank file, or its content is not the expected one.
         """
         if not path.is_file():
             raise MissingInputError(
@@ -131,7 +144,7 @@ class Banks:
                 record = json.loads((file.metadata() or {}).get(RECORD, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: expected a whole safetensors file, got another ({error})") from error
+            raise UserError(f"{path}: expected a safetensors file, got a damaged or different one ({error})") from error
         kinds: dict[str, dict[str, Tensor]] = {"templates": {}, "coefficients": {}}
         try:
             if record["format"] > FORMAT:
@@ -157,11 +170,11 @@ class Banks:
 
 
 def reference(model: nn.Module, layer: str) -> Tensor:
-    """The layer's own weight, detached, float32 on the CPU.
+    """The layer's own weight [rows, ...], detached, float32 on the CPU.
 
     Raises:
         UnknownNameError: If the model has no such layer.
-        UserError: If it is on the meta device, where it has no values.
+        UserError: If the layer is on the meta device, where weights have no values.
     """
     weight = layer_module(model, layer).weight.detach()
     if weight.is_meta:
@@ -170,7 +183,7 @@ def reference(model: nn.Module, layer: str) -> Tensor:
 
 
 def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, float]]:
-    """Per layer: relative error, largest absolute error and cosine similarity of the rebuilt weight."""
+    """For each layer, `relative_error`, `max_error` (absolute) and `cosine_similarity` of the rebuilt weight."""
     report = {}
     for group in banks.groups:
         for layer in group.layers:

@@ -5,15 +5,15 @@ coefficients are averaged. Layer l's weight is
 
     W[l] = 1/K · Σ_k Σ_i C[l, k, i] · T[i]                                                     (reparameterisation)
 
-Here a weight may be cut into B equal blocks of rows (the projections q, k, v or single heads), each with coefficients
-of its own over the same templates; B = 1 is the paper. Shapes, throughout:
+Here a weight may be divided into B equal blocks of rows (the projections q, k and v, or single heads), each with
+coefficients of its own for the same templates; the paper has B = 1. Shapes:
 
     weights       [L, rows, ...]      the group's pretrained weights, Linear or Conv2d
     templates     [n, rows, ...]
     coefficients  [L, K, B, n]        of the group; [K, B, n] for one layer
 
-Neural Mimicry finds templates and coefficients for given weights, without data. `recast_exp.recast.solvers` holds the
-solvers, one module each behind one signature.
+Neural Mimicry finds templates and coefficients for given weights, without data. `recast_exp.recast.solvers` holds its
+solvers, one module each, all with the same signature.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Mimicked(NamedTuple):
 def combine(coefficients: Tensor, templates: Tensor) -> Tensor:
     """Rebuild one layer's weight: average the K sets, then combine the templates once.
 
-    Products and sums only, no matrix product: autocast would run that one in bfloat16, and TF32 would round it.
+    Uses products and sums only, no matrix product: autocast would run it in bfloat16, and TF32 would round it.
 
     Args:
         coefficients: [K, B, n].
@@ -53,9 +53,19 @@ def combine(coefficients: Tensor, templates: Tensor) -> Tensor:
 
 
 def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -> Tensor:
-    """Coefficients [K, B, n] whose combination is nearest to `weight` [rows, ...]: least squares, block by block.
+    """Find the coefficients whose combination is nearest to a weight: least squares, block by block.
 
-    Solved in float64 by the pseudo-inverse of the templates' Gram matrix, so linearly dependent templates do no harm.
+    Solved in float64 with the pseudo-inverse of the templates' Gram matrix, which also handles linearly dependent
+    templates.
+
+    Args:
+        weight: [rows, ...].
+        templates: [n, rows, ...].
+        num_sets: Number K of sets of coefficients; all sets are equal.
+        num_blocks: Number B of blocks of rows.
+
+    Returns:
+        [K, B, n], of the weight's dtype.
     """
     target = weight.reshape(num_blocks, -1).double()
     blocks = templates.reshape(templates.shape[0], num_blocks, -1).double()
@@ -66,14 +76,14 @@ def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -
 
 
 def relative_error(rebuilt: Tensor, weights: Tensor) -> Tensor:
-    """‖rebuilt - weights‖ / ‖weights‖ per layer: [L, ...] each → [L]."""
+    """‖rebuilt - weights‖ / ‖weights‖ of each layer: [L, ...] each → [L], float64."""
     difference: Tensor = (rebuilt.double() - weights.double()).flatten(1).norm(dim=1)
     scale: Tensor = weights.double().flatten(1).norm(dim=1)
     return difference / scale.clamp_min(1e-30)
 
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of the angle between two stacks of tensors: [L, ...] each → [L]."""
+    """Cosine of the angle between two stacks of tensors: [L, ...] each → [L], float64."""
     return F.cosine_similarity(first.flatten(1).double(), second.flatten(1).double(), dim=1)
 
 
@@ -85,9 +95,9 @@ def combine_group(coefficients: Tensor, templates: Tensor) -> Tensor:
 def authors_start(
     weights: Tensor, num_templates: int, num_sets: int, num_blocks: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The authors' random start: kaiming-normal templates, unit vectors as coefficients.
+    """The authors' random start: Kaiming-normal templates, unit vectors as coefficients.
 
-    The unit vectors are what their `orthogonal_` gives for the shape (n, 1, 1).
+    The unit vectors are the result of their `orthogonal_` for the shape (n, 1, 1).
 
     Returns:
         Templates [n, rows, ...] and coefficients [L, K, B, n], of the weights' dtype and on their device.

@@ -1,8 +1,8 @@
-"""Which layers share templates: found from the model itself, by name, shape and stage.
+"""Which layers share templates: found in the model itself, by name, shape and stage.
 
-A *stage* is a container of numbered blocks (`blocks`, `layer3`, `stages.2.blocks`, `s3` with b1, b2, …). Layers that
-stand at the same place in the blocks of one stage and have weights of one shape can share a template bank; they are
-cut into groups of consecutive layers whose sizes differ by at most one.
+A *stage* is a container of numbered blocks (`blocks`, `layer3`, `stages.2.blocks`, `s3` with b1, b2, …). Layers at the
+same place in the blocks of one stage, with weights of the same shape, can share a template bank. They are divided into
+groups of consecutive layers, whose sizes differ by at most one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Group:
 
     Attributes:
         name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`. Where a stage has layers
-            of two shapes at one place, the shape stands before the number: `stages.1.conv.40x20x3x3.0`.
+            of two shapes at one place, the shape comes before the number: `stages.1.conv.40x20x3x3.0`.
         layers: Names of the layers in the model, in order.
-        num_templates: n.
-        num_blocks: B, blocks of rows with coefficients of their own.
+        num_templates: Number n of templates.
+        num_blocks: Number B of blocks of rows with coefficients of their own.
     """
 
     name: str
@@ -49,17 +49,29 @@ def find_groups(
     num_templates: int | None = None,
     granularity: str = "layer",
 ) -> list[Group]:
-    """Group the Linear and Conv2d layers of a model.
+    """Group the Linear and Conv2d layers of a model (arXiv 2411.16870). The model is not changed.
 
     Args:
-        model: Any model with numbered blocks; a timm model's classifier is left out.
+        model: Any model with numbered blocks, such as timm's; the classifier of a timm model is left out.
         targets: Glob patterns over layer names; None takes every layer that has a partner.
-        num_groups: Groups per stage and place; None makes groups of two layers, and one of three where odd.
-        num_templates: n; None is each group's size, which is exact.
-        granularity: `layer`, `projection` or `head`: what has coefficients of its own.
+        num_groups: Number of groups for each stage and place; None makes groups of two layers, and one of three where
+            the number of layers is odd.
+        num_templates: Number n of templates of each group; None is the number of its layers, which is exact.
+        granularity: The part of a weight that has coefficients of its own: `layer`, `projection` or `head`.
+
+    Returns:
+        The groups, in the model's order.
 
     Raises:
         UserError: If nothing can be grouped, a pattern matches nothing, or a number does not fit the layers found.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import find_groups
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> groups = find_groups(model, targets=["*.attn.qkv"])
+        >>> groups[0].name, groups[0].layers
+        ('blocks.attn.qkv.0', ('blocks.0.attn.qkv', 'blocks.1.attn.qkv'))
     """
     for argument, number in (("num_groups", num_groups), ("num_templates", num_templates)):
         if number is not None and number < 1:
@@ -80,7 +92,7 @@ def find_groups(
     if not columns:
         raise UserError(
             "targets: expected Linear or Conv2d layers of the same place and shape within a stage, got "
-            f"{type(model).__name__}, where there is nothing to group; choose another model"
+            f"{type(model).__name__}, which has nothing to group; choose another model"
         )
     groups = []
     for column, layers in zip(_names(columns), columns.values(), strict=True):
@@ -101,7 +113,7 @@ def find_groups(
 
 
 def layer_module(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
-    """The Linear or Conv2d of that name.
+    """The Linear or Conv2d layer of a name.
 
     Raises:
         UnknownNameError: If the model has no such layer.
@@ -118,7 +130,7 @@ def layer_module(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
 def _names(columns: Iterable[tuple[str, str, tuple[int, ...]]]) -> list[str]:
     """`stage.place` of each column, with the shape of its weights only where two columns would have one name.
 
-    Banks are found by their names, so a name must not depend on more than it has to.
+    Banks are found by these names, so a name depends on no more than it has to.
     """
     columns = list(columns)
     plain = Counter(f"{stage}.{place}" for stage, place, _ in columns)

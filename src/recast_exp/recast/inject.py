@@ -1,4 +1,4 @@
-"""Mimic a model's weights, put the banks into the model in place, and merge them back into plain weights."""
+"""Mimic a model's weights, inject the banks into the model in place, and merge them back into plain weights."""
 
 from __future__ import annotations
 
@@ -30,23 +30,39 @@ def mimic(
     progress: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Banks:
-    """Neural Mimicry of a model: templates and coefficients for all groups. The model is not changed.
+    """Neural Mimicry (arXiv 2411.16870): find templates and coefficients that rebuild a model's weights.
+
+    Needs no data. The model is not changed, and neither are torch's generators.
 
     Args:
-        model: The pretrained model.
-        groups: What `find_groups` found in it.
-        solver: A name in `recast_exp.plugins.SOLVERS`: `closed_form`, `gradient`, `autoencoder` or another package's.
-        num_sets: K.
-        seed: Seed of the solver; each group has its own, derived from it.
-        settings: A record of where the weights came from, kept with the banks.
+        model: The pretrained model, of any dtype and on any device but meta.
+        groups: Groups of its layers, from `find_groups`.
+        solver: A name in `recast_exp.plugins.SOLVERS`: `closed_form`, `gradient`, `autoencoder` or one of another
+            package.
+        num_sets: Number K of sets of coefficients, which are averaged.
+        seed: Seed of the solver, from 0 to 2³² - 1; each group has its own, derived from it.
+        settings: A record of the origin of the weights, kept with the banks; JSON-able.
         progress: Called after each step of an iterating solver.
-        options: Options of the solver, see its `solve`.
+        options: Options of the solver, the keyword arguments of its `solve`.
+
+    Returns:
+        Templates [n, rows, ...] of each group and coefficients [K, B, n] of each layer, float32 on the CPU. With as
+        many templates as layers, they rebuild the weights to within rounding.
 
     Raises:
-        UnknownNameError: If there is no such solver, it has no such option, or the model no such layer.
+        UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
+        UserError: If the model is on the meta device.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import find_groups, mimic
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+        >>> banks.coefficients["blocks.0.attn.qkv"].shape  # K sets, B blocks, n templates
+        torch.Size([2, 1, 2])
     """
-    if solver not in (known := SOLVERS.names()):
-        raise UnknownNameError(f"solver: expected one of {', '.join(known)}, got {solver!r}")
+    if solver not in (solvers := SOLVERS.names()):
+        raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
     solve = SOLVERS.load(solver).solve
     groups = tuple(groups)
@@ -55,7 +71,7 @@ def mimic(
     for index, group in enumerate(groups):
         weights = torch.stack([reference(model, layer) for layer in group.layers])
         with torch.enable_grad():
-            found = solve(
+            mimicked = solve(
                 weights,
                 group.num_templates,
                 num_sets,
@@ -64,27 +80,39 @@ def mimic(
                 progress=progress,
                 **options,
             )
-        templates[group.name] = found.templates
-        coefficients |= dict(zip(group.layers, found.coefficients.unbind(0), strict=True))
+        templates[group.name] = mimicked.templates
+        coefficients |= dict(zip(group.layers, mimicked.coefficients.unbind(0), strict=True))
     return Banks(groups, templates, coefficients, settings or {})
 
 
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     """Rewrite the grouped layers of a model in place: their weights become combinations of the banks' templates.
 
-    The coefficients train, the templates do not; everything else stays as it is. The pretrained weights of the grouped
-    layers are released. Further banks can be injected into other layers of the same model.
+    The coefficients train, the templates do not; every other parameter keeps its `requires_grad`. The pretrained
+    weights of the grouped layers are released. More banks can be injected into other layers of the same model.
 
-    Templates and coefficients are float32 whatever the model's dtype; the weights that they give have the dtype that
-    the layer had, so a bfloat16 or float16 model computes as before. On the meta device the parameters are made
-    without values, for a state dict to be loaded into.
+    Templates and coefficients are float32 whatever the model's dtype. The weights rebuilt from them have the dtype that
+    the layer had, so a bfloat16 or float16 model computes as before. On the meta device, the parameters are made
+    without values; a state dict can be loaded into them.
+
+    Args:
+        model: The model that was mimicked, or another with the same layers.
+        banks: Its templates and coefficients, from `mimic` or `Banks.load`. They are copied.
 
     Returns:
-        Layer name → name of its coefficients among the model's parameters, which a task trains.
+        Layer name → name of its coefficients [K, B, n] among the model's parameters, which a task trains.
 
     Raises:
         UnknownNameError: If the model does not have one of the banks' layers.
         UserError: If a layer has another shape or is parametrised already. The model is unchanged then.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import find_groups, inject, mimic
+        >>> model = timm.create_model("vit_tiny_patch16_224").requires_grad_(False)
+        >>> names = inject(model, mimic(model, find_groups(model, targets=["*.attn.qkv"])))
+        >>> names["blocks.0.attn.qkv"]
+        'blocks.0.attn.qkv.parametrizations.weight.original'
     """
     _check_fit(model, banks)
     modules = _registered_banks(model)
@@ -100,7 +128,7 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
             module = layer_module(model, layer)
             dtype = module.weight.dtype
             if dtype != bank.templates.dtype:
-                # The coefficients take the place of the weight within the same parameter, which keeps its dtype
+                # The coefficients replace the weight within the same parameter, which keeps its dtype
                 module.weight = nn.Parameter(module.weight.detach().to(bank.templates.dtype))
             module.weight.requires_grad_(False)
             start = banks.coefficients[layer]
@@ -117,8 +145,13 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
 def merge(model: nn.Module) -> nn.Module:
     """Turn the combinations back into plain weights, in place; the model is a stock timm model again.
 
+    Adapters that change the output of a layer stay; `recast_exp.merge` merges those too.
+
+    Args:
+        model: A model with templates or without.
+
     Returns:
-        The same model, with the logits it had and a state dict that loads strictly into stock timm.
+        The same model, with the same logits and a state dict that loads strictly into the stock timm model.
     """
     for module in list(model.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
@@ -128,7 +161,7 @@ def merge(model: nn.Module) -> nn.Module:
             module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
             weight = module.weight.detach()
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-            # In place of the coefficients, which may be of another dtype; frozen, as the rest of the backbone
+            # Replaces the coefficients, which may be of another dtype; frozen, like the rest of the backbone
             module.weight = nn.Parameter(weight, requires_grad=False)
     if _registered_banks(model) is not None:
         delattr(model, BANKS)
@@ -158,7 +191,7 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
 
 
 def _registered_banks(model: nn.Module) -> nn.ModuleDict | None:
-    """Where `inject` has registered banks in this model; None if it has not."""
+    """The module in which `inject` has registered the banks of this model; None if it has not."""
     modules = getattr(model, BANKS, None)
     if isinstance(modules, nn.ModuleDict) and all(isinstance(bank, TemplateBank) for bank in modules.values()):
         return modules
@@ -166,7 +199,7 @@ def _registered_banks(model: nn.Module) -> nn.ModuleDict | None:
 
 
 def _free_name(group: str, modules: nn.ModuleDict) -> str:
-    """The name of a group as one of a module; with a number if another bank has it."""
+    """The name of a group as the name of a module, with a number if another bank already has it."""
     name = free = group.replace(".", "-")
     number = 1
     while free in modules:

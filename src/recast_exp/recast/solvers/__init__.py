@@ -4,13 +4,14 @@ A module has
 
 - `solve(weights, num_templates, num_sets, num_blocks, *, seed, progress, …) -> Mimicked`: templates and coefficients
   for the weights [L, rows, ...] of one group, float32 on the CPU. Its other keyword-only parameters are the options of
-  the solver; each has a default. `progress` is called after each step.
-- `num_steps(weights, steps) -> int`, if it iterates: how many steps `solve` makes for such weights, where the option
-  `steps` may be None. Progress bars use it.
+  the solver; each has a default. `progress` is called after each step. Random numbers come from a generator of its own
+  with that seed.
+- `num_steps(weights, steps) -> int`, if it iterates: the number of steps that `solve` makes for such weights, where the
+  option `steps` may be None. Progress bars use it.
 
-A preset `conf/mimicry/NAME.yaml` makes it an option of the command line. Nothing else is edited. An option that is a
-key of the section `mimicry` (`steps`, `lr`, …) has its value from there, any other from `mimicry.options`. Another
-package adds a solver by an entry point:
+A preset `conf/mimicry/NAME.yaml` makes it an option of the command line; nothing else is edited. An option that is a
+key of the section `mimicry` (`steps`, `lr`, …) takes its value from there, any other from `mimicry.options`. Another
+package adds a solver through an entry point:
 
     [project.entry-points."recast_exp.solvers"]
     my_solver = "my_package.my_solver"
@@ -29,7 +30,7 @@ from recast_exp.plugins import SOLVERS
 def options_of(solver: ModuleType) -> tuple[str, ...]:
     """The names of the options that a solver takes, in the order of its signature."""
     parameters = inspect.signature(solver.solve).parameters.values()
-    keywords = (each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY)
+    keywords = (parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
     return tuple(name for name in keywords if name not in {"seed", "progress"})
 
 
@@ -43,8 +44,8 @@ def check_options(name: str, options: Iterable[str]) -> None:
     Raises:
         UnknownNameError: If there is no such solver, or it has no such option.
     """
-    known = options_of(SOLVERS.load(name))
+    accepted = options_of(SOLVERS.load(name))
     for option in options:
-        if option not in known:
-            takes = f"one of {', '.join(known)}" if known else "no options"
-            raise UnknownNameError(f"options.{option}: expected {takes} (solver {name}), got {option}")
+        if option not in accepted:
+            expected = f"one of {', '.join(accepted)}" if accepted else "no options"
+            raise UnknownNameError(f"options.{option}: expected {expected} (solver {name}), got {option}")

@@ -1,8 +1,8 @@
-"""Autoencoder: the authors' "VAE", which samples nothing: an encoder gives the coefficients, the bank decodes them.
+"""Autoencoder: the authors' "VAE", although nothing is sampled: an encoder gives coefficients, the bank decodes them.
 
 Encoder: Linear(M → hidden), LeakyReLU, Linear(hidden → hidden), LeakyReLU, Linear(hidden → K·n), for each block of M
-entries of a weight. RMSprop at 2e-3 with a cosine schedule, 2500 steps, the step with the best cosine similarity kept.
-Trained on the mean squared error of weights scaled to unit size; the scale is put back into the templates.
+entries of a weight. RMSprop at 2e-3 with a cosine schedule for 2500 steps; the step with the best cosine similarity is
+kept. The loss is the mean squared error of weights scaled to unit size; the templates are scaled back at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recast_exp.recast.formulas import Mimicked, authors_start, combine_group, c
 
 
 def num_steps(weights: Tensor, steps: int | None) -> int:
-    """The steps that `solve` makes; the authors' are 2500, whatever the weights."""
+    """The number of steps that `solve` makes; the authors' is 2500, whatever the weights."""
     return steps or 2500
 
 
@@ -38,14 +38,14 @@ def solve(
 
     Args:
         weights: [L, rows, ...].
-        num_templates: n.
-        num_sets: K.
-        num_blocks: B.
-        seed: Seed of the start.
+        num_templates: Number n of templates.
+        num_sets: Number K of sets of coefficients.
+        num_blocks: Number B of blocks of rows.
+        seed: Seed of the random start.
         progress: Called after each step.
-        steps: Steps; the authors' are 2500.
-        lr: Learning rate; theirs is 2e-3.
-        hidden: Width of the encoder; theirs is 8.
+        steps: Number of steps; None is the authors' 2500.
+        lr: Learning rate; None is the authors' 2e-3.
+        hidden: Width of the encoder; the authors' is 8.
     """
     steps, lr = num_steps(weights, steps), lr or 2e-3
     num_layers = weights.shape[0]
@@ -76,7 +76,7 @@ def solve(
 
 
 def _encoder(inputs: int, hidden: int, outputs: int, seed: int) -> nn.Module:
-    """The encoder with the first weights that torch would give it, from a generator of its own."""
+    """The encoder, initialised as torch does by default, but from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
 
     def linear(width: int, rows: int) -> nn.Linear:

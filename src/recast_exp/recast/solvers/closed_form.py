@@ -1,9 +1,9 @@
-"""Closed form: the best templates and coefficients there are, without iterating.
+"""Closed form: the optimal templates and coefficients, without iterating.
 
 Per block, the best rank-n approximation of the stacked weights W [L, M] is U Uᵀ W with U [L, n] the leading left
 singular vectors (Eckart and Young, 1936); for n = L it is W itself. U are the eigenvectors of the small Gram matrix
 W Wᵀ [L, L]. Any invertible R gives the same weights from C = U R and T = R⁻¹ Uᵀ W: a random *orthogonal* R mixes the
-layers and keeps C perfectly conditioned. T solves C T = W for the C that is stored, so rounding C costs nothing.
+layers and keeps C perfectly conditioned. T solves C T = W for the stored C, so rounding C costs no accuracy.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def solve(
 
     Args:
         weights: [L, rows, ...].
-        num_templates: n, at most L.
-        num_sets: K; all sets are equal.
-        num_blocks: B.
-        seed: Seed of the mixing R.
-        progress: Never called, there are no steps.
+        num_templates: Number n of templates, at most L.
+        num_sets: Number K of sets of coefficients; all sets are equal.
+        num_blocks: Number B of blocks of rows.
+        seed: Seed of the mixing matrix R.
+        progress: Not called, as there are no steps.
     """
     num_layers = weights.shape[0]
     stacked = weights.reshape(num_layers, num_blocks, -1).transpose(0, 1).double()  # [B, L, M]

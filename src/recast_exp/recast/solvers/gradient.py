@@ -1,7 +1,7 @@
-"""Gradient: the authors' recipe, RMSprop on SmoothL1(rebuilt, pretrained), gradient norm at most 1, the best step kept.
+"""Gradient: the authors' recipe, RMSprop on SmoothL1(rebuilt, pretrained) with a gradient norm of at most 1.
 
-Templates start kaiming-normal, coefficients as unit vectors. The authors scale the loss (2.0 for ViT, 3.5 and 2.5 for
-ResNet); RMSprop's step does not depend on that scale, so it is left out.
+The step with the lowest loss is kept. Templates start Kaiming-normal, coefficients as unit vectors. The authors scale
+the loss (2.0 for ViT, 3.5 and 2.5 for ResNet); RMSprop's step does not depend on that scale, so it is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recast_exp.recast.formulas import Mimicked, authors_start, combine_group
 
 
 def num_steps(weights: Tensor, steps: int | None) -> int:
-    """The steps that `solve` makes for weights [L, rows, ...]; the authors' are 1000, for convolutions 3000."""
+    """The number of steps of `solve` for weights [L, rows, ...]; the authors' is 1000, or 3000 for convolutions."""
     return steps or (3000 if weights.dim() > 2 else 1000)
 
 
@@ -33,19 +33,19 @@ def solve(
     step_size: int | None = None,
     noise: float | None = None,
 ) -> Mimicked:
-    """Descend from a random start.
+    """Descend from a random start. None as an option takes the authors' value.
 
     Args:
         weights: [L, rows, ...].
-        num_templates: n.
-        num_sets: K.
-        num_blocks: B.
-        seed: Seed of the start.
+        num_templates: Number n of templates.
+        num_sets: Number K of sets of coefficients.
+        num_blocks: Number B of blocks of rows.
+        seed: Seed of the random start.
         progress: Called after each step.
-        steps: Steps; the authors' are 1000 for linear layers and 3000 for convolutions.
-        lr: Learning rate; theirs are 0.1 and 0.2.
-        step_size: Steps between drops of the learning rate to a tenth; theirs are 200 and 500.
-        noise: Standard deviation of the noise on the first coefficients; theirs are 1e-4 and 0.
+        steps: Number of steps; the authors' are 1000 for linear layers and 3000 for convolutions.
+        lr: Learning rate; the authors' are 0.1 and 0.2.
+        step_size: Number of steps between drops of the learning rate to a tenth; the authors' are 200 and 500.
+        noise: Standard deviation of the noise on the first coefficients; the authors' are 1e-4 and 0.
     """
     convolution = weights.dim() > 2
     lr = lr or (0.2 if convolution else 0.1)

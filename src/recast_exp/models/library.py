@@ -1,0 +1,335 @@
+"""The steps of a program after training: merge a model into plain weights; save a task to a file, and load it again.
+
+`recast_exp` offers them under its own name. A task file holds what a task has trained (coefficients, adapter, head) and
+the running statistics of BatchNorm layers, so it belongs to one backbone and one template bank. The bank lies next to
+it, once for all tasks that share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from recast_exp import adapters
+from recast_exp.adapters import Adapter, NoAdapter
+from recast_exp.config.schema import ModelConfig
+from recast_exp.data.transforms import InputSpec
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import cache_folder
+from recast_exp.models import task_file
+from recast_exp.models.adapted import AdaptedModel, assemble, head_parameters, running_statistics
+from recast_exp.models.bank_cache import bank_by_hash
+from recast_exp.models.create import input_of
+from recast_exp.models.weights import fingerprint
+from recast_exp.recast import Banks, TemplateCombination
+from recast_exp.recast import merge as merge_templates
+
+log = logging.getLogger(__name__)
+
+FROZEN = "frozen:"
+"""Begins the fingerprint in a task file of `save_task`: of all that the task has not trained, templates included.
+
+The fingerprint in a file of the command line is that of the pretrained weights, which are gone after injection.
+"""
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Make RECAST's combinations, then the adapters, part of the weights, in place.
+
+    The result is a stock timm model: its state dict loads strictly into one of `timm.create_model`. The modules of
+    AdaptFormer, CLR and FiLM cannot become weights. They stay in the model, which computes the same; a warning names
+    them.
+
+    Args:
+        model: A model that `inject`, `inject_adapter`, both or neither have changed.
+
+    Returns:
+        The same model; its logits differ only by rounding.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import MeLo, find_groups, inject, inject_adapter, merge, mimic
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> names = set(model.state_dict())
+        >>> _ = inject(model, mimic(model, find_groups(model, targets=["*.attn.qkv"])))
+        >>> _ = inject_adapter(model, MeLo(rank=4))
+        >>> set(merge(model).state_dict()) == names
+        True
+    """
+    adapters.merge(merge_templates(model))
+    for injected in adapters.injected(model):
+        log.warning(
+            "merge: %s cannot become part of the weights; its modules stay in the model", injected.adapter.label
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task file that has been read.
+
+    Attributes:
+        path: The file.
+        backbone: timm name of the backbone, with the tag of its pretrained weights where it is known.
+        classes: Names of the classes, in the order of the logits.
+        input: The images that the model expects: size in pixels, mean and standard deviation of the channels.
+        adapter: The adapter with its options; `NoAdapter()` for none.
+        bank: `Banks.hash` of the template bank; None for a task without templates.
+        tensors: `kind/public name` → tensor, as stored: `coefficients/blocks.0.attn.qkv` [K, B, n], …
+        settings: What trained of the model, and whether BatchNorm's running statistics moved.
+        fingerprint: sha256 of the weights that the task was trained on.
+    """
+
+    path: Path
+    backbone: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    adapter: Adapter
+    bank: str | None
+    tensors: dict[str, Tensor]
+    settings: ModelConfig
+    fingerprint: str
+
+
+def save_task(
+    model: nn.Module, path: str | Path, *, banks: Banks | None = None, classes: Sequence[str] | None = None
+) -> Path:
+    """Save what a task has trained in a timm model: coefficients, adapter, head, and BatchNorm's running statistics.
+
+    Args:
+        model: The model after training, not merged.
+        path: The task file, a safetensors file; an old one is replaced.
+        banks: The banks that were injected. They are saved next to the task file as `HASH.safetensors`, unless that
+            file exists.
+        classes: Names of the classes, in the order of the logits; None numbers them.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: If the banks are not those in the model, the classes do not fit its head, or parameters train that
+            belong to neither coefficients, adapter nor head.
+
+    Example:
+        >>> import tempfile, timm
+        >>> from recast_exp import find_groups, inject, load_task, mimic, save_task
+        >>> model = timm.create_model("vit_tiny_patch16_224", num_classes=2).requires_grad_(False)
+        >>> banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+        >>> _ = inject(model, banks)
+        >>> folder = tempfile.mkdtemp()
+        >>> load_task(save_task(model, f"{folder}/pets.safetensors", banks=banks, classes=["cat", "dog"])).classes
+        ('cat', 'dog')
+    """
+    path = Path(path).expanduser()
+    adapted = _task_of(model, banks)
+    network: Any = model
+    names = [str(name) for name in (range(network.num_classes) if classes is None else classes)]
+    if len(names) != network.num_classes:
+        raise UserError(f"classes: expected {network.num_classes} names, one for each logit, got {len(names)}")
+    settings = _settings(model)
+    record = task_file.make_record(
+        adapted,
+        {
+            "model": {
+                "backbone": settings.backbone,
+                "img_size": settings.img_size,
+                "method": "frozen" if banks is None else "recast",
+                "batchnorm_statistics": "update" if adapted.buffers else "frozen",
+            },
+            "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
+        },
+        backbone={"name": settings.backbone, "fingerprint": _frozen_fingerprint(adapted)},
+        classes=names,
+        input=task_file.input_record(input_of(model, settings)),
+        eval_batch_size=256,  # in which the command line would repeat a test
+    )
+    if banks is not None and not (beside := path.parent / f"{banks.hash}.safetensors").is_file():
+        banks.save(beside)
+    task_file.save_task(path, adapted.file_tensors(), record)
+    return path
+
+
+def load_task(path: str | Path) -> Task:
+    """Read a task file, of `save_task` or of a run of the command line.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingInputError: If there is no such file.
+        UserError: If it is damaged, not a task file of this version, or names an adapter that is not installed.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import apply_task, load_task
+        >>> task = load_task("outputs/birds/task.safetensors")  # doctest: +SKIP
+        >>> model = apply_task(timm.create_model(task.backbone, pretrained=True), task)  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    tensors, record = task_file.load_task(path)
+    try:
+        config, backbone = record["config"], record["backbone"]
+        settings = ModelConfig(**config.get("model", {}))
+        adapter = adapters.from_config(config.get("adapter") or {"name": "none"})
+        name, weights = str(backbone["name"]), str(backbone["fingerprint"])
+        spec, classes = task_file.input_of_record(record["input"]), tuple(map(str, record["classes"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"task: expected the entries of a task file in {path}, got others ({error!r})") from error
+    return Task(path, name, classes, spec, adapter, record["bank"], tensors, settings, weights)
+
+
+def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None = None) -> nn.Module:
+    """Give a plain timm model the head, templates, adapter and trained parameters of a task, in place.
+
+    Args:
+        model: The backbone that the task was trained on: a fresh timm model with the same pretrained weights.
+        task: The task.
+        banks: Its template bank, or the file of it. None looks next to the task file, then in the cache of the command
+            line.
+
+    Returns:
+        The same model, in evaluation mode: images [N, 3, H, W] → logits [N, classes]. The task's parameters can train
+        on; all others are frozen.
+
+    Raises:
+        MissingInputError: If the template bank is in none of these places.
+        UserError: If the model has other weights or layers than the task was trained on, or is not a plain timm model.
+            After such an error, create the model again.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import apply_task, load_task
+        >>> task = load_task("outputs/birds/task.safetensors")  # doctest: +SKIP
+        >>> model = apply_task(timm.create_model(task.backbone, pretrained=True), task)  # doctest: +SKIP
+        >>> task.classes[model(images).argmax(-1)[0]]  # doctest: +SKIP
+    """
+    _check_plain(model)
+    found = _bank_of(task, banks)
+    network: Any = model
+    network.reset_classifier(0)
+    of_library = task.fingerprint.startswith(FROZEN)
+    if not of_library:
+        _check_weights(task, fingerprint(model))
+    adapted = assemble(model, task.settings, task.adapter, found, len(task.classes), seed=0)
+    if of_library:
+        _check_weights(task, _frozen_fingerprint(adapted))
+    task_file.apply_task(adapted, task.tensors)
+    return model.eval()
+
+
+def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
+    """What belongs to the task in a model, found in the model itself."""
+    _check_timm(model)
+    injected = adapters.injected(model)
+    if len(injected) > 1:
+        listed = ", ".join(each.adapter.label for each in injected)
+        raise UserError(f"model: expected at most one adapter, got {listed}; a task file holds one")
+    adapter: Adapter = injected[0].adapter if injected else NoAdapter()
+    trainable = {
+        "head": head_parameters(model),
+        "coefficients": _coefficients(model, banks),
+        "adapter": dict(injected[0].trained) if injected else {},
+    }
+    adapted = AdaptedModel(model, trainable, running_statistics(model), banks, adapter)
+    own = {id(parameter) for kind in trainable for _, parameter in adapted.parameters(kind)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            raise UserError(
+                f"model: expected only coefficients, adapter and head to train, got {name}, which trains too; a task "
+                "file does not hold it. Call model.requires_grad_(False) before inject and train again"
+            )
+    return adapted
+
+
+def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
+    """Layer → name of its coefficients.
+
+    Raises:
+        UserError: If these banks are not all that was injected.
+    """
+    found: dict[str, str] = {}
+    layers = banks.coefficients if banks else {}
+    for path, module in model.named_modules():
+        if isinstance(module, TemplateCombination):
+            weight = path.rpartition(".")[0]  # LAYER.parametrizations.weight, and peft may have moved the layer
+            layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
+            given = next((banks.templates[g.name] for g in banks.groups if layer in g.layers), None) if banks else None
+            if given is None or not torch.equal(module.bank.templates.detach().cpu(), given):
+                raise UserError(
+                    f"banks: expected the Banks that were injected into the model, with the templates of "
+                    f"{weight.partition('.parametrizations')[0]}, got {'others' if banks else 'None'}"
+                )
+            found[layer] = f"{weight}.original"
+    if missing := [layer for layer in layers if layer not in found]:
+        raise UserError(f"banks: expected banks that were injected into the model, got others: {missing[0]} has none")
+    return {layer: found[layer] for layer in layers}
+
+
+def _bank_of(task: Task, given: Banks | str | Path | None) -> Banks | None:
+    """The bank of a task: given, next to its file, or in the cache."""
+    if task.bank is None:
+        return None
+    if isinstance(given, Banks):
+        if given.hash != task.bank:
+            raise UserError(f"banks: expected those of {task.path}, {task.bank[:16]}…, got {given.hash[:16]}…")
+        return given
+    if given is not None:
+        return Banks.load(Path(given).expanduser(), task.bank)
+    beside = task.path.parent / f"{task.bank}.safetensors"
+    if beside.is_file():
+        return Banks.load(beside, task.bank)
+    try:
+        return bank_by_hash(task.bank, cache_folder(None))
+    except MissingInputError:
+        raise MissingInputError(
+            f"banks: expected the template bank {task.bank[:16]}… of {task.path}, got neither {beside} nor a file in "
+            "the cache; pass the bank, or its file"
+        ) from None
+
+
+def _check_plain(model: nn.Module) -> None:
+    _check_timm(model)
+    if adapters.injected(model) or any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise UserError("model: expected a plain timm model, got one with templates or an adapter; create a fresh one")
+
+
+def _check_timm(model: nn.Module) -> None:
+    if not all(hasattr(model, name) for name in ("get_classifier", "reset_classifier", "num_classes")):
+        raise UserError(f"model: expected a timm model, got {type(model).__name__}, which has no reset_classifier")
+
+
+def _check_weights(task: Task, found: str) -> None:
+    if found != task.fingerprint:
+        raise UserError(
+            f"model: expected {task.backbone} with the weights that {task.path} was trained on "
+            f"({task.fingerprint.removeprefix(FROZEN)[:16]}…), got other weights ({found.removeprefix(FROZEN)[:16]}…)"
+        )
+
+
+def _frozen_fingerprint(adapted: AdaptedModel) -> str:
+    """sha256 over all tensors of a model that are not the task's."""
+    own = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(adapted.network.state_dict().items()):
+        if tensor.data_ptr() not in own and not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"{FROZEN}{digest.hexdigest()}"
+
+
+def _settings(model: nn.Module) -> ModelConfig:
+    """What a task file says of the backbone: its timm name, and the input size where it is not the weights' own."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    name, tag = config.get("architecture") or type(model).__name__, config.get("tag")
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height = size[0] if isinstance(size, tuple) else size
+    return ModelConfig(backbone=f"{name}.{tag}" if tag else name, img_size=height)
