@@ -188,7 +188,7 @@ def test_confusion_matrix_without_images_or_without_mistakes(classes: int) -> No
         perfect = _confusion_figure(torch.eye(classes, dtype=torch.int64), named(classes))
     assert "No images" in texts(empty)
     assert f"Accuracy 100.0%: {classes} of {classes} images" in texts(perfect)
-    assert ("No class is taken for another." in texts(perfect)) == (classes == 31)
+    assert ("No class is mistaken for another." in texts(perfect)) == (classes == 31)
 
 
 def test_mistakes_show_at_most_16_with_the_true_class_first() -> None:

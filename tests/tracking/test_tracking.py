@@ -497,7 +497,7 @@ def test_a_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_online_without_a_key_is_refused(environment: Callable[..., None]) -> None:
-    with pytest.raises(UserError, match=r"^logger\.mode: expected auto or offline, got online with no API key: set WANDB_API_KEY"):
+    with pytest.raises(UserError, match=r"^logger\.mode: expected auto or offline, got online with no API key: set "):
         wandb_run.choose_mode("online")
     environment(MODE="sometimes")
     with pytest.raises(UserError, match="sometimes"):
@@ -592,7 +592,8 @@ def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[
     ("name", "options", "message"),
     [
         ("lines", {}, "logger.options.file: expected the name of a file, got None"),
-        ("empty", {}, "logger.name: expected the module my_package.empty of tracker empty to have the function start, got none"),
+        ("empty", {}, "logger.name: expected the module my_package.empty of tracker empty to have the function start, "
+         "got none"),
         ("nope", {}, "logger.name: expected one of csv, empty, lines, none, tensorboard, wandb, got 'nope'"),
         *((name, {"size": 3}, f"logger.options.size: expected no options, as logger={name} has none; leave it out")
           for name in ("csv", "tensorboard", "wandb")),

@@ -1,1 +1,1 @@
-"""What a person sees of a run: tables in the terminal, progress, and plots."""
+"""The display of a run: tables in the terminal, progress, and plots."""

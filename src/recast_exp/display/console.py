@@ -1,4 +1,4 @@
-"""The tables in the terminal with which stages, sweeps and searches end."""
+"""The tables in the terminal, shown at the end of stages, sweeps and searches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
 from recast_exp.runs.state import State
 
-SHOWN = 10  # rows of a table that may be of any length
+SHOWN = 10  # rows of a table that could be of any length
 BEST = 5  # trials of a search
 
 
 def show_adaptation(settings: Config, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Show what was trained, how many parameters it took, and its accuracy next to the linear probe's."""
+    """Show the trained method: its parameters, and its accuracy next to the linear probe's."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("parameters", "head", "val", "test"):
@@ -92,12 +92,12 @@ def show_comparison(settings: Config, rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
     seeds = sorted({row["seeds"] for row in rows.values()})
     counted = " or ".join(map(str, seeds))
-    what = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} seed(s)."
-    _print(_title(settings, with_seed=False), table, what)
+    caption = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} seed(s)."
+    _print(_title(settings, with_seed=False), table, caption)
 
 
 def show_check(settings: Config, report: dict[str, Any], card: dict[str, Any]) -> None:
-    """Show what is in a dataset: images per split and class, sizes, and what was left out."""
+    """Show the contents of a dataset: images per split and class, their sizes, and the images that were left out."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("split", "images", "classes", "images per class"):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -114,10 +114,10 @@ def show_check(settings: Config, report: dict[str, Any], card: dict[str, Any]) -
         f"(medians {width['median']:.0f} and {height['median']:.0f})"
     )
     official = ", ".join(f"{count:,} {split}" for split, count in report["official_images"].items())
-    whole = "the official set, verified" if report["verified"] else "not compared with an official set"
-    found, known = report["classes"], report["official_classes"]
-    classes = f"{known:,} classes" if found == known else f"{found:,} of {known:,} classes"
-    lines = [f"Found: {classes}, {official} images; {whole}.", f"Images: {size}."]
+    verification = "the official set, verified" if report["verified"] else "not compared with an official set"
+    kept, total = report["classes"], report["official_classes"]
+    classes = f"{total:,} classes" if kept == total else f"{kept:,} of {total:,} classes"
+    lines = [f"Found: {classes}, {official} images; {verification}.", f"Images: {size}."]
     if report["bad"]:
         lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in {layout.CHECK}.")
     _print(f"dataset {settings.dataset.name} in {settings.dataset.path or settings.data_dir}", table, *lines)
@@ -165,14 +165,14 @@ def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
     for column in ("method", "dataset", "seed", "state", "reason"):
         table.add_column(column, overflow="fold")
     for record in left[:SHOWN]:
-        what = (record["label"], record["dataset"], str(record["seed"]), record["state"], record["reason"] or "")
-        table.add_row(str(record["number"]), *map(escape, what))
+        cells = (record["label"], record["dataset"], str(record["seed"]), record["state"], record["reason"] or "")
+        table.add_row(str(record["number"]), *map(escape, cells))
     more = f" ({len(left) - SHOWN} more are not shown)" if len(left) > SHOWN else ""
-    whole = f" of {jobs}" if jobs else ""
+    total = f" of {jobs}" if jobs else ""
     _print(
-        f"{len(left)}{whole} job(s) did not finish{more}",
+        f"{len(left)}{total} job(s) did not finish{more}",
         table,
-        "The same command in the same folder runs these jobs again, and no others:",
+        "The same command in the same folder runs only these jobs again:",
         f"  {escape(command)}",
     )
 
@@ -210,7 +210,7 @@ def _spread(jobs: list[dict[str, Any]], name: str) -> str:
 
 
 def _print(title: str, *parts: Table | str) -> None:
-    """Print a title, tables, and lines that only the terminal wraps."""
+    """Print a title, tables, and lines that are left to the terminal to wrap."""
     console = Console()
     for line in (title, *parts):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
@@ -226,7 +226,7 @@ def _title(settings: Config, *, with_seed: bool = True) -> str:
 
 
 def _method(settings: Config) -> str:
-    """The model, and the adapter on it where there is one."""
+    """The model, and its adapter if there is one."""
     adapter = settings.adapter["name"]
     return settings.model.name if adapter == "none" else f"{settings.model.name} + {adapter}"
 

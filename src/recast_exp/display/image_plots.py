@@ -1,4 +1,4 @@
-"""The pictures of a task: its images as the model sees them, and the confusions of its classes, as PNG."""
+"""The pictures of a task: its images as the model sees them, and the confusions of its classes, as PNG files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from recast_exp.display.plots import STYLE, save_figure
 
 SHEET_IMAGES, MISTAKES, PAIRS = 32, 16, 20
-NAMED_CLASSES = 30  # with more, neither names nor counts can be read in a figure of a sane size
+NAMED_CLASSES = 30  # with more, neither names nor counts are legible in a figure of a reasonable size
 MARGIN = 0.12  # inches
-LINE = 1.3  # height of a line of text over its font size
+LINE = 1.3  # height of a line of text, relative to its font size
 EMPTY_ROW = "#e4e4e4"
 
 
@@ -38,14 +38,14 @@ class Mistake:
 
 
 def contact_sheet(images: Tensor, labels: Tensor, classes: Sequence[str], path: Path, *, title: str = "") -> None:
-    """The images of a batch in a grid, with their class names: what the model sees.
+    """The images of a batch in a grid, as the model sees them, with their class names.
 
     Args:
         images: uint8 [N, 3, S, S]; the first 32 are shown.
         labels: int64 [N].
         classes: Name of each class.
         path: The PNG to write.
-        title: Heading of the figure, wrapped where it is too long.
+        title: Heading of the figure, wrapped if it is too long.
     """
     with _style():
         save_figure(_sheet_figure(images, labels, classes, title), path)
@@ -70,7 +70,7 @@ def mistakes(images: Tensor, rows: Sequence[Mistake], classes: Sequence[str], pa
     """The worst mistakes, in the order given: each image under its true and its predicted class.
 
     Args:
-        images: uint8 [n, 3, S, S]; the first 16 are shown, and none is fine.
+        images: uint8 [n, 3, S, S]; the first 16 are shown. There may be none.
         rows: One for each image.
         classes: Name of each class.
         path: The PNG to write.
@@ -80,7 +80,7 @@ def mistakes(images: Tensor, rows: Sequence[Mistake], classes: Sequence[str], pa
 
 
 def _sheet_figure(images: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    side, size = 1.1, 6.5  # of 32 photographs, larger ones would make a file of several megabytes
+    side, size = 1.1, 6.5  # if larger, 32 photographs would make a file of several megabytes
     captions = [_cut(classes[label], side * 72, size) for label in labels[:SHEET_IMAGES].tolist()]
     return _grid(images[:SHEET_IMAGES], captions, title, columns=8, side=side, size=size)
 
@@ -99,10 +99,10 @@ def _mistakes_figure(images: Tensor, rows: Sequence[Mistake], classes: Sequence[
 
 
 def _grid(images: Tensor, captions: list[str], title: str, *, columns: int, side: float, size: float) -> Figure:
-    """Square images [n, 3, S, S] of `side` inches under captions of font size `size` that are no wider than them."""
+    """Square images [n, 3, S, S] of `side` inches, under captions of font size `size` that are not wider."""
     count = len(captions)
     rows = -(-count // columns)
-    columns = -(-count // max(rows, 1))  # nine images are five and four, not eight and one
+    columns = -(-count // max(rows, 1))  # nine images are shown as five and four, not as eight and one
     caption = max((text.count("\n") + 1 for text in captions), default=0) * size * LINE / 72 + 0.02
     width = max(MARGIN + columns * (side + MARGIN), 4.0)
     heading = _wrap(title, (width - 2 * MARGIN) * 72, 9)
@@ -111,24 +111,24 @@ def _grid(images: Tensor, captions: list[str], title: str, *, columns: int, side
     figure = Figure(figsize=(width, height))
     axes = _canvas(figure)
     axes.text(MARGIN, MARGIN, "\n".join(heading), va="top", fontsize=9)
-    # As the default of matplotlib, whatever the user's own is: small images keep their pixels.
+    # As matplotlib does by default, whatever the user has configured: small images keep their pixels
     interpolation = "nearest" if images.shape[-1] < 64 else "antialiased"
     for index, (image, text) in enumerate(zip(images.cpu().permute(0, 2, 3, 1).numpy(), captions, strict=True)):
         x = MARGIN + index % columns * (side + MARGIN)
         y = top + index // columns * (caption + side + MARGIN) + caption
         axes.imshow(image, extent=(x, x + side, y + side, y), interpolation=interpolation)
         axes.text(x + side / 2, y - 0.03, text, ha="center", va="bottom", fontsize=size)
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")  # which the images have changed
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")  # `imshow` has changed them
     return figure
 
 
 def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     table = counts.cpu().numpy()
-    number = len(table)
-    named = number <= NAMED_CLASSES
-    side = number * min(0.8, max(0.28, 4.5 / number)) if named else 7.0
-    pitch = side * 72 / number  # points for a class
-    size = (8.0 if number <= 12 else 7.0) if named else 5.5
+    num_classes = len(table)
+    named = num_classes <= NAMED_CLASSES
+    side = num_classes * min(0.8, max(0.28, 4.5 / num_classes)) if named else 7.0
+    pitch = side * 72 / num_classes  # points per class
+    size = (8.0 if num_classes <= 12 else 7.0) if named else 5.5
     step = max(1, math.ceil(size * LINE / pitch))
     names = [_cut(name, 120, size) for name in classes[::step]]
     widest = max(_width(name, size) for name in names)
@@ -136,7 +136,7 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     totals = table.sum(1, keepdims=True)
     total, right = int(totals.sum()), int(np.trace(table))
     heading = f"Accuracy {right / total:.1%}: {right} of {total} images" if total else "No images"
-    if 0 < (totals > 0).sum() < number:
+    if 0 < (totals > 0).sum() < num_classes:
         heading += " (grey: a class without images)"
     pairs = [] if named else _confused(table, classes, 230, 7)
 
@@ -149,17 +149,17 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     shares = np.where(totals > 0, table / np.maximum(totals, 1), np.nan)
     colors = mpl.colormaps["Blues"].with_extremes(bad=EMPTY_ROW)
-    norm = PowerNorm(0.5, vmin=0, vmax=1)  # a confusion of a few percent must be seen
+    norm = PowerNorm(0.5, vmin=0, vmax=1)  # confusions of a few percent must be visible
     image = axes.imshow(shares, cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_xticks(range(0, number, step), names, fontsize=size, rotation=90 if upright else 0)
-    axes.set_yticks(range(0, number, step), names, fontsize=size)
+    axes.set_xticks(range(0, num_classes, step), names, fontsize=size, rotation=90 if upright else 0)
+    axes.set_yticks(range(0, num_classes, step), names, fontsize=size)
     axes.spines[:].set_visible(True)
     scale = figure.add_axes(((left + side + 0.15) / width, bottom / height, 0.15 / width, side / height))
     figure.colorbar(image, cax=scale, label="share of the true class", ticks=[0, 0.05, 0.2, 0.5, 1], format="{x:.0%}")
     canvas = _canvas(figure)
     canvas.text(MARGIN, MARGIN, heading, va="top")
-    for index, line in enumerate(pairs):  # one by one, as the lines of a text are unevenly apart
+    for index, line in enumerate(pairs):  # one by one, as the lines of one text are unevenly spaced
         canvas.text(list_left, 0.4 + index * 7 * 1.6 / 72, line, va="top", fontsize=7)
     dark = norm(shares) > 0.7
     for row, column in np.argwhere(table) if named else ():
@@ -179,7 +179,7 @@ def _confused(table: np.ndarray[Any, Any], classes: Sequence[str], width: float,
         if count := wrong[label, predicted]:
             room = (width - _width(f" → : {count}", size)) / 2
             lines.append(f"{_cut(classes[label], room, size)} → {_cut(classes[predicted], room, size)}: {count}")
-    return ["Most confused (true → predicted: images)", *lines] if lines else ["No class is taken for another."]
+    return ["Most confused (true → predicted: images)", *lines] if lines else ["No class is mistaken for another."]
 
 
 def _canvas(figure: Figure) -> Any:
@@ -192,10 +192,15 @@ def _canvas(figure: Figure) -> Any:
 
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
-    """The style of the figures here: their layout is their own, and names are text, whatever signs they hold."""
-    own = {"axes.grid": False, "figure.constrained_layout.use": False, "text.parse_math": False, "text.usetex": False}
-    with mpl.rc_context(STYLE | own), warnings.catch_warnings():
-        # Which scripts can be drawn depends on the installed fonts; a missing sign is no reason for many lines.
+    """The style of these figures: they are laid out by hand, and a name is never read as a formula."""
+    changes = {
+        "axes.grid": False,
+        "figure.constrained_layout.use": False,
+        "text.parse_math": False,
+        "text.usetex": False,
+    }
+    with mpl.rc_context(STYLE | changes), warnings.catch_warnings():
+        # The installed fonts decide which scripts can be rendered; missing glyphs are not worth a warning each
         warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib currently does not support .* natively")
         yield
 
@@ -203,11 +208,11 @@ def _style() -> Iterator[None]:
 def _width(text: str, size: float) -> float:
     """Width of a line of text of font size `size`, in points."""
     width = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]
-    return float(width) * 1.04  # drawn letters are moved to whole pixels
+    return float(width) * 1.04  # rendered letters are moved to whole pixels
 
 
 def _cut(text: str, width: float, size: float) -> str:
-    """The text on one line, its middle replaced by … where it is wider than `width` points."""
+    """The text on one line, its middle replaced by … if it is wider than `width` points."""
     text = " ".join(text.split())
     if _width(text, size) <= width:
         return text

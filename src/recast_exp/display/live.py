@@ -1,7 +1,7 @@
-"""The progress of a sweep: one live table in a terminal, elsewhere a line for each job that ends.
+"""The progress of a sweep: one live table in a terminal, otherwise a line for each job that ends.
 
-It is read from the `job.json` of the jobs, so they may run in any process and on any machine. Of a search,
-`search.json` is read too, as its jobs are not known beforehand.
+It is read from the `job.json` of the jobs, so they may run in any process and on any machine. For a search,
+`search.json` is read too, as its jobs are not known in advance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.state import State
 
-INTERVAL = 0.5  # seconds between two looks at the files
+INTERVAL = 0.5  # seconds between two readings of the files
 ROWS = 12  # of the live table, in addition to the jobs that run
 ENDED = frozenset({State.FINISHED, State.FAILED, State.SKIPPED, State.PRUNED})
 
@@ -53,36 +53,36 @@ def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
         with _show(console, lambda: table(watcher.look(), started)):
             yield
     else:
-        with _every(INTERVAL, lambda: _say(watcher)):
+        with _every(INTERVAL, lambda: _report(watcher)):
             yield
 
 
-def _show(console: Console, what: Callable[[], Group]) -> Live:
-    return Live(console=console, get_renderable=what, refresh_per_second=2)
+def _show(console: Console, render: Callable[[], Group]) -> Live:
+    return Live(console=console, get_renderable=render, refresh_per_second=2)
 
 
 class _Watcher:
-    """Reads the jobs' files, those of ended jobs once.
+    """Reads the files of the jobs; those of a job that has ended are read only once.
 
     Attributes:
-        said: Numbers of the jobs whose end needs no line any more.
+        reported: Numbers of the jobs whose end needs no line, or has had one.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
-        self.said: set[int] = set()
+        self.reported: set[int] = set()
         self._folder, self._jobs = folder, jobs
         self._ended: dict[int, Record] = {}
         self._before: dict[int, str] = {}
-        # What had ended before is not news; what had failed before waits to be tried again
+        # Jobs that had ended before need no line; those that had failed before wait to be run again
         for number, record in enumerate(self.look()):
             if record["state"] in (State.FINISHED, State.SKIPPED, State.PRUNED):
-                self.said.add(number)
+                self.reported.add(number)
             elif record["state"] != State.WAITING:
                 self._before[number] = record["updated"]
                 self._ended.pop(number, None)
 
     def look(self) -> list[Record]:
-        """One record for each job, also for one that is waiting; `state` is a `State`."""
+        """One record for each job, including those that are waiting; `state` is a `State`."""
         return [self._one(number, job) for number, job in enumerate(self._jobs)]
 
     def _one(self, number: int, job: Record) -> Record:
@@ -98,26 +98,26 @@ class _Watcher:
         return current
 
 
-def _say(watcher: _Watcher) -> None:
+def _report(watcher: _Watcher) -> None:
     records = watcher.look()
     for number, record in enumerate(records):
-        if record["state"] in ENDED and number not in watcher.said:
-            watcher.said.add(number)
-            print(f"{len(watcher.said)} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
+        if record["state"] in ENDED and number not in watcher.reported:
+            watcher.reported.add(number)
+            print(f"{len(watcher.reported)} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
 
 
 def describe(record: Record) -> str:
     """An ended job in one line."""
-    what = f"{record['label']} on {record['dataset']}, seed {record['seed']}"
+    job = f"{record['label']} on {record['dataset']}, seed {record['seed']}"
     if record["state"] == State.FINISHED:
         accuracy = record["val/accuracy"]
         result = f": validation {100 * accuracy:.1f} %" if accuracy is not None else ""
-        return f"{what}{result} ({_seconds(record):.0f} s)"
-    return f"{what} {record['state']}: {record.get('reason') or record.get('skipped')}"
+        return f"{job}{result} ({_seconds(record):.0f} s)"
+    return f"{job} {record['state']}: {record.get('reason') or record.get('skipped')}"
 
 
 def table(records: Sequence[Record], started: float) -> Group:
-    """The jobs that failed, the last that ended, those that run; below, how many have ended and the time left."""
+    """Failed jobs, the last ones that ended, and running ones; below, the number of ended jobs and the time left."""
     ended = [record for record in records if record["state"] in ENDED]
     failed = [record for record in ended if record["state"] == State.FAILED]
     running = [record for record in records if record["state"] == State.RUNNING]
@@ -138,7 +138,7 @@ def table(records: Sequence[Record], started: float) -> Group:
 
 
 def search_table(folder: Path, started: float) -> Group:
-    """The trials of a search that run, the last that ended and the best, with the values sampled for them."""
+    """The trials of a search that run, the last ones that ended and the best, with the values sampled for them."""
     try:
         content = json.loads((folder / layout.SEARCH).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the search has not written it yet
@@ -190,11 +190,11 @@ def _status(record: Record) -> tuple[Text, str, str, str]:
 
 
 def remaining(records: Sequence[Record], started: float) -> float | None:
-    """Seconds until the last job ends, by the speed since the sweep was started; None before anything is known.
+    """Seconds until the last job ends, at the speed since the sweep was started; None as long as no epoch is done.
 
-    A job counts with the share of its epochs that is done. Jobs that had ended before do not count.
+    A running job counts by the share of its epochs that are done. Jobs that had ended before do not count.
     """
-    before = [r for r in records if r["state"] in ENDED and _time(r.get("updated")) < started - 1]
+    before = [record for record in records if record["state"] in ENDED and _time(record.get("updated")) < started - 1]
     done = sum(
         1.0 if record["state"] in ENDED else record["epoch"] / record["epochs"]
         for record in records

@@ -1,4 +1,4 @@
-"""Numbers as tables show them."""
+"""Statistics as tables show them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG."""
+"""The plots of a run, as PNG files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STYLE: Any = {
     "font.size": 9,
     "figure.constrained_layout.use": True,
 }
-# Matplotlib's own layout draws a figure several times, and every run draws the first two figures of this module
+# Matplotlib's automatic layout renders a figure several times, and every run renders the first two figures below
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
 TRAIN, VAL = "#7a7a7a", "#1f6fb4"
 DISTINCT = [mpl.colormaps[name](i) for name, count in (("tab10", 10), ("Dark2", 7)) for i in range(count) if i != 7]
@@ -51,8 +51,8 @@ def learning_curves(history: list[dict[str, float]], path: Path, *, reported: in
 def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> None:
     """Heat maps of the coefficients, averaged over their sets: mimicked, trained, and the difference.
 
-    A row is a layer. A column is a template, or a block and a template where blocks of a weight have coefficients of
-    their own.
+    A row is a layer. A column is a template, or a block and a template if the blocks of a weight have separate
+    coefficients.
     """
     layers = list(before)
     tables = [_table(list(values.values())) for values in (before, {layer: after[layer] for layer in layers})]
@@ -85,11 +85,11 @@ class Compared:
     """A method of a comparison.
 
     Attributes:
-        label: What the legend calls it.
-        model: What trains besides the head: `model.method` of its configuration.
-        adapter: Label of its adapter; empty without one.
+        label: Its name in the legend.
+        model: The method that trains alongside the head: `model.method` of its configuration.
+        adapter: Label of its adapter; empty if it has none.
         parameters: Trained parameters of a task, without the head.
-        bits: What they take.
+        bits: The size of these parameters in bits.
         accuracy: Mean test accuracy over the seeds, from 0 to 1.
         spread: Its standard deviation.
     """
@@ -109,16 +109,16 @@ class Compared:
 
     @property
     def colored_as(self) -> str:
-        """What it shares its colour with: an adapter has one, whatever it is put on."""
+        """The label that decides its colour: an adapter has one colour, whatever model it is on."""
         return self.adapter or self.label
 
 
 def comparison(methods: Sequence[Compared], path: Path) -> None:
     """Test accuracy against the trained parameters of a task, and against their bytes, without the head; on log axes.
 
-    A method with an adapter has the adapter's colour, filled where it is stacked on RECAST, and there a little to the
-    right, so that the two bars can be told apart. Bars are standard deviations over the seeds. A method that trains
-    nothing but a head is a line.
+    A method with an adapter has the adapter's colour. If it is stacked on RECAST, its marker is filled and lies a
+    little to the right, so that the two bars can be told apart. Bars are standard deviations over the seeds. A method
+    that trains only a head is a line.
     """
     names = dict.fromkeys(method.colored_as for method in methods if method.parameters)
     colors = dict(zip(names, itertools.cycle(DISTINCT), strict=False))
@@ -181,8 +181,8 @@ def _table(values: list[Tensor]) -> np.ndarray[Any, Any]:
     """Coefficients [K, B, n] of several layers as rows of equal length, padded with NaN."""
     rows = [value.double().mean(0).flatten().numpy() for value in values]
     table = np.full((len(rows), max(map(len, rows))), np.nan)
-    for row, numbers in zip(table, rows, strict=True):
-        row[: len(numbers)] = numbers
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
     return table
 
 

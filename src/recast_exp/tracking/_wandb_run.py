@@ -120,7 +120,8 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
     except wandb.errors.Error as error:
         if mode != "online" or logger.mode == "online":
             raise UserError(
-                f"logger.mode: W&B cannot start a run ({_line(error)}); set logger.mode=offline to run without a connection"
+                f"logger.mode: W&B cannot start a run ({_line(error)}); set logger.mode=offline to do without a "
+                "connection"
             ) from error
         log.info("W&B: offline (%s)", _line(error))
         started = wandb.init(mode="offline", **options)
