@@ -23,6 +23,7 @@ from recast_exp.cli import launchers
 from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config.compose import Composed, Composer
+from recast_exp.data import sets
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.models.check import check_model
 from recast_exp.models.create import blueprint, input_spec
@@ -87,7 +88,7 @@ def test_the_example_dataset_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = [f"{number}-{row}" for number, row in enumerate(rows)]
     for row in rows:
         Image.new("RGB", (8, 8), (40, len(row), 0)).save(root / "images" / row.split(",")[0])
-    monkeypatch.setattr(data.sets, "__path__", [*data.sets.__path__, str(modules)])
+    monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(modules)])
     importlib.invalidate_caches()
     try:
         assert "leaves" in data.names()
@@ -103,7 +104,7 @@ def test_the_example_dataset_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert names == [images.classes[label] for label in samples.labels]
         assert len(load("leaves", path=str(root)).splits["test"]) == 4
         table.write_text("\n".join(["file,species,split", *rows, "a.png,oak,late"]), encoding="utf-8")
-        with pytest.raises(UserError, match=r"leaves\.csv, line 10: expected one of, got the split 'late'"):
+        with pytest.raises(UserError, match=r"leaves\.csv, line 10: expected one of train, val, test, got 'late'"):
             load("leaves", tmp_path / "data")
     finally:
         sys.modules.pop("recast_exp.data.sets.leaves", None)
@@ -121,19 +122,20 @@ def test_the_example_backbones_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "model" / "swin_att.yaml").write_text(preset, encoding="utf-8")
     swin = CommandLine(("model=swin_att", "dataset=cifar10"), config_dir=str(tmp_path), inputs=False)
     (job,) = check(swin).jobs
-    groups = find_groups(blueprint(job.cfg.model), targets=job.cfg.recast.targets)
-    sets = job.cfg.recast.num_coefficient_sets
-    assert sum(len(group.layers) * sets * group.num_templates for group in groups) == 48
-    check_model(job.cfg.model, job.cfg.recast, job.cfg.adapter)
+    settings = job.settings
+    groups = find_groups(blueprint(settings.model), targets=settings.recast.targets)
+    num_sets = settings.recast.num_coefficient_sets
+    assert sum(len(group.layers) * num_sets * group.num_templates for group in groups) == 48
+    check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
 
     (tmp_path / "small_vit.py").write_text(script, encoding="utf-8")
     runpy.run_path(str(tmp_path / "small_vit.py"), run_name="small_vit")
     typed = ("model=recast", "model.backbone=small_vit", "model.weights=small_vit.safetensors", "dataset=cifar10")
     found = check(CommandLine(typed, inputs=False))
     assert found.wrong == []
-    cfg = found.jobs[0].cfg
-    check_model(cfg.model, cfg.recast, cfg.mimicry, cfg.adapter)
-    assert input_spec(cfg.model).size == 32
+    settings = found.jobs[0].settings
+    check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
+    assert input_spec(settings.model).size == 32
     network = timm.create_model("small_vit", num_classes=0)
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 192)
 
