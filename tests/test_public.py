@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -413,5 +414,12 @@ def test_injecting_an_adapter_lets_it_train_and_leaves_the_rest(stock: dict[str,
 # The distribution
 
 
-def test_the_package_says_that_it_is_typed() -> None:
-    assert (Path(recast_exp.__path__[0]) / "py.typed").read_bytes() == b""
+def test_the_distributions_hold_the_mark_of_types_and_nothing_of_one_machine() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    wheel, sdist = build["targets"]["wheel"], build["targets"]["sdist"]
+    assert (ROOT / "src" / "recast_exp" / "py.typed").read_bytes() == b""
+    assert wheel["only-include"] == ["src/recast_exp", "src/hydra_plugins", "conf"]
+    assert wheel["sources"] == {"src": "", "conf": "recast_exp/conf"}
+    assert "src" in sdist["include"]
+    assert build["exclude"] == ["conf/local.yaml"]
+    assert "force-include" not in wheel  # would take what git ignores
