@@ -20,7 +20,7 @@ import recast_exp
 from recast_exp.config import grammar, hydra_api, keys
 from recast_exp.config.fields import accepted
 from recast_exp.config.schema import Config
-from recast_exp.errors import RecastError, UserError
+from recast_exp.errors import RecastError, UserError, first_line
 
 CONFIG_NAME = "config"
 
@@ -217,11 +217,6 @@ def store_seed(name: str, options: Sequence[str]) -> bool:
         return False
     ConfigStore.instance().store(group="seed", name=name, package="_global_", node={"seed": int(name)})
     return True
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def describe(error: BaseException) -> str:

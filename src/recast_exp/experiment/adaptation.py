@@ -25,6 +25,7 @@ from recast_exp.models.count import count
 from recast_exp.models.task_file import save_task
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
+from recast_exp.runs import layout
 from recast_exp.runs.record import read_results
 from recast_exp.search.pruning import Pruning
 from recast_exp.system import is_main_process
@@ -40,7 +41,7 @@ LOSSY = 1e-3  # relative error of a weight above which a user is warned
 
 def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
     """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
-    if settings.resume and (run_dir / "metrics.json").is_file():
+    if settings.resume and (run_dir / layout.METRICS).is_file():
         log.info("%s is finished; nothing is left to do", run_dir)
         metrics = read_results(run_dir)[0]
     else:
@@ -87,7 +88,7 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str
         pruning.check(settings.trainer.max_epochs)
     if is_main:
         # Before the test: should that fail, the trained parameters are not lost.
-        save_task(run_dir / "task.safetensors", adapted.file_tensors(), experiment.record(adapted))
+        save_task(run_dir / layout.TASK, adapted.file_tensors(), experiment.record(adapted))
         if remark := adapted.adapter.remark(result.metrics, result.history[-1]):
             log.warning("%s", remark)
     tested = test(recipe, adapted, data, trackers)
@@ -153,10 +154,10 @@ def _write(
     adapted: AdaptedModel,
     start: dict[str, torch.Tensor],
 ) -> None:
-    parameters = count(adapted, (run_dir / "task.safetensors").stat().st_size)
-    write_json(run_dir / "parameters.json", parameters)
-    plots.learning_curves(result.history, run_dir / "plots" / "learning_curves.png", reported=int(metrics["epoch"]))
+    parameters = count(adapted, (run_dir / layout.TASK).stat().st_size)
+    write_json(run_dir / layout.PARAMETERS, parameters)
+    plots.learning_curves(result.history, layout.plot(run_dir, "learning_curves"), reported=int(metrics["epoch"]))
     if start:
         after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
-        plots.coefficients(start, after, run_dir / "plots" / "coefficients.png")
-    write_json(run_dir / "metrics.json", metrics)  # last: its presence says that the run is finished
+        plots.coefficients(start, after, layout.plot(run_dir, "coefficients"))
+    write_json(run_dir / layout.METRICS, metrics)  # last: its presence says that the run is finished

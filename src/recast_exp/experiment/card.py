@@ -14,6 +14,7 @@ import torch
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.display import image_plots
 from recast_exp.files import write_json, write_text
+from recast_exp.runs import layout
 
 if TYPE_CHECKING:
     from recast_exp.training.loop import Prediction
@@ -26,11 +27,11 @@ def write_card(run_dir: Path, data: ImageDataModule) -> None:
         run_dir: Folder of the run.
         data: The images.
     """
-    write_json(run_dir / "dataset.json", data.image_set.describe())
+    write_json(run_dir / layout.DATASET, data.image_set.describe())
     images, labels = data.example(image_plots.SHEET_IMAGES)
     size = data.spec.size
     title = f"{data.image_set.name} · training images as the model sees them · {size} × {size}, {data.transform}"
-    image_plots.contact_sheet(images, labels, data.image_set.classes, run_dir / "plots" / "batch.png", title=title)
+    image_plots.contact_sheet(images, labels, data.image_set.classes, layout.plot(run_dir, "batch"), title=title)
 
 
 def write_predictions(run_dir: Path, data: ImageDataModule, predictions: Sequence[Prediction]) -> None:
@@ -48,17 +49,17 @@ def write_predictions(run_dir: Path, data: ImageDataModule, predictions: Sequenc
     names = _names(data)
     for row in predictions:
         writer.writerow((names[row.image], classes[row.label], classes[row.predicted], row.probability, row.loss))
-    write_text(run_dir / "predictions.csv", text.getvalue())
+    write_text(run_dir / layout.PREDICTIONS, text.getvalue())
 
     pairs = torch.tensor([row.label * len(classes) + row.predicted for row in predictions])
     counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
-    image_plots.confusion_matrix(counts, classes, run_dir / "plots" / "confusion.png")
+    image_plots.confusion_matrix(counts, classes, layout.plot(run_dir, "confusion"))
     wrong = sorted((row for row in predictions if row.predicted != row.label), key=lambda row: -row.loss)
     worst = wrong[: image_plots.MISTAKES]
     size = data.spec.size
     images = torch.stack([data.datasets["test"][0, row.image][0] for row in worst] or [torch.empty(3, size, size)])
     rows = [image_plots.Mistake(row.label, row.predicted, row.probability) for row in worst]
-    image_plots.mistakes(images[: len(worst)].byte(), rows, classes, run_dir / "plots" / "mistakes.png")
+    image_plots.mistakes(images[: len(worst)].byte(), rows, classes, layout.plot(run_dir, "mistakes"))
 
 
 def _names(data: ImageDataModule) -> Sequence[str]:

@@ -17,6 +17,7 @@ from recast_exp.files import write_json
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.count import count
 from recast_exp.models.task_file import apply_task, load_task
+from recast_exp.runs import layout
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
@@ -50,10 +51,10 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
         metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(trainer), **versions()}
         parameters = count(adapted, path.stat().st_size)
         if is_main:
-            write_json(run_dir / "parameters.json", parameters)
+            write_json(run_dir / layout.PARAMETERS, parameters)
             write_card(run_dir, data)
             write_predictions(run_dir, data, tested.predictions)
-            write_json(run_dir / "metrics.json", metrics)
+            write_json(run_dir / layout.METRICS, metrics)
             report_results(trackers, run_dir)
     if is_main:
         console.show_evaluation(settings, path, metrics, parameters)

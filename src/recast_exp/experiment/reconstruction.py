@@ -18,6 +18,7 @@ from recast_exp.files import write_json
 from recast_exp.models.count import count
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
+from recast_exp.runs import layout
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
         "layers": layers,
     }
     if is_main_process(settings.trainer.devices):
-        write_json(run_dir / "parameters.json", parameters)
-        plots.reconstruction(layers, run_dir / "plots" / "reconstruction.png")
+        write_json(run_dir / layout.PARAMETERS, parameters)
+        plots.reconstruction(layers, layout.plot(run_dir, "reconstruction"))
         write_json(run_dir / "reconstruction.json", summary)
         console.show_reconstruction(settings, summary, parameters)
         log.info("Bank: %s", path)

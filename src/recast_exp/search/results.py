@@ -11,21 +11,22 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from recast_exp.files import write_json
+from recast_exp.runs import layout
+from recast_exp.runs.state import State
 from recast_exp.search.space import Parameter
 from recast_exp.search.study import METRIC
 
-FILE = "search.json"
 FORMAT = 1
 REASON = "reason"
 EXIT_CODE = "exit_code"
 """What the storage keeps of a failed trial, beside its state."""
 
 STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "running",
+    TrialState.COMPLETE: State.FINISHED,
+    TrialState.PRUNED: State.PRUNED,
+    TrialState.FAIL: State.FAILED,
+    TrialState.RUNNING: State.RUNNING,
+    TrialState.WAITING: State.RUNNING,
 }
 
 
@@ -57,7 +58,7 @@ def record(
         "best": chosen and {**_entry(chosen, space), "command": command(fixed, chosen, space)},
         "trials": [_entry(trial, space) for trial in trials],
     }
-    write_json(folder / FILE, content)
+    write_json(folder / layout.SEARCH, content)
     return content
 
 

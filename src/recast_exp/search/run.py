@@ -20,10 +20,9 @@ from hydra.plugins.launcher import Launcher
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from recast_exp.config.compose import first_line
 from recast_exp.config.grammar import quote
 from recast_exp.config.keys import leaves
-from recast_exp.errors import RecastError
+from recast_exp.errors import RecastError, first_line
 from recast_exp.files import write_text
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record

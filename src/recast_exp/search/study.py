@@ -20,7 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from recast_exp.config import keys
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, first_line
 
 STUDY = "recast_exp"
 """Name of the study in its storage. The same in every folder, as Hyperband's draws depend on it."""
@@ -169,7 +169,7 @@ def _make(what: str, node: dict[str, Any], **more: Any) -> Any:
     try:
         made = instantiate(node, **more)
     except HydraException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
     if not isinstance(made, BaseSampler if what == "sampler" else BasePruner):
         raise UserError(f"hydra.sweeper.{what}: expected a {what} of Optuna, got {node.get('_target_')}")

@@ -1,7 +1,7 @@
-"""The training loop: Lightning's, with what a run of this project needs of it.
+"""The training loop: Lightning's, with the seeds, checkpoints and results of this project.
 
-Randomness follows from (seed, epoch) and checkpoints are whole epochs, so that a run that was stopped and continued
-gives on the CPU the same numbers, to the bit, as one that was not.
+Randomness follows from (seed, epoch), and checkpoints are written after whole epochs. So on the CPU, a run that was
+stopped and continued is equal, bit for bit, to one that was not.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ from recast_exp.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-KEPT = ("train/", "val/", "adapter/")  # with CHANGE, what the reported epoch's row says of the model
-LAST, BEST = "last", "best"  # names of the two checkpoints, and of the two values of `select`
-
+KEPT = ("train/", "val/", "adapter/")  # with CHANGE, the columns of the reported epoch that become results
+BEST = "best"  # the value of `select` that reports the epoch with the best validation accuracy
 
 _bars = contextvars.ContextVar("bars", default=True)
 
 
 @dataclass
 class FitResult:
-    """What a training run gives.
+    """The result of a training run.
 
     Attributes:
         metrics: `train/…`, `val/…`, `adapter/…` and `coefficients/change` of the reported epoch, and `epochs`,
@@ -61,10 +60,10 @@ class FitResult:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, read without unpickling code."""
+    """Checkpoints that are either complete or absent, and are read without unpickling code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a temporary file, sync it to disk, and put it in the place of the old one."""
+        """Write to a temporary file, sync it to disk, and replace the old one."""
         with replacing(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -75,7 +74,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class EpochSeed(Callback):
-    """Seeds each epoch by (seed, epoch): an epoch draws the same numbers whatever ran before it."""
+    """Seeds each epoch by (seed, epoch): the random numbers of an epoch do not depend on what ran before."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -95,22 +94,22 @@ def fit(
     description: str = "training",
     more: Sequence[Callback] = (),
 ) -> FitResult:
-    """Train a model's task parameters, in place; they are those of the reported epoch afterwards.
+    """Train a model's task parameters, in place; afterwards they are those of the reported epoch.
 
-    Random generators and the number of threads are the caller's again afterwards.
+    The caller's random generators and number of threads are restored afterwards.
 
     Args:
-        recipe: How it is trained.
+        recipe: The settings of training.
         adapted: The model.
         data: The images.
-        run_dir: Where checkpoints and `metrics.csv` go, and where a checkpoint to continue from is looked for; None
-            keeps everything in memory.
+        run_dir: Folder for checkpoints and `metrics.csv`; a checkpoint in it is continued. None keeps everything in
+            memory.
         loggers: Trackers.
-        description: What the progress bar says.
-        more: Callbacks alongside those of every run.
+        description: Title of the progress bar.
+        more: Further callbacks.
 
     Raises:
-        UserError: If the device is not there, training diverges, or a checkpoint to continue from is damaged.
+        UserError: If the device is not available, training diverges, or a checkpoint to continue is damaged.
     """
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
     if recipe.trainer.compile:
@@ -128,36 +127,38 @@ def fit(
         callbacks.append(snapshots)
     checkpoint = None
     if run_dir:
-        folder = run_dir / "checkpoints"
+        last = layout.checkpoint(run_dir)
         callbacks.append(
-            ModelCheckpoint(folder, LAST, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+            ModelCheckpoint(
+                last.parent, last.stem, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+            )
         )
-        checkpoint = folder / f"{LAST}.ckpt" if (folder / f"{LAST}.ckpt").is_file() else None
+        checkpoint = last if last.is_file() else None
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with _trainer(recipe, callbacks, loggers, run_dir, description) as trainer:
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:
-            if trainer.interrupted:  # Lightning has shut down in order; the command line has its own exit code for it
+            if trainer.interrupted:  # Lightning has shut down cleanly; the command line has an exit code for it
                 raise KeyboardInterrupt from None
             raise
-        except Exception as error:  # a damaged file may fail in any way
+        except Exception as error:  # a damaged file can raise anything
             if checkpoint is None or history.running or isinstance(error, RecastError):
                 raise
             raise UserError(
-                f"resume: {checkpoint} is damaged, or not a checkpoint of this run ({type(error).__name__}); start the "
-                "run from scratch"
+                f"resume: expected a checkpoint of this run, got {checkpoint}, which is damaged or of another run "
+                f"({type(error).__name__}); start the run from scratch"
             ) from error
     row = history.rows[-1]
     if snapshots:
         row = history.rows[snapshots.epoch]
         apply_task(adapted, snapshots.tensors)
-    keep = {name: value for name, value in row.items() if name.startswith(KEPT) or name == CHANGE}
+    reported = {name: value for name, value in row.items() if name.startswith(KEPT) or name == CHANGE}
     seconds = sum(row["seconds"] for row in history.rows)
     images = sum(row["images"] for row in history.rows)
     return FitResult(
-        keep
+        reported
         | {
             "epoch": row["epoch"],
             "epochs": len(history.rows),
@@ -170,13 +171,13 @@ def fit(
 
 @dataclass
 class Prediction:
-    """What a model says of a test image.
+    """The prediction of a model for a test image.
 
     Attributes:
         image: Number of the image in the test split.
         label: Its class.
         predicted: The most probable class.
-        probability: Of that class.
+        probability: The probability of that class.
         loss: Cross-entropy.
     """
 
@@ -189,7 +190,7 @@ class Prediction:
 
 @dataclass
 class Tested:
-    """What a test gives.
+    """The result of a test.
 
     Attributes:
         metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME`.
@@ -205,7 +206,7 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
     with _trainer(recipe, [], loggers, None, "testing") as trainer:
         trainer.test(module, datamodule=data, verbose=False)
-    # What `Trainer.test` returns is what it logs to trackers by itself: nothing
+    # `Trainer.test` returns only what it logs to trackers by itself, which is nothing
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     per_class = module.per_class.compute().tolist()
     names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
@@ -215,15 +216,15 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a continued run remembers: one that had stopped does not train on."""
+    """Early stopping that survives a restart: a run that had stopped does not train further."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop again."""
+        """Stop again if it had stopped before."""
         trainer.should_stop = self.wait_count >= self.patience or self.stopped_epoch > 0
 
 
 class Snapshots(Callback):
-    """Keeps the task's numbers of the epoch with the best validation accuracy, the first of equals."""
+    """Keeps the task parameters of the epoch with the best validation accuracy; of equals, the first."""
 
     def __init__(self, adapted: AdaptedModel) -> None:
         self._adapted = adapted
@@ -232,14 +233,14 @@ class Snapshots(Callback):
         self.tensors: dict[str, Tensor] = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare and keep."""
+        """Keep the parameters if the epoch is the best so far."""
         accuracy = trainer.callback_metrics["val/accuracy"].item()
         if accuracy > self.best:
             self.best, self.epoch = accuracy, trainer.current_epoch
             self.tensors = {name: tensor.cpu().clone() for name, tensor in self._adapted.task_tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The content of a checkpoint."""
         return {"best": self.best, "epoch": self.epoch, "tensors": self.tensors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,7 +249,7 @@ class Snapshots(Callback):
 
 
 def peak_memory_mb() -> float:
-    """Peak memory in MB (10⁶ bytes): of this run on the device where one is used, else of the process so far."""
+    """Peak memory in MB (10⁶ bytes): of this run on a GPU if it uses one, otherwise of the process so far."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -257,7 +258,7 @@ def peak_memory_mb() -> float:
 
 @contextlib.contextmanager
 def progress_bars(wanted: bool) -> Iterator[None]:
-    """Whether training shows a progress bar in a terminal, within the block."""
+    """Set whether training shows progress bars in a terminal, within the block."""
     token = _bars.set(wanted)
     try:
         yield
@@ -267,7 +268,7 @@ def progress_bars(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries' hints and the warnings that our use of it answers."""
+    """Silence hints of libraries, and warnings about usage that is intended here."""
     names = ["lightning.pytorch", "lightning.fabric", "lightning", "timm"]
     levels = {name: logging.getLogger(name).level for name in names}
     try:
@@ -285,7 +286,6 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="Encountered `nan` values.*")
             warnings.filterwarnings("ignore", message=".*decompression bomb.*")
-            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
             yield
     finally:
         for name, level in levels.items():
@@ -296,7 +296,7 @@ def quiet() -> Iterator[None]:
 def _trainer(
     recipe: Recipe, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
 ) -> Iterator[L.Trainer]:
-    """Lightning's trainer of a recipe, with its seed, its threads and its rank in the block."""
+    """Lightning's trainer for a recipe; the seed, the number of threads and the rank hold within the block."""
     options = recipe.trainer
     check_device(options)
     show = _bars.get() and sys.stderr.isatty()
@@ -328,14 +328,14 @@ def _trainer(
 
 
 class _ProgressBar(TQDMProgressBar):
-    """One line that is gone at the end."""
+    """A progress bar in one line, which is removed at the end."""
 
     def __init__(self, description: str) -> None:
         super().__init__(leave=False)
         self._description = description
 
     def init_train_tqdm(self) -> Any:
-        """Lightning's bar under our name."""
+        """Lightning's bar with the description as its title."""
         bar = super().init_train_tqdm()
         bar.set_description(self._description)
         return bar
