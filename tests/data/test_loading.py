@@ -119,9 +119,9 @@ def test_ranks_share_the_batches_of_one_process(size: int, world_size: int, seed
         together = [rank.share(number) for rank in ranks]
         assert {(share.start, share.total) for share in together} == {(alone.share(number).start, len(whole))}
         for rank, (share, part) in enumerate(zip(together, parts, strict=True)):
-            assert part[: share.own] == whole[rank::world_size]
+            assert part[: share.local] == whole[rank::world_size]
             assert len(part) >= (1 if seed is None else min(2, len(whole)))  # a forward pass, and BatchNorm, need some
-            assert len(part) == max(share.own, 1 if seed is None else min(2, len(whole)))
+            assert len(part) == max(share.local, 1 if seed is None else min(2, len(whole)))
             assert set(part) <= set(whole)
     assert Counter(index for batch in alone for _, index in batch) == Counter(range(size))
 

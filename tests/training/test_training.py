@@ -584,5 +584,5 @@ def test_a_diverged_run_says_so(build: Callable[..., Any]) -> None:
 def test_a_device_that_is_not_there_is_refused(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run = build("trainer.accelerator=gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match=r"trainer\.accelerator: got gpu"):
+    with pytest.raises(UserError, match=r"trainer\.accelerator: expected auto, cpu or fewer devices, got gpu"):
         fit(run.recipe, run.adapted, run.data)

@@ -140,12 +140,12 @@ class Share:
     Attributes:
         start: Position of the batch's first sample in the order of the epoch.
         total: Samples of the batch, over all processes.
-        own: Samples that this process has. They are the first of its batch; any others are stand-ins.
+        local: Samples of this process. They are the first of its batch; any others are stand-ins.
     """
 
     start: int
     total: int
-    own: int
+    local: int
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
@@ -185,7 +185,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
             share = self.share(batch)
             whole = keys[share.start : share.start + share.total]
             least = 1 if self.allow_single else min(2, share.total)
-            missing = 0 if self.world_size == 1 else max(0, least - share.own)
+            missing = 0 if self.world_size == 1 else max(0, least - share.local)
             yield whole[self.rank :: self.world_size] + whole[:missing]
 
     def __len__(self) -> int:

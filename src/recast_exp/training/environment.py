@@ -1,4 +1,4 @@
-"""What surrounds a run: the devices and threads that it computes on, and its rank among processes."""
+"""The environment of a run: its devices and threads, and its rank among processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from recast_exp.system import usable_cores
 
 
 class OneProcess(LightningEnvironment):
-    """The first and only process of a run, whatever ranks the environment variables of a program around it give."""
+    """The only process of a run, whatever rank the environment variables of a surrounding program give it."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Nothing around the run starts processes of it."""
+        """No surrounding program starts processes of the run."""
         return False
 
     def world_size(self) -> int:
@@ -28,14 +28,14 @@ class OneProcess(LightningEnvironment):
         return 1
 
     def set_world_size(self, size: int) -> None:
-        """Stays one."""
+        """Do nothing: the size stays one."""
 
     def global_rank(self) -> int:
         """The first."""
         return 0
 
     def set_global_rank(self, rank: int) -> None:
-        """Stays the first."""
+        """Do nothing: the rank stays the first."""
 
     def local_rank(self) -> int:
         """The first."""
@@ -46,14 +46,14 @@ class OneProcess(LightningEnvironment):
         return 0
 
     def teardown(self) -> None:
-        """Leave the environment variables of the program around the run alone."""
+        """Keep the environment variables of the surrounding program."""
 
 
 @contextlib.contextmanager
 def own_rank(devices: int) -> Iterator[None]:
-    """Let Lightning and its loggers write in the block, where a run on one device is its own main process.
+    """Within the block, make the process of a run on one device the main process, so that Lightning and loggers write.
 
-    Lightning takes the rank of a process from the environment when it is imported.
+    When Lightning is imported, it takes the rank of the process from the environment.
 
     Args:
         devices: Number of devices of the run; with several, the ranks are Lightning's.
@@ -71,12 +71,12 @@ def own_rank(devices: int) -> Iterator[None]:
 
 
 def thread_count(trainer: TrainerConfig) -> int:
-    """The CPU threads that a run computes on: those that are asked for, or torch's choice within the usable cores."""
+    """The number of CPU threads of a run: as set, or torch's choice but at most the usable cores."""
     return trainer.num_threads or min(torch.get_num_threads(), usable_cores())
 
 
 def device_name(trainer: TrainerConfig) -> str:
-    """The device that a run uses, in words."""
+    """The name of the device that a run uses."""
     if trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     if trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
@@ -85,15 +85,15 @@ def device_name(trainer: TrainerConfig) -> str:
 
 
 def check_device(trainer: TrainerConfig) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is not available.
 
     Raises:
         UserError: One line.
     """
     if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
         raise UserError(
-            f"trainer.accelerator: got gpu with trainer.devices={trainer.devices}, but torch finds "
-            f"{torch.cuda.device_count()} here; takes auto or cpu, or fewer devices"
+            "trainer.accelerator: expected auto, cpu or fewer devices, got gpu with "
+            f"trainer.devices={trainer.devices}, and torch finds {torch.cuda.device_count()} GPUs"
         )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError("trainer.accelerator: got mps, but torch finds none here; takes auto or cpu")
+        raise UserError("trainer.accelerator: expected auto or cpu, got mps, which torch does not find")

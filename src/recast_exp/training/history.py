@@ -18,13 +18,14 @@ from recast_exp.runs import record as job_record
 
 
 class History(Callback):
-    """One row per epoch: metrics, learning rates, seconds. Part of the checkpoint, so a continued run has all of it.
+    """One row per epoch: metrics, learning rates, seconds.
 
-    A row goes to metrics.csv and, under the same names, to the trackers: nothing else logs while a run trains.
+    It is part of the checkpoint, so a continued run has all rows. A row goes to metrics.csv and, under the same
+    names, to the trackers. Nothing else logs during training.
 
     Args:
-        path: The file metrics.csv; None writes none.
-        measure: Gives further measurements at the end of each epoch, by name.
+        path: The file metrics.csv; None to write no file.
+        measure: Returns further measurements at the end of each epoch, by name.
     """
 
     def __init__(self, path: Path | None, measure: Callable[[], dict[str, float]] = dict) -> None:
@@ -34,13 +35,13 @@ class History(Callback):
         self.running = False
         self._started = self._validating = 0.0
         self._images = 0
-        self._rates: dict[str, float] = {}
+        self._learning_rates: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and note the learning rates before the schedule changes them."""
         self.running = True
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
+        self._learning_rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
         self._started, self._validating, self._images = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
@@ -63,7 +64,7 @@ class History(Callback):
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         row |= {name: metrics[name] for name in sorted(metrics) if name.startswith(("train/", "val/"))}
-        row |= self._rates | self._measure()
+        row |= self._learning_rates | self._measure()
         row["images"] = self._images
         row["seconds"] = time.perf_counter() - self._started - self._validating
         self.rows.append(row)
@@ -75,7 +76,7 @@ class History(Callback):
             tracker.log_metrics(row, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The content of a checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ class History(Callback):
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """Rows as CSV, floats to the last bit; empty where a row lacks a name that another has."""
+    """Rows as CSV, floats to the last bit; a field is empty if its row lacks a name that another row has."""
     text = io.StringIO()
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")

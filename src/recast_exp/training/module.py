@@ -24,9 +24,9 @@ TOP_K = 5  # reported where there are more classes than that
 
 
 class TaskModule(L.LightningModule):
-    """Trains the task's numbers of an `AdaptedModel` and measures them.
+    """Trains the task parameters of an `AdaptedModel`, and evaluates the model.
 
-    Its checkpoints hold those numbers alone: the backbone and the banks are rebuilt from where they came.
+    Its checkpoints hold only the task parameters: the backbone and the banks are rebuilt from their sources.
     """
 
     def __init__(self, adapted: AdaptedModel, recipe: Recipe, num_classes: int) -> None:
@@ -41,7 +41,7 @@ class TaskModule(L.LightningModule):
         self._pull_to = [
             (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
         ]
-        self.train()  # Lightning leaves the mode as it finds it, and a new network's statistics would move
+        self.train()  # Lightning keeps the mode, and in that of a new network running statistics would change
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] → logits [N, classes]."""
@@ -49,15 +49,15 @@ class TaskModule(L.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy, plus the pull of the coefficients to where they started."""
+        """Cross-entropy, plus the pull of the coefficients towards their start."""
         share = self.share("train", batch_idx)
-        logits, labels = self(batch[0])[: share.own], batch[1][: share.own]
+        logits, labels = self(batch[0])[: share.local], batch[1][: share.local]
         loss = self._loss(logits.float(), labels, label_smoothing=self.recipe.optimizer.label_smoothing)
         self._measure("train", logits, labels, loss.detach())
-        if share.own != share.total:
-            # DDP takes the mean of the ranks' gradients. This way it is that of all images of the batch, where ranks
-            # have not equally many.
-            loss = loss * (share.own * self.trainer.world_size / share.total)
+        if share.local != share.total:
+            # DDP averages the gradients of the ranks. With this factor, the result is the mean over all images of the
+            # batch even if the ranks have different numbers of them.
+            loss = loss * (share.local * self.trainer.world_size / share.total)
         return loss + self._pull() if self.recipe.optimizer.coefficients_pull else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -65,24 +65,24 @@ class TaskModule(L.LightningModule):
         self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure on test images, per class and image by image too."""
+        """Measure on test images: as a whole, per class, and image by image."""
         share, logits, labels = self._evaluate("test", batch, batch_idx)
-        if not share.own:
+        if not share.local:
             return
         self.per_class.update(logits, labels)
         probability, predicted = logits.softmax(1).max(1)
-        # A rank has every so-manieth image of a batch: gathered by ranks, their numbers tell the order
-        own = torch.arange(share.own, device=labels.device)
-        numbers = share.start + self.trainer.global_rank + self.trainer.world_size * own
+        # Rank r has every world_size-th image of a batch, starting at r: the images' numbers restore their order
+        positions = torch.arange(share.local, device=labels.device)
+        numbers = share.start + self.trainer.global_rank + self.trainer.world_size * positions
         loss = F.cross_entropy(logits, labels, reduction="none")
         rows = [numbers, labels, predicted, probability, loss]
         self.predictions.update(torch.stack([row.float() for row in rows], 1))
 
     def share(self, part: str, batch_idx: int) -> Share:
-        """What this process has of a batch of a part, which all processes share."""
+        """This process's share of a batch of a part."""
         loader = {"train": "train_dataloader", "val": "val_dataloaders", "test": "test_dataloaders"}[part]
-        found: Share = getattr(self.trainer, loader).batch_sampler.share(batch_idx)
-        return found
+        share: Share = getattr(self.trainer, loader).batch_sampler.share(batch_idx)
+        return share
 
     def configure_optimizers(self) -> Any:
         """Parameter groups and schedule of the configuration."""
@@ -91,7 +91,7 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def train(self, mode: bool = True) -> TaskModule:
-        """Training mode, in which the frozen trunk's running statistics stay put."""
+        """Set training mode, in which the running statistics of a frozen trunk do not change."""
         super().train(mode)
         if not self.adapted.buffers:
             for _, module in normalisations_with_statistics(self.network):
@@ -100,12 +100,12 @@ class TaskModule(L.LightningModule):
 
     @property
     def head_first(self) -> bool:
-        """Whether this epoch trains the head alone."""
+        """Whether this epoch trains only the head."""
         return bool(self.current_epoch < self.recipe.trainer.head_first_epochs)
 
     def on_train_epoch_start(self) -> None:
-        """Decide what trains in this epoch."""
-        # DDP has fixed what it reduces before training; there the gradients are dropped instead (below).
+        """Choose the parameters that train in this epoch."""
+        # DDP has fixed its list of gradients before training; there, gradients are dropped instead (see below)
         if self.recipe.trainer.head_first_epochs and self.trainer.world_size == 1:
             self.adapted.set_trainable(*(("head",) if self.head_first else KINDS))
 
@@ -120,22 +120,23 @@ class TaskModule(L.LightningModule):
             if not math.isfinite(loss):
                 raise UserError(
                     f"optimizer.lr: training diverged, {name} is {loss} in epoch {self.current_epoch + 1}; lower "
-                    "optimizer.lr, optimizer.coefficients_lr or the rate of whatever else trains"
+                    "optimizer.lr, optimizer.coefficients_lr or another learning rate that is set"
                 )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep everything but the head still in the head's epochs; notice what an adapter has cut off.
+        """Drop all gradients but the head's in the epochs of the head; notice parameters that an adapter has cut off.
 
         Raises:
-            UserError: If coefficients or numbers of the adapter have no gradient.
+            UserError: If coefficients or parameters of the adapter have no gradient.
         """
         if not self.head_first and self.global_step == 0:
             for kind in ("coefficients", "adapter"):
                 without = [name for name, parameter in self.adapted.parameters(kind) if parameter.grad is None]
                 if without:
                     raise UserError(
-                        f"adapter: with {self.adapted.adapter.name}, {len(without)} of the {kind} get no gradient "
-                        f"(such as {without[0]}); use it on a frozen model (model=vit_frozen), or another method"
+                        f"adapter: with {self.adapted.adapter.name}, {len(without)} parameter(s) of kind {kind} get no "
+                        f"gradient, such as {without[0]}; use the adapter on a frozen model (model=vit_frozen), or "
+                        "another adapter"
                     )
         if self.head_first:
             for group in optimizer.param_groups:
@@ -143,21 +144,21 @@ class TaskModule(L.LightningModule):
                     gradient_free(group["params"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen numbers out of checkpoints: 87 MB for a ViT-S, of which a task has a few kB."""
+        """Leave the frozen parameters out of checkpoints: 87 MB for a ViT-S, whose task parameters take a few kB."""
         checkpoint["trunk"] = self.adapted.trunk
         checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in self.adapted.task_tensors().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the task's numbers back; Lightning is left nothing to load.
+        """Restore the task parameters; nothing is left for Lightning to load.
 
         Raises:
-            UserError: If they belong to other weights or another template bank than this model's.
+            UserError: If they belong to a backbone or a template bank other than this model's.
         """
         if checkpoint["trunk"] != self.adapted.trunk:
             different = [name for name, content in self.adapted.trunk.items() if checkpoint["trunk"][name] != content]
             raise UserError(
-                f"resume: the run was started with another {' and '.join(different)} than is found now; put the old "
-                "file back, or start the run anew"
+                f"resume: expected the {' and '.join(different)} that the run was started with, got another one; "
+                "restore the file, or start the run from scratch"
             )
         apply_task(self.adapted, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
@@ -169,18 +170,18 @@ class TaskModule(L.LightningModule):
         return self.recipe.optimizer.coefficients_pull * distance
 
     def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy; of no images it is 0, and so are its gradients."""
+        """Mean cross-entropy; without images, it and its gradients are 0."""
         reduction = "mean" if len(labels) else "sum"
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
 
     def _evaluate(self, part: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Share, Tensor, Tensor]:
         share = self.share(part, batch_idx)
-        logits, labels = self(batch[0]).float()[: share.own], batch[1][: share.own]
+        logits, labels = self(batch[0]).float()[: share.local], batch[1][: share.local]
         self._measure(part, logits, labels, self._loss(logits, labels))
         return share, logits, labels
 
     def _measure(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Update and log the metrics of a part under `part/name`; each image counts the same.
+        """Update and log the metrics of a part under `part/name`; all images have the same weight.
 
         `History` sends them to the trackers, with the rest of an epoch's row.
         """

@@ -22,8 +22,8 @@ from recast_exp.models.adapted import KINDS, AdaptedModel
 
 
 def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer:
-    """One parameter group for each kind that trains, named by it; a null rate or decay is the common one."""
-    rates = {
+    """One parameter group for each kind that trains, named after it; null options have the common value."""
+    options_of = {
         "coefficients": (options.coefficients_lr, options.coefficients_weight_decay),
         "adapter": (options.adapter_lr, options.adapter_weight_decay),
         "backbone": (options.backbone_lr, options.backbone_weight_decay),
@@ -33,7 +33,7 @@ def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer
     for kind in KINDS:
         parameters = [parameter for _, parameter in adapted.parameters(kind)]
         if parameters:
-            lr, decay = rates[kind]
+            lr, decay = options_of[kind]
             groups.append(
                 {
                     "name": kind,
@@ -50,7 +50,7 @@ def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer
 
 
 def make_schedule(optimizer: Optimizer, options: SchedulerConfig, max_epochs: int) -> LRScheduler:
-    """The schedule, stepped once an epoch, after a linear warm-up where one is asked for."""
+    """The schedule, stepped once an epoch, after the linear warm-up if there is one."""
     epochs = max_epochs - options.warmup_epochs
     schedule: LRScheduler
     if options.name == "step" and options.adapter_step_size:
@@ -78,6 +78,6 @@ def _steps(size: int, gamma: float) -> Callable[[int], float]:
 
 
 def gradient_free(parameters: list[torch.nn.Parameter]) -> None:
-    """Drop the gradients of parameters, so that the optimiser leaves them and its moments of them alone."""
+    """Drop the gradients of parameters, so that the optimiser changes neither them nor its moments of them."""
     for parameter in parameters:
         parameter.grad = None

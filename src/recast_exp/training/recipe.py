@@ -1,4 +1,4 @@
-"""How a model is trained."""
+"""The recipe of a training run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recast_exp.config.schema import OptimizerConfig, SchedulerConfig, TrainerCo
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that training needs to know besides the model and the images.
+    """The settings of training, apart from the model and the images.
 
     Attributes:
         optimizer: Optimiser, learning rates and loss.
