@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from recast_exp.config.schema import Config, ModelConfig
 from recast_exp.display import console
 
 METRICS = {
@@ -21,20 +20,15 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def settings() -> Config:
-    model = ModelConfig(name="vit_att", backbone="vit_small.augreg", weights="somewhere/a · b.safetensors")
-    settings = Config(model=model, adapter={"name": "melo", "rank": 4}, select="best", seed=7)
-    settings.dataset.name = "cub"
-    return settings
+TITLE = "vit_att + melo on cub · vit_small with a · b.safetensors · seed 7"
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return re.sub(r"[\s─]+", " ", capsys.readouterr().out)
 
 
-def test_a_finished_run(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_adaptation(settings, METRICS, PARAMETERS)
+def test_a_finished_run(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_adaptation(TITLE, "vit_att + melo", "best", METRICS, PARAMETERS)
     out = shown(capsys)
     assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors · seed 7 parameters head val test ")
     assert "linear probe 0 485 70.0 % 60.0 % vit_att + melo 1,048 485 90.0 % 85.0 %" in out
@@ -43,17 +37,17 @@ def test_a_finished_run(settings: Config, capsys: pytest.CaptureFixture[str]) ->
     assert "Epoch 3 of 5 is reported (best); 12 s of training" in out
 
 
-def test_a_task_file(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_evaluation(settings, Path("t.safetensors"), METRICS, PARAMETERS)
+def test_a_task_file(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS, PARAMETERS)
     assert "seed 7, from t.safetensors test/accuracy test/loss 85.0 % 0.5000" in shown(capsys)
-    console.show_evaluation(settings, Path("t.safetensors"), METRICS | {"test/accuracy_top5": 0.99}, PARAMETERS)
+    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS | {"test/accuracy_top5": 0.99}, PARAMETERS)
     assert "85.0 % 99.0 % 0.5000" in shown(capsys)
 
 
-def test_a_comparison_of_several_seeds_names_none(settings: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_of_several_seeds_names_none(capsys: pytest.CaptureFixture[str]) -> None:
     row: dict[str, Any] = {"task_specific": 48, "task_bits": 1536, "seeds": 3, "seconds": 5.0}
     row |= {f"{part}/accuracy{spread}": 0.5 for part in ("val", "test") for spread in ("", "/spread")}
-    console.show_comparison(settings, {"RECAST-Att": row})
+    console.show_comparison(TITLE.rpartition(" · ")[0], {"RECAST-Att": row})
     out = shown(capsys)
     assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors method params bytes ")
     assert "RECAST-Att 48 192 50.0 ± 50.0 50.0 ± 50.0 5 s" in out

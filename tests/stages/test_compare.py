@@ -78,10 +78,10 @@ def test_methods_beside_each_other(
     assert len(ran) == 1  # another configuration is
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tiny: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "seeds": 3, "seconds": 53.2}
     row |= {f"{part}/accuracy{spread}": 0.9876 for part in ("val", "test") for spread in ("", "/spread")}
-    console.show_comparison(tiny("stage=compare"), {"RECAST-Att + AdaptFormer": row})
+    console.show_comparison("vit_att on digits", {"RECAST-Att + AdaptFormer": row})
     out = capsys.readouterr().out
     assert "53 s" in out and "5,394,816" in out and "…" not in out
 

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from recast_exp.config.grammar import short
-from recast_exp.config.schema import Config
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
 from recast_exp.runs.state import State
@@ -21,8 +20,16 @@ SHOWN = 10  # rows of a table that could be of any length
 BEST = 5  # trials of a search
 
 
-def show_adaptation(settings: Config, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Show the trained method: its parameters, and its accuracy next to the linear probe's."""
+def show_adaptation(title: str, method: str, select: str, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Show the trained method: its parameters, and its accuracy next to the linear probe's.
+
+    Args:
+        title: Method, dataset, backbone and seed.
+        method: Its name in the table.
+        select: Which epoch is reported, "last" or "best".
+        metrics: Those of `metrics.json`.
+        parameters: The counts of `parameters.json`.
+    """
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("parameters", "head", "val", "test"):
@@ -36,20 +43,20 @@ def show_adaptation(settings: Config, metrics: dict[str, Any], parameters: dict[
             _percent(metrics["probe/test/accuracy"]),
         )
     table.add_row(
-        f"[bold]{_method(settings)}[/bold]",
+        f"[bold]{method}[/bold]",
         f"[bold]{parameters['task_specific']:,}[/bold]",
         f"{parameters['head']:,}",
         _percent(metrics["val/accuracy"]),
         f"[bold]{_percent(metrics['test/accuracy'])}[/bold]",
     )
     epochs = (
-        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({settings.select}); "
+        f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({select}); "
         f"{metrics['seconds']:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
-    _print(_title(settings), table, _counts(parameters), epochs)
+    _print(title, table, _counts(parameters), epochs)
 
 
-def show_evaluation(settings: Config, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+def show_evaluation(title: str, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Show the test metrics of a task file."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
@@ -57,10 +64,10 @@ def show_evaluation(settings: Config, path: Path, metrics: dict[str, Any], param
             table.add_column(name, justify="right")
     shown = [metrics["test/accuracy"], *([metrics["test/accuracy_top5"]] if "test/accuracy_top5" in metrics else [])]
     table.add_row(*[_percent(value) for value in shown], f"{metrics['test/loss']:.4f}")
-    _print(f"{_title(settings)}, from {path}", table, _counts(parameters))
+    _print(f"{title}, from {path}", table, _counts(parameters))
 
 
-def show_reconstruction(settings: Config, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
+def show_reconstruction(title: str, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Show the errors and similarities of every layer."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "relative error", "max error", "cosine", "feature cosine"):
@@ -73,11 +80,10 @@ def show_reconstruction(settings: Config, summary: dict[str, Any], parameters: d
             f"{row['cosine_similarity']:.6f}",
             f"{row['feature_similarity']:.6f}",
         )
-    title = f"Neural Mimicry ({settings.mimicry.name}) of {settings.model.backbone}"
     _print(title, table, _counts(parameters))
 
 
-def show_comparison(settings: Config, rows: dict[str, dict[str, Any]]) -> None:
+def show_comparison(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Show a row for each method: the size of a task, and accuracy as mean ± standard deviation over the seeds."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
@@ -93,10 +99,10 @@ def show_comparison(settings: Config, rows: dict[str, dict[str, Any]]) -> None:
     seeds = sorted({row["seeds"] for row in rows.values()})
     counted = " or ".join(map(str, seeds))
     caption = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} seed(s)."
-    _print(_title(settings, with_seed=False), table, caption)
+    _print(title, table, caption)
 
 
-def show_check(settings: Config, report: dict[str, Any], card: dict[str, Any]) -> None:
+def show_check(title: str, report: dict[str, Any], card: dict[str, Any]) -> None:
     """Show the contents of a dataset: images per split and class, their sizes, and the images that were left out."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("split", "images", "classes", "images per class"):
@@ -120,7 +126,7 @@ def show_check(settings: Config, report: dict[str, Any], card: dict[str, Any]) -
     lines = [f"Found: {classes}, {official} images; {verification}.", f"Images: {size}."]
     if report["bad"]:
         lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in {layout.CHECK}.")
-    _print(f"dataset {settings.dataset.name} in {settings.dataset.path or settings.data_dir}", table, *lines)
+    _print(title, table, *lines)
 
 
 def show_bad(bad: dict[str, str]) -> None:
@@ -214,21 +220,6 @@ def _print(title: str, *parts: Table | str) -> None:
     console = Console()
     for line in (title, *parts):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
-
-
-def _title(settings: Config, *, with_seed: bool = True) -> str:
-    model = settings.model
-    backbone = str(model.backbone)
-    if model.weights:
-        backbone = f"{backbone.partition('.')[0]} with {Path(model.weights).name}"
-    seed = [f"seed {settings.seed}"] if with_seed else []
-    return " · ".join([f"{_method(settings)} on {settings.dataset.name}", backbone, *seed])
-
-
-def _method(settings: Config) -> str:
-    """The model, and its adapter if there is one."""
-    adapter = settings.adapter["name"]
-    return settings.model.name if adapter == "none" else f"{settings.model.name} + {adapter}"
 
 
 def _counts(parameters: dict[str, Any]) -> str:

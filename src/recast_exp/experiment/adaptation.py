@@ -22,6 +22,7 @@ from recast_exp.experiment.probe import probe
 from recast_exp.files import write_json
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.count import count
+from recast_exp.models.label import run_title, short_name
 from recast_exp.models.task_file import save_task
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
@@ -52,7 +53,12 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
                 log.warning("Interrupted; continue with: python -m recast_exp resume=%s", shlex.quote(str(run_dir)))
             raise
     if is_main_process(settings.trainer.devices) and group is None:  # a sweep has a table of its own
-        console.show_adaptation(settings, *read_results(run_dir))
+        console.show_adaptation(
+            run_title(settings.model, settings.adapter, settings.dataset.name, settings.seed),
+            short_name(settings.model, settings.adapter),
+            settings.select,
+            *read_results(run_dir),
+        )
         log.info("Results: %s", run_dir)
         say_how_to_sync(run_dir)
     return metrics

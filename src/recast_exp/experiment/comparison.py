@@ -27,6 +27,7 @@ from recast_exp.errors import UserError
 from recast_exp.experiment.adaptation import adapt, validate
 from recast_exp.files import write_json, write_text
 from recast_exp.models.create import blueprint
+from recast_exp.models.label import run_title
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
@@ -103,7 +104,7 @@ def run(
             _write(run_dir, results)
         plots.comparison(_compared(rows, summarize(results)), layout.plot(run_dir, "comparison"))
     summary = summarize(results)
-    console.show_comparison(settings, summary)
+    console.show_comparison(run_title(settings.model, settings.adapter, settings.dataset.name), summary)
     log.info("Results: %s", run_dir)
     say_how_to_sync(run_dir)
     return {f"{name}/test/accuracy": row["test/accuracy"] for name, row in summary.items()}

@@ -16,6 +16,7 @@ from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.count import count
+from recast_exp.models.label import run_title
 from recast_exp.models.task_file import apply_task, load_task
 from recast_exp.runs import layout
 from recast_exp.system import is_main_process
@@ -57,7 +58,9 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
             write_json(run_dir / layout.METRICS, metrics)
             report_results(trackers, run_dir)
     if is_main:
-        console.show_evaluation(settings, path, metrics, parameters)
+        console.show_evaluation(
+            run_title(settings.model, settings.adapter, settings.dataset.name, settings.seed), path, metrics, parameters
+        )
         say_how_to_sync(run_dir)
     return metrics
 

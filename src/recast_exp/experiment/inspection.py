@@ -65,7 +65,8 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     )
     if is_main:
         write_card(run_dir, data)
-        console.show_check(settings, report, images.describe())
+        dataset = settings.dataset
+        console.show_check(f"dataset {dataset.name} in {dataset.path or settings.data_dir}", report, images.describe())
         log.info("Results: %s", run_dir)
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 

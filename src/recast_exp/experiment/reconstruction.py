@@ -55,7 +55,9 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
         write_json(run_dir / layout.PARAMETERS, parameters)
         plots.reconstruction(layers, layout.plot(run_dir, "reconstruction"))
         write_json(run_dir / "reconstruction.json", summary)
-        console.show_reconstruction(settings, summary, parameters)
+        console.show_reconstruction(
+            f"Neural Mimicry ({settings.mimicry.name}) of {settings.model.backbone}", summary, parameters
+        )
         log.info("Bank: %s", path)
         log.info("Results: %s", run_dir)
     return {name: value for name, value in summary.items() if isinstance(value, float)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from recast_exp.adapters import from_config
@@ -25,3 +26,18 @@ def method_label(label: str, model: ModelConfig, adapter: Mapping[str, Any]) -> 
     if not added:
         return own
     return added if model.method == "frozen" else f"{own} + {added}"
+
+
+def short_name(model: ModelConfig, adapter: Mapping[str, Any]) -> str:
+    """A method by the names of its options: `vit_att`, or `vit_att + melo`."""
+    name = adapter["name"]
+    return model.name if name == "none" else f"{model.name} + {name}"
+
+
+def run_title(model: ModelConfig, adapter: Mapping[str, Any], dataset: str, seed: int | None = None) -> str:
+    """The title of a run: its method, dataset, backbone, and its seed if it has one alone."""
+    backbone = str(model.backbone)
+    if model.weights:
+        backbone = f"{backbone.partition('.')[0]} with {Path(model.weights).name}"
+    parts = [f"{short_name(model, adapter)} on {dataset}", backbone]
+    return " · ".join(parts if seed is None else [*parts, f"seed {seed}"])
