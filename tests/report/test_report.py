@@ -191,7 +191,7 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     summary = write_report(tmp_path).with_suffix(".md").read_text()
     assert "0: metrics.csv cannot be read" not in summary  # the summary has no curves
     assert "sweep.json cannot be read" in summary
-    assert "job.json is not that of a job" in summary
+    assert "job.json is not the record of a job" in summary
     html = (tmp_path / "report" / "report.html").read_text()
     assert "0: metrics.csv cannot be read" in html
     assert "0: task.safetensors cannot be read" in html
@@ -511,7 +511,7 @@ def test_a_search_without_a_finished_trial_has_a_report(tmp_path: Path) -> None:
     write_report(tmp_path)
     summary = (tmp_path / "report/report.md").read_text()
     assert "## Search one\n\n0 of 5 trials." in summary
-    assert "- other: search.json is not that of a search; its trials are shown as jobs" in summary
+    assert "- other: search.json is not the record of a search; its trials are shown as jobs" in summary
 
 
 # The command line
@@ -563,7 +563,7 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
     write_job(tmp_path, stage="evaluate")
     with pytest.raises(MissingInputError) as error:
         write_report(tmp_path)
-    assert_one_line(error, "path: no run of stage=adapt is below", "1 job(s) of other stages")
+    assert_one_line(error, "path: expected the folder of a sweep, got", "1 job(s) of other stages")
 
 
 def test_a_job_whose_process_is_gone_was_interrupted() -> None:

@@ -115,8 +115,8 @@ def test_any_two_methods_are_compared(browser: webdriver.Chrome) -> None:
     second.select_by_value("RECAST-Att")
     told = browser.find_element(By.ID, "pair-result").text
     assert told.startswith("linear probe − RECAST-Att: −1.")
-    assert "over 18 pairs (7.6e-06 at best)" in told
-    assert "over 6 datasets (0.031 at best)" in told
+    assert "over 18 pairs (at least 7.6e-06)" in told
+    assert "over 6 datasets (at least 0.031)" in told
     second.select_by_value("linear probe")
     assert browser.find_element(By.ID, "pair-result").text == "Choose two methods."
 

@@ -9,7 +9,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import write_text
 from recast_exp.report import exports, page
 from recast_exp.report.comparing import compare_all
-from recast_exp.report.reading import Found, read_jobs
+from recast_exp.report.reading import Contents, read_jobs
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import Search, read_searches
 from recast_exp.runs import layout
@@ -30,24 +30,26 @@ def write_report(folder: Path) -> Path:
         UserError: If nothing can be written there.
     """
     folder = folder.expanduser().resolve()
-    found, searches = read_searches(read_jobs(folder))
-    if not found.jobs and not searches:
-        remarks = f" ({'; '.join(found.remarks)})" if found.remarks else ""
-        raise MissingInputError(f"path: no run of stage=adapt is below {folder}{remarks}; expected a sweep's folder")
-    results = tabulate(found.jobs)
+    contents, searches = read_searches(read_jobs(folder))
+    if not contents.jobs and not searches:
+        remarks = f" ({'; '.join(contents.remarks)})" if contents.remarks else ""
+        raise MissingInputError(
+            f"path: expected the folder of a sweep, got {folder}, which holds no run of stage=adapt{remarks}"
+        )
+    results = tabulate(contents.jobs)
     target = folder / layout.REPORT
     try:
-        _write(target, found, results, searches)
+        _write(target, contents, results, searches)
     except OSError as error:
         raise UserError(f"path: {target} cannot be written to ({error.strerror})") from error
     return target / "report.html"
 
 
-def _write(target: Path, found: Found, results: Results, searches: Sequence[Search]) -> None:
+def _write(target: Path, contents: Contents, results: Results, searches: Sequence[Search]) -> None:
     rows = exports.records(results)
     exports.write_csv(target / "results.csv", rows)
     exports.write_parquet(target / "results.parquet", rows)
     exports.write_csv(target / "comparisons.csv", exports.comparison_records(compare_all(results)))
     write_text(target / "table.tex", exports.latex(results))
-    write_text(target / "report.md", page.summary(found, results, searches))
-    write_text(target / "report.html", page.html(found, results, searches))
+    write_text(target / "report.md", page.summary(contents, results, searches))
+    write_text(target / "report.html", page.html(contents, results, searches))

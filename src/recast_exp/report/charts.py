@@ -26,7 +26,7 @@ from recast_exp.runs import layout
 from recast_exp.runs.adopt import RECORD_KEY
 from recast_exp.runs.state import State
 
-POINTS = 200  # of a curve at most
+POINTS = 200  # at most so many points on a curve
 COLORS = (
     *("#3b82c4", "#e07b39", "#2f9e6e", "#c94f7c", "#8a6fc9", "#b0892c", "#3aa6b9", "#d1495b", "#6b8e23", "#a15c38"),
     *("#5c7fa3", "#c76ad0"),
@@ -76,11 +76,11 @@ def _accuracy(
         cell, size, look = column[row.method], sizes[row.method], styles[row.method]
         if cell.mean is None or size is None:
             continue
-        says = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
+        label = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
         accuracy, spread = 100 * cell.mean, 100 * (cell.std or 0)
-        if not size[1]:  # nothing but the head is trained: no place on a logarithmic axis, so a line
+        if not size[1]:  # only the head is trained: a logarithmic axis has no place for 0 parameters, so a line
             line = {"color": look["color"], "dash": "dash", "width": 2}
-            data.append(_trace(row.method, ends, [accuracy] * 2, says, mode="lines", line=line))
+            data.append(_trace(row.method, ends, [accuracy] * 2, label, mode="lines", line=line))
             continue
         marker = {
             "color": look["color"],
@@ -89,7 +89,7 @@ def _accuracy(
             "line": {"width": 2, "color": look["color"]},
         }
         bar = {"error_y": {"type": "data", "array": [spread], "thickness": 1.2, "width": 4}} if spread else {}
-        data.append(_trace(row.method, [size[1]], [accuracy], says, mode="markers", marker=marker, **bar))
+        data.append(_trace(row.method, [size[1]], [accuracy], label, mode="markers", marker=marker, **bar))
     axis: dict[str, Any] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
     if ends[1] >= 100 * ends[0]:
         axis["dtick"] = 1  # powers of ten only
@@ -112,18 +112,18 @@ def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> 
             remarks.append(f"{job.folder}: {error}; its learning curve is not shown")
     figures = {}
     for dataset in results.datasets:
-        those = {
+        by_method = {
             row.method: histories[dataset, row.method] for row in results.rows if (dataset, row.method) in histories
         }
         for name, title in CURVES.items():
             data = [
                 _curve(method, runs, name, styles[method])
-                for method, runs in those.items()
+                for method, runs in by_method.items()
                 if all(name in row for history in runs for row in history)
             ]
             if data:
                 unit = " in percent" if name.endswith("accuracy") else ""
-                few = max(len(history) for runs in those.values() for history in runs) <= 12
+                few = max(len(history) for runs in by_method.values() for history in runs) <= 12
                 epochs = {"title": {"text": "epoch"}, **({"dtick": 1} if few else {})}
                 axes = {"xaxis": epochs, "yaxis": {"title": {"text": title + unit}}}
                 figures[f"{dataset}|{title}"] = _figure(data, **axes)
@@ -148,7 +148,7 @@ def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Map
 
 
 def search_figures(searches: Sequence[Search]) -> Figures:
-    """Validation accuracy of a search's trials, in their order and against each key that is searched."""
+    """Validation accuracy of a search's trials: over the trials, and against each key that is searched."""
     return {
         f"{search.title}|{against}": _trials(search, against)
         for search in searches
@@ -178,7 +178,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
     best = [trial.number == search.best for trial in shown]
     finished = [trial.state == State.FINISHED for trial in shown]
     symbols = ["star" if b else "circle" if f else "circle-open" for b, f in zip(best, finished, strict=True)]
-    colors = [COLORS[1] if each else COLORS[0] for each in best]
+    colors = [COLORS[1] if is_best else COLORS[0] for is_best in best]
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -189,7 +189,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
             "hovertemplate": "%{text}<br>%{y:.1f} %<extra></extra>",
             "marker": {
                 "symbol": symbols,
-                "size": [16 if each else 10 for each in best],
+                "size": [16 if is_best else 10 for is_best in best],
                 "color": colors,
                 "line": {"width": 2, "color": colors},
             },
@@ -200,7 +200,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
             {
                 "type": "scatter",
                 "mode": "lines",
-                "x": [number for number, each in zip(at, finished, strict=True) if each],
+                "x": [number for number, is_finished in zip(at, finished, strict=True) if is_finished],
                 "y": list(itertools.accumulate((a for a, f in zip(accuracies, finished, strict=True) if f), max)),
                 "line": {"color": COLORS[1], "width": 1.5, "shape": "hv"},
                 "hoverinfo": "skip",
@@ -217,24 +217,24 @@ def _sampled(trial: Trial) -> str:
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
     """The trained coefficients of each method, a heat map for each dataset: of the first seed that has them.
 
-    Where datasets share their templates, also what tells them apart: the difference from their mean.
+    If datasets share their templates, there is a second figure: the differences from the mean over the datasets.
 
     Returns:
         The figures, and a remark on each file that cannot be read.
     """
-    found: dict[str, dict[str, tuple[str, Table]]] = defaultdict(dict)
+    trained: dict[str, dict[str, tuple[str, Table]]] = defaultdict(dict)
     seeds: dict[str, set[int]] = defaultdict(set)
     remarks = []
     for (method, dataset, seed), job in results.counted.items():
-        if dataset in found[method] or not job.parameters.get("coefficients"):
+        if dataset in trained[method] or not job.parameters.get("coefficients"):
             continue
         try:
-            found[method][dataset] = _coefficients(job)
+            trained[method][dataset] = _coefficients(job)
             seeds[method].add(seed)
         except DamagedError as error:
             remarks.append(f"{job.folder}: {error}; its coefficients are not shown")
     figures = {}
-    for method, by_dataset in found.items():
+    for method, by_dataset in trained.items():
         if not by_dataset:
             continue
         tables = {dataset: table for dataset, (_, table) in by_dataset.items()}
@@ -328,13 +328,13 @@ def _figure(data: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
     return {"data": data, "layout": _LAYOUT | layout}
 
 
-def _trace(method: str, x: Sequence[float], y: Sequence[float | None], says: str, **look: Any) -> dict[str, Any]:
-    """Points of one method; the page's legend finds them by `meta`."""
-    return {"type": "scatter", "x": list(x), "y": list(y), "meta": method, "hovertemplate": says, **look}
+def _trace(method: str, x: Sequence[float], y: Sequence[float | None], label: str, **look: Any) -> dict[str, Any]:
+    """The points of one method, which the page's legend finds by `meta`."""
+    return {"type": "scatter", "x": list(x), "y": list(y), "meta": method, "hovertemplate": label, **look}
 
 
 def _safe(name: str) -> str:
-    """A name for plotly's texts, in which a few tags and placeholders have a meaning."""
+    """A name escaped for plotly, which gives a meaning to a few tags and placeholders."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 

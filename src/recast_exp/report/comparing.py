@@ -1,13 +1,14 @@
-"""Whether one method is better than another: exact sign-flip permutation tests on paired differences.
+"""Comparisons of methods: exact sign-flip permutation tests on paired differences.
 
-Two runs are a pair if they have the same dataset and the same seed. The statistic is the mean over the datasets of the
-mean difference on each, so that all datasets have the same weight, as in the table. If two methods are equally good,
-a difference might as well have had the other sign; the p-value is the share of all choices of signs whose mean is at
-least as far from 0 as the one observed, itself included. Nothing is assumed about how the differences are distributed.
+Two runs are a pair if they have the same dataset and the same seed. The statistic is the mean, over the datasets, of
+the mean difference on each, so that all datasets have the same weight, as in the table. If two methods are equally
+good, each difference could equally have had the opposite sign. The p-value is the share of all assignments of signs
+(including the observed one) whose mean is at least as far from 0 as the observed mean. The distribution of the
+differences can be any.
 
-The units that change their signs are chosen in two ways, which answer two questions:
+The units that change sign are chosen in two ways, for two questions:
 
-- every pair by itself: do the methods differ *on these datasets*, given how much seeds scatter?
+- every pair by itself: do the methods differ *on these datasets*, given the variation over seeds?
 - all pairs of a dataset together: would they differ on *other datasets* of this kind? The pairs of a dataset share its
   images and are not independent evidence of that, so the number of datasets limits the p-value.
 
@@ -27,9 +28,9 @@ import numpy.typing as npt
 from recast_exp.report.table import Results, Row, is_probe
 
 EXACT = 20
-"""Number of units up to which all 2^n choices of signs are tried."""
+"""The number of units up to which all 2^n assignments of signs are tried."""
 SAMPLES = 100_000
-"""Choices that are sampled, with a fixed seed, where there are more."""
+"""The number of assignments that are sampled, with a fixed seed, if there are more units."""
 
 Values = Mapping[tuple[str, int], float]
 """(Dataset, seed) → accuracy."""
@@ -37,7 +38,7 @@ Values = Mapping[tuple[str, int], float]
 
 @dataclasses.dataclass(frozen=True)
 class SignFlip:
-    """One test: its two-sided p-value, how many units may change sign, and the smallest p-value that these can give."""
+    """One test: its two-sided p-value, its number of units, and the smallest p-value that these can give."""
 
     p: float
     units: int
@@ -51,9 +52,9 @@ class Comparison:
     Attributes:
         difference: First minus second, mean over the datasets that have pairs.
         pairs: Runs of both with the same dataset and seed.
-        possible: Pairs if nothing were missing.
-        runs: The test over pairs; None where there are none.
-        datasets: The test over datasets; None where there are fewer than two.
+        possible: Number of pairs if none were missing.
+        runs: The test over pairs; None if there are none.
+        datasets: The test over datasets; None if there are fewer than two.
     """
 
     first: str
@@ -66,7 +67,7 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What is missing, in words; empty where nothing is."""
+        """How many of the pairs there are, in words; empty if none is missing."""
         return f"{self.pairs} of {self.possible} pairs" if self.pairs < self.possible else ""
 
 
@@ -77,7 +78,7 @@ def compare_all(results: Results) -> list[Comparison]:
 
 
 def compare_with_reference(results: Results) -> list[Comparison]:
-    """Every method against the linear probe; where there is none, against the first method of the table."""
+    """Every method against the linear probe or, if there is none, against the first method of the table."""
     rows = [row for row in results.rows if row.values]
     probes = {name for (name, _, _), job in results.counted.items() if is_probe(job)}
     reference = next((row for row in rows if row.method in probes), rows[0] if rows else None)
@@ -92,13 +93,13 @@ def _compare_rows(first: Row, second: Row) -> Comparison:
 
 
 def compare(names: tuple[str, str], first: Values, second: Values, possible: int) -> Comparison:
-    """Test two methods against each other on what both have finished.
+    """Test two methods against each other on the runs that both have finished.
 
     Args:
-        names: What the table calls them.
+        names: Their names in the table.
         first: Accuracies of the first.
         second: Accuracies of the second.
-        possible: How many pairs there would be if nothing were missing.
+        possible: Number of pairs if none were missing.
     """
     by_dataset: dict[str, list[float]] = {}
     for key in first:
@@ -120,7 +121,7 @@ def compare(names: tuple[str, str], first: Values, second: Values, possible: int
 
 
 def sign_flip(values: Sequence[float]) -> SignFlip:
-    """Test whether the sum of some differences is further from 0 than their signs alone would make it.
+    """Test whether the sum of differences is further from 0 than random signs would make it.
 
     Args:
         values: The differences [n], each weighted.
@@ -133,7 +134,7 @@ def sign_flip(values: Sequence[float]) -> SignFlip:
     limit = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     n = len(differences)
     if n <= EXACT:
-        sums = differences[:1].copy()  # the first keeps its sign: turning all of them gives the same distance from 0
+        sums = differences[:1].copy()  # the first keeps its sign: flipping all signs gives the same distance from 0
         for value in differences[1:]:
             sums = np.concatenate([sums + value, sums - value])
         return SignFlip(float(np.mean(np.abs(sums) >= limit)), n, 2.0 ** (1 - n))
@@ -142,7 +143,7 @@ def sign_flip(values: Sequence[float]) -> SignFlip:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction of several p-values: the chance of a single false finding among all stays below each."""
+    """Holm's correction of several p-values, which bounds the probability of even one false positive among them."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):

@@ -1,4 +1,4 @@
-"""The results for other programs and papers: a row for each job as CSV and Parquet, the table as Markdown and LaTeX."""
+"""Results for other programs and for papers: a row for each job as CSV and Parquet, the table as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recast_exp.report.comparing import Comparison
 from recast_exp.report.table import Average, Cell, Results
 
 _COLUMNS = ("method", "label", "dataset", "seed", "state", "counts", "reason", "folder", "overrides", "updated")
-_CLASSWISE = "test/accuracy_per_class/"  # left out: as many columns as all datasets have classes
+_CLASSWISE = "test/accuracy_per_class/"  # left out: it would take a column for each class of all datasets
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -41,20 +41,20 @@ _LATEX = {
 def records(results: Results) -> list[dict[str, Any]]:
     """One flat record for each job, finished or not, all with the same keys.
 
-    The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` says
-    whether the table uses the job. Accuracies run from 0 to 1.
+    The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` tells
+    whether the table includes the job. Accuracies run from 0 to 1.
     """
     counted = {job.folder for job in results.counted.values()}
     rows = []
     for method, job in zip(results.methods, results.jobs, strict=True):
         counts = {f"parameters/{name}": value for name, value in job.parameters.items() if _is_flat(value)}
-        known = method != ""
+        readable = method != ""
         rows.append(
             {
                 "method": method or None,
                 "label": job.label or None,
                 "dataset": job.dataset or None,
-                "seed": job.seed if known else None,
+                "seed": job.seed if readable else None,
                 "state": job.state.value,
                 "counts": job.folder in counted,
                 "reason": job.reason,
@@ -74,7 +74,7 @@ def records(results: Results) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write records with the same keys as CSV; null is an empty field, and floats keep their last bit."""
+    """Write records with the same keys as CSV; null becomes an empty field, and floats are exact to the last bit."""
     output = io.StringIO()
     writer = csv.DictWriter(output, list(rows[0]) if rows else list(_COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -83,38 +83,38 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write records with the same keys as Parquet; a column of integers and floats holds floats."""
+    """Write records with the same keys as Parquet; a column of integers and floats becomes one of floats."""
     columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     with replacing(path) as temporary:
         parquet.write_table(pa.table(columns), temporary)
 
 
 def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """One flat record for each pair of methods."""
+    """One flat record for comparison pair of methods."""
     return [
         {
-            "first": each.first,
-            "second": each.second,
-            "difference": each.difference,
-            "pairs": each.pairs,
-            "possible_pairs": each.possible,
-            "p_pairs": each.runs.p if each.runs else None,
-            "smallest_p_pairs": each.runs.smallest if each.runs else None,
-            "datasets": each.datasets.units if each.datasets else int(each.pairs > 0),
-            "p_datasets": each.datasets.p if each.datasets else None,
-            "smallest_p_datasets": each.datasets.smallest if each.datasets else None,
+            "first": comparison.first,
+            "second": comparison.second,
+            "difference": comparison.difference,
+            "pairs": comparison.pairs,
+            "possible_pairs": comparison.possible,
+            "p_pairs": comparison.runs.p if comparison.runs else None,
+            "smallest_p_pairs": comparison.runs.smallest if comparison.runs else None,
+            "datasets": comparison.datasets.units if comparison.datasets else int(comparison.pairs > 0),
+            "p_datasets": comparison.datasets.p if comparison.datasets else None,
+            "smallest_p_datasets": comparison.datasets.smallest if comparison.datasets else None,
         }
-        for each in comparisons
+        for comparison in comparisons
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A cell of the table as text.
+    """A cell of the table as strings.
 
     Attributes:
         value: A name or a number.
-        note: What is missing in it; empty where nothing is.
+        note: A note on missing results; empty if there are none.
     """
 
     value: str
@@ -125,7 +125,7 @@ class Shown:
 
 
 def table(results: Results) -> list[list[Shown]]:
-    """The table as text, its header first."""
+    """The table as strings, header first."""
     averaged, compared = len(results.datasets) > 1, any(row.gain is not None for row in results.rows)
     header = [*results.datasets, *(["average"] if averaged else []), *(["to the probe"] if compared else [])]
     lines = [[Shown(name) for name in ("method", "parameters", "bytes", *header, "head")]]
@@ -140,21 +140,21 @@ def table(results: Results) -> list[list[Shown]]:
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of text, the header first, as a table in Markdown; all columns but the first are aligned to the right."""
+    """Rows of strings, header first, as a table in Markdown; all columns but the first are aligned to the right."""
     head, *body = [[_markdown_escaped(str(cell)) for cell in row] for row in rows]
     ruler = [":--", *["--:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ruler, *body))
 
 
 def latex(results: Results) -> str:
-    r"""The table for a paper: a `tabular` of booktabs (`\usepackage{booktabs}`), with a comment on what is in it."""
+    r"""The table for a paper: a `tabular` of booktabs (`\usepackage{booktabs}`), with comments on its contents."""
     cells = table(results)
     head, *body = [[latex_escaped(str(cell)) for cell in row] for row in cells]
     partial = any(cell.note for row in cells for cell in row)
     lines = [
         r"% needs \usepackage{booktabs}",
         "% test accuracy in percent, mean and sample standard deviation over the seeds; parameters and bytes of",
-        "% a task without its head" + ("; PARTIAL: brackets say what is missing" if partial else ""),
+        "% a task without its head" + ("; PARTIAL: brackets count the results behind a value" if partial else ""),
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
         " & ".join(head) + r" \\",
@@ -167,7 +167,7 @@ def latex(results: Results) -> str:
 
 
 def latex_escaped(value: str) -> str:
-    """Text in which every character that LaTeX would take for a command is written out."""
+    """A string with every character escaped that has a meaning in LaTeX."""
     return "".join(_LATEX.get(letter, letter) for letter in value)
 
 
@@ -180,7 +180,7 @@ def _is_flat(value: Any) -> bool:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values of one type; as strings where the metrics of several versions have different types."""
+    """A column of one type: strings if the metrics of several versions have different types."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

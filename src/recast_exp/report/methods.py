@@ -1,4 +1,4 @@
-"""Which jobs are runs of one method: those with one label that differ in nothing but seed and dataset."""
+"""The method of each job: jobs with one label that differ only in seed and dataset are runs of one method."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from recast_exp.config.keys import decides
 from recast_exp.report.reading import Job
 
-SHOWN = 3  # keys that a name holds at most
+SHOWN = 3  # at most so many keys in a name
 
 _SHARED = frozenset({"seed", "task", "dataset.eval_batch_size"})
-"""Keys that results depend on, but that are none of the method: its repetitions, its file, and how it is tested."""
+"""Keys on which results depend, but that do not belong to the method: repetitions, the task file, how it is tested."""
 
 
 def method_names(jobs: Sequence[Job]) -> list[str]:
-    """Name the method of each job: its label, and what differs where one label stands for several settings.
+    """Name the method of each job: its label, followed by the differing settings if one label has several.
 
-    Two jobs of one label are of one method unless, on the same dataset, their configurations differ. (Between datasets
-    they may: a dataset brings what its size needs.) Jobs that never started have no configuration; they belong to the
-    method that has the same overrides.
+    Two jobs with one label belong to one method unless, on the same dataset, their configurations differ. (Between
+    datasets they may differ, as a dataset also sets learning rates and the like.) Jobs that never started have no
+    configuration; they belong to the method with the same overrides.
     """
     names = [job.label for job in jobs]
     by_label: dict[str, list[int]] = defaultdict(list)
@@ -37,44 +37,46 @@ def method_names(jobs: Sequence[Job]) -> list[str]:
 
 
 def _variants(jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
-    """What tells each job from the others of its label; the same for all jobs of one method."""
+    """The settings that distinguish each job from others of its label; equal for all jobs of one method."""
     settings = [_settings(job.config) if job.config else None for job in jobs]
     keys = _differing(jobs, settings)
-    known = {
-        _own(job): tuple((key, setting.get(key)) for key in keys)
+    variant_of = {
+        _overrides(job): tuple((key, setting.get(key)) for key in keys)
         for job, setting in zip(jobs, settings, strict=True)
         if setting is not None
     }
     return [
-        tuple((key, setting.get(key)) for key in keys) if setting is not None else known.get(_own(job), _own(job))
+        tuple((key, setting.get(key)) for key in keys)
+        if setting is not None
+        else variant_of.get(_overrides(job), _overrides(job))
         for job, setting in zip(jobs, settings, strict=True)
     ]
 
 
 def _differing(jobs: Sequence[Job], settings: Sequence[Mapping[str, str] | None]) -> list[str]:
     """The keys that have several values on one dataset, in the order of the configuration."""
-    found: dict[str, None] = {}
+    differing: dict[str, None] = {}
     by_dataset: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for job, setting in zip(jobs, settings, strict=True):
         if setting is not None:
             by_dataset[job.dataset].append(setting)
-    for those in by_dataset.values():
-        for key in dict.fromkeys(key for setting in those for key in setting):
-            if len({setting.get(key) for setting in those}) > 1:
-                found[key] = None
-    return list(found)
+    for group in by_dataset.values():
+        for key in dict.fromkeys(key for setting in group for key in setting):
+            if len({setting.get(key) for setting in group}) > 1:
+                differing[key] = None
+    return list(differing)
 
 
 def _suffixes(jobs: Sequence[Job], variants: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """A short name of each variant: the overrides that not all have, or else the keys that differ."""
+    """A short name of each variant: the overrides that not all jobs share, or else the keys that differ."""
     typed: dict[tuple[Any, ...], set[tuple[str, ...]]] = defaultdict(set)
     for job, variant in zip(jobs, variants, strict=True):
-        typed[variant].add(_own(job))
-    shared = set.intersection(*(set(each) for those in typed.values() for each in those))
+        typed[variant].add(_overrides(job))
+    shared = set.intersection(*(set(overrides) for choices in typed.values() for overrides in choices))
     names = {
-        variant: " ".join(text for text in min(those) if text not in shared)
-        for variant, those in typed.items()
-        if len(those) == 1
+        variant: " ".join(override for override in min(choices) if override not in shared)
+        for variant, choices in typed.items()
+        if len(choices) == 1
     }
     if len(names) == len(typed) == len(set(names.values())):
         return names
@@ -86,21 +88,21 @@ def _suffixes(jobs: Sequence[Job], variants: Sequence[tuple[Any, ...]]) -> dict[
     return names
 
 
-def _own(job: Job) -> tuple[str, ...]:
-    """A job's overrides but for its seed and its dataset."""
+def _overrides(job: Job) -> tuple[str, ...]:
+    """A job's overrides, except for seed and dataset."""
     texts = (text.lstrip("+").replace('"', "").partition("=") for text in job.overrides)
-    # Hydra records False where false was typed, and the plan of a sweep has what was typed
+    # Hydra records False for a typed false, and the plan of a sweep has the typed form
     words = {"True": "true", "False": "false", "None": "null"}
     return tuple(f"{key}={words.get(value, value)}" for key, _, value in texts if key not in ("seed", "dataset"))
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The dotted keys that results depend on, with their values as text."""
-    found: dict[str, str] = {}
+    """The dotted keys on which results depend, with their values as strings."""
+    settings: dict[str, str] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= _settings(value, f"{key}.")
+            settings |= _settings(value, f"{key}.")
         elif decides(key) and key not in _SHARED:
-            found[key] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return found
+            settings[key] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return settings

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from recast_exp.report import charts, text
 from recast_exp.report.comparing import Comparison, compare_all, compare_with_reference, holm
 from recast_exp.report.exports import markdown, table
-from recast_exp.report.reading import Found, Job
+from recast_exp.report.reading import Contents, Job
 from recast_exp.report.table import Results
 from recast_exp.report.trials import Search, Trial
 from recast_exp.runs.state import State
@@ -24,9 +24,9 @@ from recast_exp.runs.state import State
 FILES = {"report.md": "Markdown", "results.csv": "CSV", "results.parquet": "Parquet", "table.tex": "LaTeX"}
 
 
-def html(found: Found, results: Results, searches: Sequence[Search]) -> str:
-    """The page, as text."""
-    facts = _facts(found, results, searches)
+def html(contents: Contents, results: Results, searches: Sequence[Search]) -> str:
+    """The page, as a string."""
+    facts = _facts(contents, results, searches)
     methods = [row.method for row in results.rows]
     styles = charts.style(methods)
     curves, unread = charts.curve_figures(results, styles)
@@ -42,7 +42,7 @@ def html(found: Found, results: Results, searches: Sequence[Search]) -> str:
     environment.globals["text"] = text
     environment.policies["json.dumps_kwargs"] = {
         "allow_nan": False
-    }  # and the order of the sweep kept, unlike by default
+    }  # `sort_keys` is not set: the order of the sweep is kept
     return environment.get_template("page.html.jinja").render(
         **facts,
         rows=results.rows,
@@ -66,25 +66,25 @@ def html(found: Found, results: Results, searches: Sequence[Search]) -> str:
     )
 
 
-def summary(found: Found, results: Results, searches: Sequence[Search]) -> str:
-    """The report as Markdown: the table, the tests, the searches, what is missing, and how it was made."""
-    facts = _facts(found, results, searches)
+def summary(contents: Contents, results: Results, searches: Sequence[Search]) -> str:
+    """The report as Markdown: the table, the tests, the searches, jobs without results, commands and versions."""
+    facts = _facts(contents, results, searches)
     parts = [f"# {facts['title']}", facts["status"], *([f"**{facts['warning']}**"] if facts["warning"] else [])]
     if results.rows:
-        parts += ["## Test accuracy", _TABLE_SAYS, markdown(table(results))]
+        parts += ["## Test accuracy", _TABLE_HINT, markdown(table(results))]
     if comparisons := _comparisons(results):
         lines = [
             (
-                text.noted(f"{each.first} − {each.second}", each.note),
-                text.difference(each.difference),
-                text.p_value(each.runs.p if each.runs else None),
+                text.noted(f"{comparison.first} − {comparison.second}", comparison.note),
+                text.difference(comparison.difference),
+                text.p_value(comparison.runs.p if comparison.runs else None),
                 text.p_value(corrected),
-                text.p_value(each.datasets.p if each.datasets else None),
+                text.p_value(comparison.datasets.p if comparison.datasets else None),
             )
-            for each, corrected in comparisons
+            for comparison, corrected in comparisons
         ]
         head = ("difference", "points", "p (pairs)", "p (pairs), corrected", "p (datasets)")
-        parts += ["## Tests", _tests_say(comparisons), markdown([head, *lines])]
+        parts += ["## Tests", _tests_hint(comparisons), markdown([head, *lines])]
     for search in searches:
         trials = [
             (
@@ -97,25 +97,25 @@ def summary(found: Found, results: Results, searches: Sequence[Search]) -> str:
             for trial in search.ranked
         ]
         columns = ("trial", "validation accuracy", "epochs", *search.space, "outcome")
-        parts += [f"## {search.title}", f"{search.status}. {_SEARCH_SAYS}", markdown([columns, *trials])]
+        parts += [f"## {search.title}", f"{search.status}. {_SEARCH_HINT}", markdown([columns, *trials])]
         parts += [f"The best setting:\n\n```console\n$ {search.command}\n```"] if search.command else []
     if facts["unfinished"]:
         lines = [(job.folder, name or text.NOTHING, *_where(job), _why(job)) for name, job in facts["unfinished"]]
         parts += ["## Without results", markdown([("job", "method", "dataset", "seed", "why"), *lines])]
     if facts["remarks"]:
         parts += ["## Remarks", "".join(f"- {line}\n" for line in facts["remarks"])]
-    parts += ["## How it was made", *(f"```console\n$ {command}\n```" for command in facts["commands"])]
+    parts += ["## Commands and versions", *(f"```console\n$ {command}\n```" for command in facts["commands"])]
     parts += ["".join(f"- {name}: {', '.join(values)}\n" for name, values in facts["versions"].items())]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-_TABLE_SAYS = (
+_TABLE_HINT = (
     "Accuracy in percent on the test images, mean ± sample standard deviation over the seeds. Trained parameters and "
     "bytes are without the head, whose parameters are in the last column."
 )
 
 
-_SEARCH_SAYS = "Trials are compared by validation accuracy. Only the best one is among the test accuracies."
+_SEARCH_HINT = "Trials are compared by validation accuracy. Only the best trial is listed under test accuracy."
 
 
 def _outcome(trial: Trial, search: Search) -> str:
@@ -125,8 +125,8 @@ def _outcome(trial: Trial, search: Search) -> str:
     return "" if trial.state == State.FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
 
 
-def _facts(found: Found, results: Results, searches: Sequence[Search]) -> dict[str, Any]:
-    """What page and summary have in common."""
+def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> dict[str, Any]:
+    """The facts that page and summary share."""
     unfinished = results.unfinished
     states = Counter(job.state for _, job in unfinished)
     skipped = states.pop(State.SKIPPED, 0)
@@ -139,82 +139,82 @@ def _facts(found: Found, results: Results, searches: Sequence[Search]) -> dict[s
     expected = results.expected
     partial = any(not cell.complete and not cell.absent for row in results.rows for cell in row.cells.values())
     return {
-        "title": f"Report on {'/'.join(found.folder.parts[-2:])}",
+        "title": f"Report on {'/'.join(contents.folder.parts[-2:])}",
         "status": " · ".join(
             [
                 *([f"{len(results.counted)} of {expected} runs finished"] if expected or not searches else []),
                 *(search.status for search in searches),
                 *rest,
-                *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(found.jobs)) else []),
+                *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(contents.jobs)) else []),
             ]
         ),
         "warning": _PARTIAL if partial else "",
         "unfinished": unfinished,
-        "remarks": [*found.remarks, *results.remarks],
-        "commands": found.commands,
+        "remarks": [*contents.remarks, *results.remarks],
+        "commands": contents.commands,
         "versions": {name.removeprefix("version/"): values for name, values in versions.items()},
-        "folder": str(found.folder),
+        "folder": str(contents.folder),
         "where": _where,
         "why": _why,
-        "table_says": _TABLE_SAYS,
+        "table_hint": _TABLE_HINT,
         "searches": searches,
-        "search_says": _SEARCH_SAYS,
+        "search_hint": _SEARCH_HINT,
         "outcome": _outcome,
-        "tests_say": _tests_say(_comparisons(results)),
+        "tests_hint": _tests_hint(_comparisons(results)),
     }
 
 
 _PARTIAL = (
-    "Partial: runs are missing. Cells give the number of seeds behind them, and there is an average only where every "
-    "dataset has a result."
+    "Partial: runs are missing. Cells give the number of seeds that they are based on, and there is an average only if "
+    "every dataset has a result."
 )
 
 
 def _comparisons(results: Results) -> list[tuple[Comparison, float | None]]:
     """Every method against the reference, each with its p-value over pairs, corrected for their number."""
     comparisons = compare_with_reference(results)
-    corrected = iter(holm([each.runs.p for each in comparisons if each.runs]))
-    return [(each, next(corrected) if each.runs else None) for each in comparisons]
+    corrected = iter(holm([comparison.runs.p for comparison in comparisons if comparison.runs]))
+    return [(comparison, next(corrected) if comparison.runs else None) for comparison in comparisons]
 
 
-def _tests_say(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
-    """What was tested, on how many pairs, and the smallest p-value that these can give."""
-    tests = [each for each, _ in comparisons if each.runs]
+def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
+    """The description of the tests: what is tested, on how many pairs, and the smallest p-value that these can give."""
+    tests = [comparison for comparison, _ in comparisons if comparison.runs]
     if not tests:
-        return "There are no two methods with a run of the same dataset and seed."
-    most = max(tests, key=lambda each: each.pairs)
+        return "No two methods have runs with the same dataset and seed."
+    most = max(tests, key=lambda comparison: comparison.pairs)
     assert most.runs is not None
-    says = (
+    hint = (
         "Two runs are a pair if they have the same dataset and seed. Two-sided sign-flip permutation tests of the mean "
-        f"difference. Over pairs: do the methods differ on these datasets? {most.runs.units} pairs can give "
-        f"p = {text.smallest(most.runs)} at best."
+        f"difference. Over pairs: do the methods differ on these datasets? With {most.runs.units} pairs, the "
+        f"smallest possible p is {text.smallest(most.runs)}."
     )
     if most.datasets:
-        says += (
+        hint += (
             " Over datasets: would they differ on other datasets of this kind? All pairs of a dataset change sign "
-            f"together; {most.datasets.units} datasets can give p = {text.smallest(most.datasets)} at best."
+            f"together. With {most.datasets.units} datasets, the smallest possible p is {text.smallest(most.datasets)}."
         )
     else:
-        says += " One dataset says nothing about others."
+        hint += " One dataset allows no conclusion about others."
     if len(tests) > 1:
-        says += f" The corrected value accounts for {len(tests)} comparisons (Holm)."
-    return says
+        hint += f" The corrected value accounts for {len(tests)} comparisons (Holm)."
+    return hint
 
 
 def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """The comparison of any two methods, by their names."""
+    """The comparisons of all pairs of methods, by their names."""
     return {
-        f"{each.first}|{each.second}": {
-            "difference": each.difference,
-            "pairs": text.noted(str(each.pairs), each.note),
-            "p_pairs": text.p_value(each.runs.p) if each.runs else None,
-            "smallest_pairs": text.smallest(each.runs) if each.runs else None,
-            "datasets": each.datasets.units if each.datasets else 1,
-            "p_datasets": text.p_value(each.datasets.p) if each.datasets else None,
-            "smallest_datasets": text.smallest(each.datasets) if each.datasets else None,
+        f"{comparison.first}|{comparison.second}": {
+            "difference": comparison.difference,
+            "pairs": text.noted(str(comparison.pairs), comparison.note),
+            "p_pairs": text.p_value(comparison.runs.p) if comparison.runs else None,
+            "smallest_pairs": text.smallest(comparison.runs) if comparison.runs else None,
+            "datasets": comparison.datasets.units if comparison.datasets else 1,
+            "p_datasets": text.p_value(comparison.datasets.p) if comparison.datasets else None,
+            "smallest_datasets": text.smallest(comparison.datasets) if comparison.datasets else None,
         }
-        for each in comparisons
-        if each.pairs
+        for comparison in comparisons
+        if comparison.pairs
     }
 
 
@@ -223,7 +223,7 @@ def _where(job: Job) -> tuple[str, str]:
 
 
 def _why(job: Job) -> str:
-    """Why a job has no results: its state, how far it came, and the reason."""
+    """The explanation of a job without results: its state, its progress, and the reason."""
     state = "left out" if job.state == State.SKIPPED else str(job.state)
     return ": ".join([", ".join(filter(None, (state, job.progress))), *([job.reason] if job.reason else [])])
 

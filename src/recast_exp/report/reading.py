@@ -1,4 +1,4 @@
-"""The jobs below a folder, as plain records. A damaged file is a line in the report, not an error."""
+"""The jobs below a folder, as plain records. A damaged file becomes a remark in the report, not an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEFT_OUT = frozenset({State.SKIPPED, State.PRUNED})
 """States of jobs that have no results and are not meant to have any."""
 ACCURACY = "test/accuracy"
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
-_UNPLANNED = 10**9  # place in the order of a job that no sweep has planned: behind all others, by its folder
+_UNPLANNED = 10**9  # position of jobs that no sweep has planned: after all others, in the order of their folders
 
 
 class DamagedError(Exception):
@@ -36,10 +36,10 @@ class Job:
 
     Attributes:
         folder: Where it is, relative to the folder of the report.
-        label: What tables call its method; empty where not even that can be read.
+        label: Name of its method in tables; empty if not even that can be read.
         state: That of job.json; WAITING if it was only planned, DAMAGED if it has finished and a file cannot be read.
-        reason: Why it is not finished, where that is known; one line.
-        config: Its resolved configuration; empty where it is not known.
+        reason: The reason why it is not finished, if known; one line.
+        config: Its resolved configuration; empty if it is not known.
         metrics: metrics.json, of a finished job.
         parameters: parameters.json, of a finished job.
     """
@@ -69,7 +69,7 @@ class Job:
         return float(self.metrics[ACCURACY])
 
     def setting(self, *names: str) -> Any:
-        """A value of the configuration; None where there is none."""
+        """A value of the configuration; None if there is none."""
         node: Any = self.config
         for name in names:
             node = node.get(name) if isinstance(node, Mapping) else None
@@ -77,13 +77,13 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """All that is below a folder.
+class Contents:
+    """The jobs and sweeps below a folder.
 
     Attributes:
         jobs: Those of stage=adapt, in the order of their sweeps.
         commands: The command of each sweep.
-        remarks: What was left out of the report, one line each.
+        remarks: The omissions of the report, one line each.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ def has_jobs(folder: Path) -> bool:
     return next(records(folder, SWEEP, JOB), None) is not None
 
 
-def read_jobs(folder: Path) -> Found:
+def read_jobs(folder: Path) -> Contents:
     """Read every job below a folder, and every job that a sweep has planned there."""
     commands: list[str] = []
     remarks: list[str] = []
@@ -112,10 +112,11 @@ def read_jobs(folder: Path) -> Found:
             commands.append(str(sweep.get("command") or f"(not recorded in {_relative(path, folder)})"))
             plan = [(path.parent / str(entry["folder"]), entry) for entry in sweep["jobs"]]
             planned |= {
-                each: (len(planned) + at, _planned(each, entry, folder)) for at, (each, entry) in enumerate(plan)
+                job_dir: (len(planned) + at, _planned(job_dir, entry, folder))
+                for at, (job_dir, entry) in enumerate(plan)
             }
         except (DamagedError, KeyError, TypeError, ValueError) as error:
-            why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not that of a sweep"
+            why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not the record of a sweep"
             remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are unknown")
     jobs: list[tuple[tuple[Any, ...], Job]] = []
     other_stages = 0
@@ -130,18 +131,18 @@ def read_jobs(folder: Path) -> Found:
     if other_stages:
         remarks.append(f"{other_stages} job(s) of other stages than adapt are not shown")
     jobs.sort(key=lambda pair: pair[0])
-    return Found(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
+    return Contents(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
 
 
 def records(folder: Path, *names: str) -> Iterator[Path]:
-    """The files of these names below a folder; not those of a report or a tracker."""
+    """The files of these names below a folder, except in the folders of reports and trackers."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted((name for name in folders if name not in WITHOUT_JOBS), key=_natural)
         yield from (Path(root) / name for name in names if name in files)
 
 
 def read_history(job: Job) -> list[dict[str, float]]:
-    """The epochs of a job: a row of numbers each; empty where it wrote none.
+    """The epochs of a job: a row of values for each; empty if it wrote none.
 
     Raises:
         DamagedError: If metrics.csv cannot be read.
@@ -162,12 +163,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        DamagedError: If it is not there, cut short, or of a newer format.
+        DamagedError: If it is missing, cut short, or of a newer format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DamagedError(f"{path.name} is not there") from None
+        raise DamagedError(f"{path.name} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
     if not isinstance(content, dict):
@@ -192,7 +193,7 @@ def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:
 
 
 def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
-    """The job of a job.json; None if it is of another stage."""
+    """The job of a job.json; None if it belongs to another stage."""
     try:
         record = read_json(path)
         if record.get("stage", "adapt") != "adapt":
@@ -201,7 +202,7 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
     except DamagedError as error:
         return _damaged(path, folder, planned, str(error))
     except (KeyError, TypeError, ValueError) as error:
-        return _damaged(path, folder, planned, f"{JOB} is not that of a job ({one_line(error, limit=120)})")
+        return _damaged(path, folder, planned, f"{JOB} is not the record of a job ({one_line(error, limit=120)})")
     if not job.finished:
         return job
     try:
@@ -211,13 +212,13 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
 
 
 def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
-    """The job of a job.json that cannot be read: what its sweep has planned, if anything is known of it."""
+    """The job of a job.json that cannot be read: as its sweep has planned it, if one has."""
     unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, State.DAMAGED)
     return dataclasses.replace(planned or unknown, state=State.DAMAGED, reason=reason)
 
 
 def _has_died(record: Mapping[str, Any]) -> bool:
-    """Whether a job that says it runs was killed: its process was one of this machine, and is gone."""
+    """Whether a job recorded as running was killed: its process belonged to this machine, and no longer exists."""
     if record["state"] != State.RUNNING or record.get("host") != socket.gethostname():
         return False
     try:
@@ -252,7 +253,7 @@ def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
 
 
 def _whole(path: Path) -> dict[str, Any]:
-    """A file of results, which must hold the numbers that the report needs."""
+    """Read a file of results, which must hold the values that the report needs."""
     content = read_json(path)
     for name in _NEEDED[path.name]:
         value = content.get(name)
@@ -266,7 +267,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Sorts 10 behind 9, and numbers before names."""
+    """Sort key that puts 10 after 9, and numbers before names."""
     return tuple((int(part), "") if part.isdecimal() else (10**9, part) for part in name.split("/"))
 
 

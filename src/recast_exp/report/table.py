@@ -1,4 +1,4 @@
-"""The table of a report: a row for each method, a column for each dataset. Missing runs are never averaged away."""
+"""The table of a report: a row for each method, a column for each dataset. Means never hide missing runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Cell:
 
     Attributes:
         values: Seed → accuracy, of the runs that count.
-        expected: The seeds that any method has on this dataset.
+        expected: The seeds of all methods on this dataset.
         absent: The state in which all runs of the method were left out, UNPLANNED if there are none, None otherwise.
-        reason: Why they were left out, as a job has recorded it.
+        reason: The reason why they were left out, as a job has recorded it.
     """
 
     values: Mapping[int, float]
@@ -34,22 +34,22 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        """Whether every seed is there."""
+        """Whether no seed is missing."""
         return set(self.values) == set(self.expected)
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds that are there."""
+        """Mean over the seeds that have a result; None if there are none."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds (division by n - 1); None where there are fewer than two."""
+        """Sample standard deviation over the seeds (division by n - 1); None if there are fewer than two."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def note(self) -> str:
-        """What is missing, in words; empty where all seeds are there."""
+        """The missing results, in words; empty if there are none."""
         if self.complete:
             return ""
         if self.absent:
@@ -62,9 +62,9 @@ class Average:
     """Mean over the datasets, all with the same weight.
 
     Attributes:
-        mean: None where a dataset has no result at all: a mean over fewer is not comparable with the others.
+        mean: None if a dataset has no result at all: a mean over fewer datasets is not comparable with the others.
         std: Sample standard deviation over the seeds, of each seed's mean over the datasets; complete rows only.
-        note: What is missing, in words; empty where nothing is.
+        note: The missing results, in words; empty if there are none.
     """
 
     mean: float | None
@@ -81,8 +81,8 @@ class Row:
             results.
         size: The same in bytes.
         head: The same of the head's parameters.
-        gain: Mean difference to the linear probe of the same backbone, dataset and seed.
-        gain_note: On how many of its expected runs the difference rests, where not on all.
+        gain: Mean difference from the linear probe with the same backbone, dataset and seed.
+        gain_note: On how many of the expected runs the difference is based, if not on all.
     """
 
     method: str
@@ -102,12 +102,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The jobs of a report with the methods that they belong to, and the table that they make.
+    """The jobs of a report, their methods, and the table.
 
     Attributes:
-        methods: The method of each of `jobs`; empty for one that cannot be read at all.
+        methods: The method of each of `jobs`; empty for a job that cannot be read at all.
         counted: Method, dataset and seed → the run that counts.
-        remarks: What was left out, one line each.
+        remarks: The omissions, one line each.
     """
 
     jobs: tuple[Job, ...]
@@ -119,32 +119,32 @@ class Results:
 
     @property
     def expected(self) -> int:
-        """How many runs a complete table has: all that were run or planned, except those that were left out."""
-        known = zip(self.methods, self.jobs, strict=True)
-        return len({(name, job.dataset, job.seed) for name, job in known if name and job.state not in LEFT_OUT})
+        """The number of runs in a complete table: all that were run or planned, except those that were left out."""
+        pairs = zip(self.methods, self.jobs, strict=True)
+        return len({(name, job.dataset, job.seed) for name, job in pairs if name and job.state not in LEFT_OUT})
 
     @property
     def unfinished(self) -> list[tuple[str, Job]]:
-        """The jobs without results, each with its method."""
+        """The jobs without results, and their methods."""
         return [pair for pair in zip(self.methods, self.jobs, strict=True) if not pair[1].finished]
 
 
 def tabulate(jobs: Sequence[Job]) -> Results:
-    """Tabulate the results of all jobs, methods and datasets in the order in which they come."""
+    """Tabulate the results of all jobs, with methods and datasets in order of appearance."""
     methods = method_names(jobs)
-    known = [(name, job) for name, job in zip(methods, jobs, strict=True) if name]
-    datasets = tuple(dict.fromkeys(job.dataset for _, job in known))
+    named = [(name, job) for name, job in zip(methods, jobs, strict=True) if name]
+    datasets = tuple(dict.fromkeys(job.dataset for _, job in named))
     seeds = {
         dataset: tuple(
-            dict.fromkeys(job.seed for _, job in known if job.dataset == dataset and job.state not in LEFT_OUT)
+            dict.fromkeys(job.seed for _, job in named if job.dataset == dataset and job.state not in LEFT_OUT)
         )
         for dataset in datasets
     }
-    counted, remarks = _counted(known)
+    counted, remarks = _counted(named)
     probes = _probes(counted.values())
     rows = []
-    for method in dict.fromkeys(name for name, _ in known):
-        cells = {dataset: _cell(method, dataset, seeds[dataset], known, counted) for dataset in datasets}
+    for method in dict.fromkeys(name for name, _ in named):
+        cells = {dataset: _cell(method, dataset, seeds[dataset], named, counted) for dataset in datasets}
         runs = [job for (name, _, _), job in counted.items() if name == method]
         gain, gain_note = _gain(runs, probes, {dataset: len(cell.expected) for dataset, cell in cells.items()})
         rows.append(
@@ -162,16 +162,16 @@ def tabulate(jobs: Sequence[Job]) -> Results:
     return Results(tuple(jobs), tuple(methods), datasets, counted, tuple(rows), tuple(remarks))
 
 
-def _counted(known: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int], Job], list[str]]:
-    """One run for each method, dataset and seed: the newest, where a run was repeated."""
+def _counted(named: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int], Job], list[str]]:
+    """One run for each method, dataset and seed: the newest, if a run was repeated."""
     counted: dict[tuple[str, str, int], Job] = {}
     remarks = []
-    for name, job in known:
+    for name, job in named:
         if not job.finished:
             continue
         key = (name, job.dataset, job.seed)
         if key in counted:
-            older, newer = sorted((counted[key], job), key=lambda each: each.updated)
+            older, newer = sorted((counted[key], job), key=lambda run: run.updated)
             remarks.append(
                 f"{older.folder} has the settings of {newer.folder} ({name}, {job.dataset}, seed {job.seed}); "
                 "the newer one counts"
@@ -185,11 +185,11 @@ def _cell(
     method: str,
     dataset: str,
     seeds: tuple[int, ...],
-    known: Iterable[tuple[str, Job]],
+    named: Iterable[tuple[str, Job]],
     counted: Mapping[tuple[str, str, int], Job],
 ) -> Cell:
     values = {seed: counted[method, dataset, seed].accuracy for seed in seeds if (method, dataset, seed) in counted}
-    jobs = [job for name, job in known if name == method and job.dataset == dataset]
+    jobs = [job for name, job in named if name == method and job.dataset == dataset]
     if not jobs:
         return Cell(values, seeds, UNPLANNED)
     if all(job.state in LEFT_OUT for job in jobs):
@@ -203,10 +203,10 @@ def _average(cells: Sequence[Cell]) -> Average:
         return Average(None, None, f"{len(means)} of {len(cells)} datasets")
     mean = statistics.fmean(means)
     if not all(cell.complete for cell in cells):
-        there, expected = (
+        present, expected = (
             sum(map(len, counts)) for counts in zip(*((c.values, c.expected) for c in cells), strict=True)
         )
-        return Average(mean, None, f"{there} of {expected} runs")
+        return Average(mean, None, f"{present} of {expected} runs")
     seeds = set(cells[0].expected)
     if any(set(cell.expected) != seeds for cell in cells) or len(seeds) < 2:
         return Average(mean, None, "")
@@ -214,7 +214,7 @@ def _average(cells: Sequence[Cell]) -> Average:
 
 
 def is_probe(job: Job) -> bool:
-    """Whether a job trains nothing but a head."""
+    """Whether a job trains only a head."""
     return (job.setting("model", "method"), job.setting("adapter", "name")) == ("frozen", "none")
 
 
@@ -223,27 +223,27 @@ def _backbone(job: Job) -> tuple[object, ...]:
 
 
 def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
-    """Backbone, dataset and seed → accuracy of the job that trains nothing but a head, where there is just one."""
-    found: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    """Backbone, dataset and seed → accuracy of the job that trains only a head, if there is exactly one."""
+    accuracies: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for job in jobs:
         if is_probe(job):
-            found[_backbone(job)].append(job.accuracy)
-    return {backbone: values[0] for backbone, values in found.items() if len(values) == 1}
+            accuracies[_backbone(job)].append(job.accuracy)
+    return {backbone: values[0] for backbone, values in accuracies.items() if len(values) == 1}
 
 
 def _gain(
     runs: Sequence[Job], probes: Mapping[tuple[object, ...], float], expected: Mapping[str, int]
 ) -> tuple[float | None, str]:
-    """Mean difference to the probe of the sweep, or to each run's own; all datasets have the same weight.
+    """Mean difference from the sweep's probes, or from those of the runs; all datasets have the same weight.
 
-    The two are trained the same way, but are never mixed in one row. As with the average, there is no mean where a
-    whole dataset is missing.
+    Both kinds of probes are trained the same way, but are never mixed in one row. As with the average, there is no mean
+    if a whole dataset is missing.
     """
     if not runs or any(map(is_probe, runs)):
         return None, ""
     of_sweep = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
-    own = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
-    pairs = max(of_sweep, own, key=len)
+    of_runs = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
+    pairs = max(of_sweep, of_runs, key=len)
     if not pairs:
         return None, ""
     by_dataset: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Numbers in the tables of a report: accuracies in percent, counts with their range, p-values."""
+"""The cells of a report's tables as strings: accuracies in percent, counts with their range, p-values."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ NOTHING = "–"
 
 
 def accuracy(mean: float | None, std: float | None = None) -> str:
-    """`80.1 ± 0.4` of accuracies from 0 to 1."""
+    """`80.1 ± 0.4` for accuracies from 0 to 1."""
     if mean is None:
         return NOTHING
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def measured(cell: Cell | Average) -> str:
-    """A cell with what is missing in it: `80.1 (1 of 3 seeds)`."""
+    """A cell with a note on missing results: `80.1 (1 of 3 seeds)`."""
     return noted(accuracy(cell.mean, cell.std), cell.note)
 
 
 def difference(value: float | None) -> str:
-    """`+2.1` of a difference of accuracies."""
+    """`+2.1` for a difference of accuracies."""
     return NOTHING if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -32,12 +32,12 @@ def sampled(value: str | None) -> str:
 
 
 def noted(value: str, note: str) -> str:
-    """A value, and a remark on it in brackets."""
+    """A value, followed by a note in brackets if there is one."""
     return f"{value} ({note})" if note else value
 
 
 def count(span: tuple[int, int] | None) -> str:
-    """An integer, or the range of those of several runs."""
+    """An integer, or the range of the integers of several runs."""
     if span is None:
         return NOTHING
     low, high = span

@@ -1,4 +1,4 @@
-"""The searches below a folder. Their trials are chosen, and therefore shown, by validation accuracy."""
+"""The searches below a folder. Trials are selected by validation accuracy, and therefore shown with it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recast_exp.report.reading import DamagedError, Found, Job, read_json, records
+from recast_exp.report.reading import Contents, DamagedError, Job, read_json, records
 from recast_exp.runs.layout import SEARCH
 from recast_exp.runs.state import State
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One setting that a search has tried.
+    """One setting tried by a search.
 
     Attributes:
-        folder: Where its job is, relative to the folder of the report.
-        accuracy: Validation accuracy, from 0 to 1; of one that has not finished, that of its last epoch, if any.
-        parameters: Key → the value sampled for it, as text.
+        folder: Folder of its job, relative to that of the report.
+        accuracy: Validation accuracy, from 0 to 1; for an unfinished trial, that of its last epoch, if any.
+        parameters: Key → the value sampled for it, as a string.
     """
 
     number: int
@@ -37,9 +37,9 @@ class Search:
 
     Attributes:
         name: Its folder, relative to that of the report.
-        planned: How many trials it is to have.
-        space: Key → what it is sampled from, in Hydra's grammar.
-        best: Number of the best trial that has finished.
+        planned: Number of trials planned.
+        space: Key → the distribution it is sampled from, in Hydra's grammar.
+        best: Number of the best finished trial.
         command: The command that runs the best setting by itself.
     """
 
@@ -52,19 +52,19 @@ class Search:
 
     @property
     def title(self) -> str:
-        """What it is called: after its folder, unless that is the folder of the report."""
+        """Its heading, with its folder unless that is the folder of the report."""
         return "Search" if self.name == "." else f"Search {self.name}"
 
     @property
     def ranked(self) -> list[Trial]:
-        """The trials in the order of a table: the finished ones, the best first, then the others by their numbers."""
+        """The trials in the order of the table: finished ones first, by accuracy, then the others, by number."""
         finished = [trial for trial in self.trials if trial.state == State.FINISHED]
         rest = [trial for trial in self.trials if trial.state != State.FINISHED]
         return sorted(finished, key=lambda trial: -(trial.accuracy or 0)) + rest
 
     @property
     def status(self) -> str:
-        """How many trials there are of each state, in words."""
+        """The numbers of trials in each state, in words."""
         counts: dict[State, int] = {}
         for trial in self.trials:
             counts[trial.state] = counts.get(trial.state, 0) + 1
@@ -72,30 +72,30 @@ class Search:
         return f"{len(self.trials)} of {self.planned} trials" + (f": {rest}" if rest else "")
 
 
-def read_searches(found: Found) -> tuple[Found, tuple[Search, ...]]:
+def read_searches(contents: Contents) -> tuple[Contents, tuple[Search, ...]]:
     """Read every search below a folder.
 
     Returns:
-        What was found, without the jobs that are trials except the best of each search: a setting chosen among many
-        is no method of its own, and the test set is never used for selection. And the searches.
+        The contents of the folder without the jobs of trials, except the best trial of each search; and the searches.
+        A setting selected among many is not a method of its own, and the test set is never used for selection.
     """
     searches, remarks, left_out = [], [], set()
-    for path in records(found.folder, SEARCH):
-        relative = path.parent.relative_to(found.folder).as_posix()
+    for path in records(contents.folder, SEARCH):
+        relative = path.parent.relative_to(contents.folder).as_posix()
         try:
             search = _search(relative, read_json(path))
         except (DamagedError, KeyError, TypeError, ValueError, AttributeError) as error:
-            why = str(error) if isinstance(error, DamagedError) else f"{SEARCH} is not that of a search"
+            why = str(error) if isinstance(error, DamagedError) else f"{SEARCH} is not the record of a search"
             remarks.append(f"{relative}: {why}; its trials are shown as jobs")
             continue
         searches.append(search)
         left_out |= {trial.folder for trial in search.trials if trial.number != search.best}
-    jobs = tuple(job for job in found.jobs if not (job.folder in left_out and _is_trial(job)))
-    return dataclasses.replace(found, jobs=jobs, remarks=(*found.remarks, *remarks)), tuple(searches)
+    jobs = tuple(job for job in contents.jobs if not (job.folder in left_out and _is_trial(job)))
+    return dataclasses.replace(contents, jobs=jobs, remarks=(*contents.remarks, *remarks)), tuple(searches)
 
 
 def _is_trial(job: Job) -> bool:
-    """Whether a job belongs to a search: a grid may have left another in the same folder."""
+    """Whether a job belongs to a search: a grid could have left another job in the same folder."""
     return job.setting("search", "trial") is not None or not job.config
 
 
@@ -126,7 +126,7 @@ def _trial(search: str, entry: Mapping[str, Any]) -> Trial:
 
 
 def numbers(values: Sequence[str]) -> list[float] | None:
-    """Strings as numbers; None if one of them is no number."""
+    """Strings as numbers; None if one of them is not a number."""
     try:
         return [float(value) for value in values]
     except ValueError:

@@ -4,7 +4,7 @@
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const option = (value) => Object.assign(document.createElement("option"), { value, textContent: value });
 
-  // Tables: a click on a head sorts by its column, what is missing always last
+  // Tables: a click on a head sorts by its column; missing values are always last
 
   const value = (row, column) => {
     const cell = row.cells[column];
@@ -42,23 +42,23 @@
 
   const tell = (first, second) => {
     const turned = pairs[`${first}|${second}`] === undefined;
-    const found = pairs[turned ? `${second}|${first}` : `${first}|${second}`];
+    const pair = pairs[turned ? `${second}|${first}` : `${first}|${second}`];
     if (first === second) return "Choose two methods.";
-    if (!found) return "These two have no run of the same dataset and seed.";
-    const difference = 100 * (turned ? -found.difference : found.difference);
-    const overPairs = `p = ${found.p_pairs} over ${found.pairs} pairs (${found.smallest_pairs} at best)`;
-    const overDatasets = found.p_datasets
-      ? `p = ${found.p_datasets} over ${found.datasets} datasets (${found.smallest_datasets} at best)`
-      : "one dataset says nothing about others";
+    if (!pair) return "These two methods have no runs with the same dataset and seed.";
+    const difference = 100 * (turned ? -pair.difference : pair.difference);
+    const overPairs = `p = ${pair.p_pairs} over ${pair.pairs} pairs (at least ${pair.smallest_pairs})`;
+    const overDatasets = pair.p_datasets
+      ? `p = ${pair.p_datasets} over ${pair.datasets} datasets (at least ${pair.smallest_datasets})`
+      : "one dataset allows no conclusion about others";
     return `${first} − ${second}: ${signed(difference)} points. ${overPairs}; ${overDatasets}.`.replaceAll("= <", "<");
   };
 
   const startPairs = () => {
     const form = document.getElementById("pair");
     if (!form) return;
-    const known = Object.keys(pairs);
+    const keys = Object.keys(pairs);
     const methods = Object.keys(styles).filter((name) =>
-      known.some((key) => key.startsWith(`${name}|`) || key.endsWith(`|${name}`)));
+      keys.some((key) => key.startsWith(`${name}|`) || key.endsWith(`|${name}`)));
     const result = document.getElementById("pair-result");
     for (const select of form.querySelectorAll("select")) select.append(...methods.map(option));
     form.elements.first.selectedIndex = Math.min(1, methods.length - 1);
@@ -69,7 +69,7 @@
     show();
   };
 
-  // Charts: what the selects above one say is the key of its figure
+  // Charts: the choices in the selects above a chart form the key of its figure
 
   const themed = (figure) => {
     const layout = structuredClone(figure.layout);
@@ -84,7 +84,7 @@
 
   const startChart = (section) => {
     const figures = charts[section.dataset.chart];
-    // A method's name may hold a bar, what stands behind the last one never does
+    // A method's name may contain a bar; the part after the last bar never does
     const keys = Object.keys(figures).map((key) => [key.slice(0, key.lastIndexOf("|")), key.split("|").at(-1)]);
     if (!keys.length) return;
     section.hidden = false;
@@ -131,7 +131,7 @@
     draw();
   };
 
-  // plotly's script travels packed, a third of its size
+  // plotly's script is compressed to a third of its size
 
   const startCharts = async () => {
     const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (letter) => letter.charCodeAt(0));
