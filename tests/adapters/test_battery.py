@@ -185,6 +185,24 @@ def test_bfloat16(make: Make, name: str, kind: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in adapted.network.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_a_model_of_another_dtype(make: Make, name: str, kind: str, base: str, dtype: torch.dtype) -> None:
+    network = make("none", kind, base).network.to(dtype).eval()
+    batch = images().to(dtype)
+    with torch.no_grad():
+        expected = network(batch)
+    trained = inject_adapter(network, adapters.load(name)())
+    found = network(batch)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    found.float().square().sum().backward()
+    assert all(network.get_parameter(path).grad is not None for path in trained.values())
+    with torch.no_grad():
+        torch.testing.assert_close(adapters.merge(merge(network))(batch), expected)
+
+
 @pytest.mark.parametrize(("name", "kind"), ONCE)
 def test_it_compiles_as_a_whole(make: Make, name: str, kind: str) -> None:
     adapted = make(name, kind, "recast")

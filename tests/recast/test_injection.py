@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -216,6 +217,60 @@ def test_a_layer_is_rewritten_once(enliven: Enliven) -> None:
         inject(model, banks)
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_groups_of_two_calls_are_not_mixed_up(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    with torch.no_grad():
+        expected = model(images)
+    halves = [find_groups(model, targets=targets) for targets in (["blocks.[0-5].attn.qkv"], ["*.attn.qkv"])]
+    same_name = [halves[0][0], dataclasses.replace(halves[1][5], name=halves[0][0].name)]
+    same_layer = [halves[0][0], dataclasses.replace(halves[1][0], name="another")]
+    for groups, what in ((same_name, "names .*, got blocks.attn.qkv.0"), (same_layer, "layers .*, got blocks.0.attn")):
+        with pytest.raises(UserError, match=rf"^groups: expected groups with {what}.* twice; find all"):
+            mimic(model, groups)
+    banks = mimic(model, halves[0])
+    for groups in (same_name, same_layer):
+        with pytest.raises(UserError, match=r"^groups: expected groups"):
+            inject(model, dataclasses.replace(banks, groups=tuple(groups)))
+    inject(model, banks)
+    inject(model, mimic(model, find_groups(model, targets=["blocks.[6-9].attn.qkv"])))
+    with torch.no_grad():
+        assert distance(model(images), expected) <= TOLERANCE
+    with pytest.raises(UserError, match=r"^num_sets: expected at least 1, got 0$"):
+        mimic(model, halves[0], num_sets=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_injection_into_a_model_of_any_dtype_or_on_meta(dtype: torch.dtype, enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    model, images = model.to(dtype), images.to(dtype)
+    expected, skeleton = model(images), copy.deepcopy(model).to("meta")
+    names: dict[str, str] = {}
+    for targets in (["*.attn.qkv"], ["*.mlp.fc1"]):
+        banks = mimic(model, find_groups(model, targets=targets, num_groups=1))
+        names |= inject(model, banks)
+        inject(skeleton, banks)
+    assert distance(model(images), expected) <= max(TOLERANCE, 4 * torch.finfo(dtype).eps)
+    templates = [name for name in model.state_dict() if name.startswith("banks.")]
+    assert templates == ["banks.blocks-attn-qkv-0.templates", "banks.blocks-mlp-fc1-0.templates"]
+    skeleton.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(skeleton(images), model(images))
+    on_meta = copy.deepcopy(model).to("meta")
+    assert all(on_meta.get_parameter(name).is_meta for name in (*templates, *names.values()))
+
+
+@torch.no_grad()
+def test_after_merging_the_same_layers_can_be_injected_again(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    expected = model(images)
+    groups = find_groups(model, targets=["*.attn.qkv"])
+    for _ in range(2):
+        inject(model, mimic(model, groups))
+        assert len(model.banks) == len(groups)
+        merge(model)
+    assert distance(model(images), expected) <= TOLERANCE
 
 
 def test_an_attribute_of_the_model_is_not_overwritten(enliven: Enliven) -> None:

@@ -120,15 +120,19 @@ def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[t
 
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
-    """Register the module of an adapter at a layer, on the device of the layer's parameters."""
-    weight = next(layer.parameters())
-    layer.add_module(name, adapter.to(weight.device))
+    """Register the module of an adapter at a layer, with the device and the dtype that the layer computes with."""
+    own: Any = layer
+    # Not a parameter of a parametrisation: RECAST's coefficients are float32 in a bfloat16 model
+    plain = (parameter for path, parameter in layer.named_parameters() if "parametrizations." not in path)
+    weight = next(plain, None)
+    layer.add_module(name, adapter.to(own.weight if weight is None else weight))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
     """Let the module of an adapter compute a layer's weight from the weight so far.
 
-    That is the layer's own weight, or the combination of templates that another parametrisation makes.
+    That is the layer's own weight, or the combination of templates that another parametrisation makes. The adapter is
+    moved to the weight's device; its result has to have the weight's dtype.
 
     Returns:
         The module's name below the layer.

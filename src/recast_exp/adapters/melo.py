@@ -40,7 +40,7 @@ class MeLo(Adapter):
         for path, layer in _layers(network):
             adapter = LowRank(layer.in_features, self.rank, self.alpha / self.rank)
             if parametrize.is_parametrized(layer, "weight"):
-                place = parametrize_weight(layer, adapter)
+                place = parametrize_weight(layer, adapter.to(layer.weight.dtype))
             else:
                 place = NAME
                 attach(layer, NAME, adapter)

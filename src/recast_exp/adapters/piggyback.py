@@ -102,7 +102,8 @@ class Mask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Mask the weight."""
         kept = (self.mask > self.threshold).to(self.mask.dtype)
-        return weight * (kept + (self.mask - self.mask.detach()))  # the bracket is 0, with a gradient of 1
+        gradient = self.mask - self.mask.detach()  # 0, with a gradient of 1
+        return weight * (kept + gradient).to(weight.dtype)
 
     def masked(self) -> int:
         """The number of masked weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,7 +52,8 @@ def mimic(
 
     Raises:
         UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
-        UserError: If the model is on the meta device.
+        UserError: If the model is on the meta device, two groups have one name or share a layer, or `num_sets` is
+            less than 1.
 
     Example:
         >>> import timm
@@ -64,8 +66,11 @@ def mimic(
     if solver not in (solvers := SOLVERS.names()):
         raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
+    if num_sets < 1:
+        raise UserError(f"num_sets: expected at least 1, got {num_sets}")
     solve = SOLVERS.load(solver).solve
     groups = tuple(groups)
+    _check_distinct(groups)
     templates: dict[str, Tensor] = {}
     coefficients: dict[str, Tensor] = {}
     for index, group in enumerate(groups):
@@ -168,7 +173,21 @@ def merge(model: nn.Module) -> nn.Module:
     return model
 
 
+def _check_distinct(groups: tuple[Group, ...]) -> None:
+    """Refuse two groups of one name, whose templates would be mixed up, and a layer in two groups."""
+    for what, names in (
+        ("names", [group.name for group in groups]),
+        ("layers", [layer for group in groups for layer in group.layers]),
+    ):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(
+                f"groups: expected groups with {what} of their own, got {twice[0]} twice; find all groups in one call, "
+                "or mimic and inject them one after the other"
+            )
+
+
 def _check_fit(model: nn.Module, banks: Banks) -> None:
+    _check_distinct(banks.groups)
     if hasattr(model, BANKS) and _registered_banks(model) is None:
         raise UserError(
             f"model: expected one without an attribute {BANKS!r}, which is to hold the templates, got "
