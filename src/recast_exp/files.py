@@ -18,7 +18,7 @@ from recast_exp.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it, synced to disk, when the block ends without an error.
+    """Yield a temporary path next to `path` that replaces it, synced to disk, when the block ends without an error.
 
     A reader sees the old file or the new one, never a part; after an error or a kill the old file is untouched.
     """
@@ -53,7 +53,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def alone_at(path: Path) -> Iterator[None]:
-    """Hold a lock beside `path` in the block: of the jobs that would make this file at once, one does, others wait.
+    """Hold a lock next to `path` in the block: of the jobs that would make this file at once, one does, others wait.
 
     Whoever gets the lock looks first whether the file is there by now. The lock of a killed process is free.
     """
@@ -83,6 +83,6 @@ def cache_folder(cache_dir: str | None) -> Path:
             pass
     except OSError as error:
         raise UserError(
-            f"cache_dir: {folder} cannot be written to ({error.strerror}); takes a folder that can"
+            f"cache_dir: {folder} cannot be written to ({error.strerror}); choose another folder"
         ) from error
     return folder

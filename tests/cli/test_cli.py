@@ -362,7 +362,7 @@ def test_damaged_task_files(tmp_path: Path) -> None:
         "other": "holds no task",
         "newer": "has format 99, this version reads up to 1",
         "unknown key": "holds the key model.colour, which this version does not know",
-        "wrong type": "holds model.pretrained=[1], which this version does not take",
+        "wrong type": "holds model.pretrained=[1], which this version does not accept",
         "not a record": "holds no task",
     }
     for name, what in expected.items():

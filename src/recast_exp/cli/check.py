@@ -195,7 +195,7 @@ class _Checker:
         return made
 
     def _interacting(self, choices: list[list[str]]) -> list[list[str]]:
-        """Those values that are checked in every combination: in a search, which draws from them, only the options."""
+        """Those values that are checked in every combination: in a search, which samples them, only the options."""
         if self.sweeper != search.SWEEPER:
             return choices
         return [texts for texts in choices if all(text and self._is_choice(text) for text in texts)]

@@ -157,8 +157,8 @@ def _adopted(content: dict[str, Any], task: str) -> Config:
     except OmegaConfBaseException as error:
         for key, value in adopt.recorded(task).items():
             if any(keys.value_problems(key, value)):
-                raise UserError(f"task: {task} holds {key}={value!r}, which this version does not take") from None
-        raise UserError(f"task: {task} holds a value that this version does not take ({first_line(error)})") from None
+                raise UserError(f"task: {task} holds {key}={value!r}, which this version does not accept") from None
+        raise UserError(f"task: {task} holds a value that this version does not accept ({first_line(error)})") from None
 
 
 def _apply(cfg: DictConfig, job: Asked) -> Iterator[RecastError]:

@@ -204,7 +204,7 @@ def sweep_parameters(whole: DictConfig) -> dict[str, Any]:
 
 
 def store_seed(name: str, options: Sequence[str]) -> bool:
-    """Make an option of the group `seed` out of a whole number, unless there is one of that name already.
+    """Make an option of the group `seed` out of an integer, unless there is one of that name already.
 
     Args:
         name: The number as text.

@@ -22,8 +22,8 @@ class ModelConfig:
     """The backbone and what is done with it."""
 
     name: str = key(Role.MODEL, "", "name of the model, as in the results")
-    label: str = key(Role.NAME, "", "what tables and plots call it")
-    method: str = key(Role.MODEL, "recast", "what trains beside the head", choices=("recast", "frozen", "full"))
+    label: str = key(Role.NAME, "", "name of the model in tables and plots")
+    method: str = key(Role.MODEL, "recast", "what trains in addition to the head: coefficients, nothing, or every weight", choices=("recast", "frozen", "full"))
     family: str = key(Role.MODEL, "any", "architecture family; a dataset may bring a backbone for it", choices=("vit", "resnet", "any"))
     backbone: str | None = key(Role.MODEL, None, "timm model name, with its pretrained tag")
     pretrained: bool = key(Role.MODEL, True, "start from pretrained weights")
@@ -32,8 +32,8 @@ class ModelConfig:
     )
     img_size: int | None = key(Role.MODEL, None, "input size in pixels; null is the backbone's own", ge=8, le=4096)
     mean: list[float] | None = key(Role.MODEL, None, "channel means of the input; null is the backbone's own")
-    std: list[float] | None = key(Role.MODEL, None, "channel deviations of the input; null is the backbone's own")
-    batchnorm_statistics: str = key(Role.MODEL, "frozen", "running statistics of BatchNorm; `update` counts them as task numbers", choices=("frozen", "update"))
+    std: list[float] | None = key(Role.MODEL, None, "channel standard deviations of the input; null is the backbone's own")
+    batchnorm_statistics: str = key(Role.MODEL, "frozen", "running statistics of BatchNorm; with `update` they train and count as parameters of the task", choices=("frozen", "update"))
 
 
 @dataclass
@@ -64,7 +64,7 @@ class MimicryConfig:
     step_size: int | None = key(
         Role.MODEL, None, "steps between learning-rate drops by ten (gradient); null is the authors'", ge=1
     )
-    noise: float | None = key(Role.MODEL, None, "deviation of the noise on the first coefficients (gradient); null is the authors'", ge=0)
+    noise: float | None = key(Role.MODEL, None, "standard deviation of the noise on the initial coefficients (gradient); null is the authors'", ge=0)
     hidden: int = key(Role.MODEL, 8, "width of the encoder (autoencoder)", ge=1)
     options: dict[str, Any] = key(Role.MODEL, {}, "further options, for solvers of other packages")
 
@@ -73,8 +73,8 @@ class MimicryConfig:
 class DatasetConfig:
     """Images, splits and batches."""
 
-    name: str = key(Role.MODEL, "", "dataset")
-    reader: str | None = key(Role.MODEL, None, "what reads it, where that is not its name (folder, torchvision)")
+    name: str = key(Role.MODEL, "", "name of the dataset")
+    reader: str | None = key(Role.MODEL, None, "module that reads it, where it is not named as the dataset is (folder, torchvision)")
     path: str | None = key(Role.PLACE, None, "folder of the images, where it is not below data_dir", path=True)
     part: str | None = key(Role.MODEL, None, "part of the classes, for datasets that have parts")
     level: str | None = key(Role.MODEL, None, "level of the labels, for datasets that have levels")
@@ -91,7 +91,7 @@ class DatasetConfig:
     verify: bool = key(
         Role.MODEL, True, "compare checksums and counts with the official set; false opens a cut-down copy"
     )
-    bad_images: str = key(Role.MODEL, "error", "what to do about missing or damaged images", choices=("error", "skip"))
+    bad_images: str = key(Role.MODEL, "error", "missing or damaged images stop the run, or are left out", choices=("error", "skip"))
     cache: str = key(Role.CONTROL, "memmap", "where decoded images are kept: in a file shared by all runs, in this run's memory, nowhere", choices=("memmap", "ram", "off"))
     transform: str = key(
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")
@@ -149,14 +149,14 @@ class TrainerConfig:
     """Device, precision and length of training."""
 
     accelerator: str = key(Role.CONTROL, "auto", "device", choices=("auto", "cpu", "gpu", "mps"))
-    devices: int = key(Role.CONTROL, 1, "number of devices of one run", ge=1)
+    devices: int = key(Role.CONTROL, 1, "devices of one run", ge=1)
     strategy: str = key(Role.CONTROL, "auto", "Lightning strategy", choices=("auto", "ddp"))
     precision: str = key(Role.MODEL, "32-true", "numerical precision", choices=("32-true", "bf16-mixed", "16-mixed"))
     max_epochs: int = key(Role.TRAINING, 100, "epochs", ge=1)
     gradient_clip: float = key(Role.TRAINING, 1.0, "gradient norm limit; 0 is off", ge=0)
     head_first_epochs: int = key(Role.TRAINING, 0, "epochs in which only the head trains", ge=0)
     early_stopping: int | None = key(
-        Role.TRAINING, None, "stop after so many epochs without a better validation loss", ge=1
+        Role.TRAINING, None, "stop after this number of epochs without a better validation loss", ge=1
     )
     compile: bool = key(Role.CONTROL, False, "compile the model with torch.compile")
     limit_batches: int | None = key(Role.MODEL, None, "batches per epoch, for debugging", ge=1)
@@ -165,9 +165,9 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """Tracker beside the files of the run folder."""
+    """Tracker, in addition to the files in the folder of the run."""
 
-    name: str = key(Role.CONTROL, "csv", "tracker alongside metrics.csv")
+    name: str = key(Role.CONTROL, "csv", "tracker, in addition to metrics.csv")
     project: str = key(Role.CONTROL, "recast_exp", "W&B project")
     entity: str | None = key(Role.CONTROL, None, "W&B entity")
     group: str | None = key(Role.CONTROL, None, "W&B group; null is the sweep's folder")
@@ -189,7 +189,7 @@ class SearchConfig:
 class Config:
     """The whole configuration of one job."""
 
-    label: str = key(Role.NAME, "", "what tables and plots call the method; empty is the model's and the adapter's")
+    label: str = key(Role.NAME, "", "name of the method in tables and plots; empty joins those of model and adapter")
     seed: int = key(Role.MODEL, 42, "seed of the run", ge=0, lt=2**32)
     data_dir: str = key(Role.PLACE, "data", "root folder of all datasets", path=True)
     cache_dir: str | None = key(Role.PLACE, None, "folder for banks, probes and embedded backbones; null is the user's cache", path=True)
@@ -197,13 +197,13 @@ class Config:
     path: str | None = key(Role.PLACE, None, "folder of runs to report on (stage=report)", path=True)
     bank: str | None = key(Role.TRAINING, None, "template bank to use, instead of the cache", path=True)
     resume: str | None = key(Role.CONTROL, None, "run folder to continue", path=True)
-    probe: bool = key(Role.CONTROL, True, "set the linear probe beside the result")
+    probe: bool = key(Role.CONTROL, True, "also train a linear probe, for comparison")
     skip_unfit: bool = key(Role.CONTROL, False, "in a sweep, leave out the jobs whose adapter does not fit the model")
     select: str = key(
         Role.TRAINING, "last", "which epoch is reported: the last, or the best by validation", choices=("last", "best")
     )
     adapter: dict[str, Any] = key(Role.MODEL, {"name": "none"}, "name and options of a second method on the backbone")
-    stage: dict[str, Any] = key(Role.CONTROL, {"name": "adapt"}, "what to do: name and options of a stage")
+    stage: dict[str, Any] = key(Role.CONTROL, {"name": "adapt"}, "name and options of the stage: adapt, evaluate, compare, …")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     recast: RecastConfig = dataclasses.field(default_factory=RecastConfig)
     mimicry: MimicryConfig = dataclasses.field(default_factory=MimicryConfig)
@@ -229,7 +229,7 @@ def fields(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, datac
 
 
 def typed(cfg: DictConfig) -> Config:
-    """The settings of a composed configuration as plain dataclasses, resolved: what all code below `cli` takes.
+    """The settings of a composed configuration as plain dataclasses, resolved; all code below `cli` takes these.
 
     Args:
         cfg: A composed configuration of schema `Config`.

@@ -1,4 +1,4 @@
-"""The linear probe that every result is set beside: the same backbone, images, recipe and seed, but only the head."""
+"""The linear probe that every result is compared with: with the same backbone, images, recipe and seed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, float] | None:
             metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
             return metrics
         except json.JSONDecodeError:
-            log.warning("The cached linear probe %s is damaged; it is trained anew", path)
+            log.warning("The cached linear probe %s is damaged; it is trained again", path)
     return None
 
 

@@ -19,7 +19,7 @@ from recast_exp.search.study import METRIC
 FORMAT = 1
 REASON = "reason"
 EXIT_CODE = "exit_code"
-"""What the storage keeps of a failed trial, beside its state."""
+"""What the storage keeps of a failed trial, in addition to its state."""
 
 STATES = {
     TrialState.COMPLETE: State.FINISHED,

@@ -121,7 +121,7 @@ class _Search:
                     stretch = []
                     continue
                 trial = resume_trial(self.study, there[number])
-                for parameter in self.searched:  # one that was killed while it was drawn lacks some
+                for parameter in self.searched:  # one that was killed while its values were sampled lacks some
                     trial._suggest(parameter.key, distributions[parameter.key])
             else:
                 self.study.ask(distributions)
@@ -203,11 +203,11 @@ class _Search:
 
 
 def _is_of(record: Mapping[str, Any], trial: FrozenTrial) -> bool:
-    """Whether a job in a trial's folder is that trial, with what it drew: not what another sweep has left there."""
+    """Whether a job in a trial's folder is that trial, with its values: not what another sweep has left there."""
     values = dict(leaves(record["config"]))
-    drawn = ((values[key], value) for key, value in trial.params.items() if key in values)
+    sampled = ((values[key], value) for key, value in trial.params.items() if key in values)
     number = record["config"].get("search", {}).get("trial")
-    return bool(number == trial.number and all(_same(*pair) for pair in drawn))
+    return bool(number == trial.number and all(_same(*pair) for pair in sampled))
 
 
 def _same(recorded: Any, drawn: Any) -> bool:

@@ -25,9 +25,9 @@ class Parameter:
         key: The key, with a + where the override has one.
         choices: Texts of Hydra's grammar; empty for a number.
         low: Lower end.
-        high: Upper end; never drawn itself where `step` does not lead to it.
-        whole: Whether only whole numbers are drawn.
-        step: Distance between the numbers that are drawn.
+        high: Upper end; never sampled itself where `step` does not lead to it.
+        whole: Whether only integers are sampled.
+        step: Distance between the values that are sampled.
         log: Whether the logarithm is uniform, not the number.
     """
 
@@ -44,7 +44,7 @@ class Parameter:
         """Read a sweep.
 
         Raises:
-            UserError: If nothing can be drawn from it.
+            UserError: If nothing can be sampled from it.
         """
         key, value = override.get_key_element(), override.value()
         parameter = None
@@ -86,7 +86,7 @@ class Parameter:
         return list(self.choices) or [self.text(self.low), self.text(self.high)]
 
     def text(self, value: Any) -> str:
-        """A drawn value as text of Hydra's grammar, floats to the last bit."""
+        """A sampled value as text of Hydra's grammar, floats to the last bit."""
         return str(value) if self.choices else repr(int(value) if self.whole else float(value))
 
     def described(self) -> str:
@@ -113,7 +113,7 @@ def split(given: Iterable[Override]) -> tuple[list[str], list[Parameter]]:
     """Divide overrides into what is the same in all trials, as text, and what is searched; the last of a key counts.
 
     Raises:
-        UserError: If nothing can be drawn from a sweep.
+        UserError: If nothing can be sampled from a sweep.
     """
     last = {override.get_key_element(): override for override in given}
     fixed = [override.input_line or "" for override in last.values() if not override.is_sweep_override()]

@@ -1,4 +1,4 @@
-"""Optuna's side of a search: the storage, the study with what it was asked, and draws that do not depend on luck."""
+"""Optuna's side of a search: the storage, the study with what it was asked, and a sampler that survives a kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recast_exp.config import keys
 from recast_exp.errors import UserError, first_line
 
 STUDY = "recast_exp"
-"""Name of the study in its storage. The same in every folder, as Hyperband's draws depend on it."""
+"""Name of the study in its storage. The same in every folder, as Hyperband depends on it."""
 
 METRIC = "val/accuracy"
 
@@ -33,8 +33,8 @@ _REQUEST = "request"
 class Reseeded(BaseSampler):
     """Draws that follow from the seed, the trial's number, the parameter, and the trials before.
 
-    A sampler's own generator remembers what this process has drawn, so a search that was killed would go on with other
-    draws than one that was not. Here each draw has a sampler with a seed of its own.
+    A sampler's own generator remembers what this process has sampled, so a search that was killed would go on with
+    other values than one that was not. Here each trial has a sampler with a seed of its own.
 
     Args:
         make: Makes a sampler from a seed.
@@ -50,7 +50,7 @@ class Reseeded(BaseSampler):
         return self._make(int.from_bytes(digest[:4], "big"))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that are drawn together."""
+        """The parameters that are sampled together."""
         return self._sampler(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
