@@ -400,7 +400,7 @@ def test_what_does_not_fit_is_refused_first(tmp_path: Path, files: list[Path], m
     for mode, other in (("memmap", "set cache_dir elsewhere"), ("ram", "set dataset.cache=memmap")):
         with pytest.raises(RecastError) as error:
             open_stores(wanted(files), mode, tmp_path / "cache", "cub")
-        assert_one_line(error, f"dataset.cache: {mode} takes 0 MB", "18 images of cub", other, "dataset.cache=off")
+        assert_one_line(error, f"dataset.cache: {mode} needs 0 MB", "18 images of cub", other, "dataset.cache=off")
     assert not list((tmp_path / "cache").glob("images/*/*.bin"))
 
 
@@ -456,7 +456,7 @@ def test_thirty_two_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(RecastError) as error:
         read_image(tmp_path / "float.tiff")
-    assert_one_line(error, "float.tiff", "32 bits for each pixel, mode F")
+    assert_one_line(error, "float.tiff", "32 bits per pixel, mode F")
 
 
 def test_two_jobs_build_one_store(tmp_path: Path, files: list[Path]) -> None:

@@ -542,7 +542,7 @@ def test_torchvision_missing(tmp_path: Path) -> None:
     fails("Imagenette", tmp_path, "has no imagenette2;")
     fails("Imagenette", tmp_path, "has no imagenette2-160;", options={"size": "160px"})
     for download in (False, True):
-        fails("StanfordCars", tmp_path, "gone from the official server", download=download)
+        fails("StanfordCars", tmp_path, "no longer on the official server", download=download)
         fails("FER2013", tmp_path, "fer2013.csv", "kaggle", download=download)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Datasets: what they are, where they come from, and how their images reach a model.
+"""Datasets: their form, their sources, and the way of their images to a model.
 
 A dataset is a module with two functions, `check` and `read`, and a preset in `conf/dataset/` (`registry.py`). It
 returns the set as it was published (`types.py`, `layout.py`). One protocol chooses the images of a task from any of

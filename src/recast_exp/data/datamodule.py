@@ -146,7 +146,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return str(self.trainer.strategy.root_device.type) if self.trainer is not None else "cpu"
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes; one outside a trainer."""
+        """The rank of this process, and the number of processes; (0, 1) outside a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 

@@ -1,7 +1,7 @@
 """Downloads that continue where they were cut off, are verified, and are unpacked into place as a whole or not at all.
 
-Below the root, `.downloads/NAME/` holds what dataset NAME has so far, and `checksums.json` what was seen of archives
-whose publisher gives no checksum. Nothing heavy is imported.
+Below the root, `.downloads/NAME/` holds the unfinished downloads of dataset NAME, and `checksums.json` the checksums of
+earlier downloads of archives without a published one. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TIMEOUT = 60.0
 _FOLDER, _CHECKSUMS = ".downloads", "checksums.json"
 _CHUNK = 1 << 20
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
-"""What the standard library raises over a damaged archive, besides an OSError without a number."""
+"""The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Archive:
 
     Attributes:
         url: Where it is; http, https or ftp.
-        provides: Path relative to the root, of a file or folder, that exists once it is in place.
+        provides: Path of the resulting file or folder, relative to the root.
         md5: The published checksum, if there is one.
-        member: Path inside the archive that becomes `provides`, "." for all of it; None for a file that is no archive
-            and becomes `provides` itself.
+        member: Path inside the archive that becomes `provides`, "." for all of it; None for a file that is not an
+            archive and becomes `provides` itself.
     """
 
     url: str
@@ -72,7 +72,7 @@ class _NetworkError(Exception):
     """A connection that failed.
 
     Attributes:
-        begun: Whether the server had answered before.
+        begun: Whether the server had responded before.
     """
 
     def __init__(self, reason: object, *, begun: bool) -> None:
@@ -81,29 +81,29 @@ class _NetworkError(Exception):
 
 
 def download(archives: Sequence[Archive], root: Path, *, name: str) -> None:
-    """Put what is not there yet of a dataset's archives below `root`.
+    """Download the archives of a dataset that are missing below `root`, and put them in place.
 
-    Where all of it is there, nothing is asked of the network or written. Of several processes one downloads and the
-    others wait for it. After an error or a kill, what was downloaded is kept, and the next call continues.
+    If none is missing, nothing is requested or written. Of several processes, one downloads and the others wait for it.
+    After an error or a kill, partial downloads are kept, and the next call continues them.
 
     Args:
-        archives: What the dataset consists of.
+        archives: All archives of the dataset.
         root: Root folder of all datasets.
         name: The dataset, for messages.
 
     Raises:
         MissingInputError: If an archive cannot be downloaded.
         UserError: If a connection keeps breaking off, a checksum is wrong, an archive is damaged or not safe to
-            unpack, `root` cannot be written to, or has too little room.
+            unpack, or `root` cannot be written to or has too little space.
     """
     if all((root / archive.provides).exists() for archive in archives):
         return
     from filelock import FileLock, Timeout
 
-    safe_name = re.sub(r"[^\w-]", "_", name)  # it names a folder that is removed in the end
+    safe_name = re.sub(r"[^\w-]", "_", name)  # it names a folder that is removed at the end
     with _writing(f"data_dir: {root}"):
-        own = root / _FOLDER / safe_name
-        own.parent.mkdir(parents=True, exist_ok=True)
+        partial = root / _FOLDER / safe_name
+        partial.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / _FOLDER / f"{safe_name}.lock")
         try:
             held = lock.acquire(timeout=0)
@@ -111,29 +111,29 @@ def download(archives: Sequence[Archive], root: Path, *, name: str) -> None:
             log.info("dataset %s: waiting for another process that downloads it", name)
             held = lock.acquire()
         with held:
-            own.mkdir(exist_ok=True)
+            partial.mkdir(exist_ok=True)
             for archive in archives:
                 if not (root / archive.provides).exists():
-                    _provide(archive, root, own, name)
-            # The lock's file stays: without it, a process that waits and one that comes would lock different files
-            shutil.rmtree(own)
+                    _provide(archive, root, partial, name)
+            # The lock file stays: without it, a waiting process and a new one would lock different files
+            shutil.rmtree(partial)
 
 
 def fetch(url: str, path: Path, *, description: str) -> None:
-    """Download a file, replacing `path` when it is whole; a `.part` file beside it lets a later call continue.
+    """Download a file, and replace `path` once it is complete; from a `.part` file next to it, a later call continues.
 
     Args:
         url: Where it is; http, https or ftp.
         path: Where it goes.
-        description: What it belongs to, for messages.
+        description: The dataset or model that it belongs to, for messages.
 
     Raises:
         MissingInputError: If it cannot be downloaded.
-        UserError: If the connection keeps breaking off, the URL is of another kind, or `path` cannot be written or
-            would not fit on the disk.
+        UserError: If the connection keeps breaking off, the URL is of another kind, or `path` cannot be written to or
+            does not fit on the disk.
     """
     if urlsplit(url).scheme not in ("http", "https", "ftp"):
-        raise UserError(f"{description}: got {url}, takes an http, https or ftp URL")
+        raise UserError(f"{description}: expected an http, https or ftp URL, got {url}")
     part, state = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     begun = False
     with _writing(path):
@@ -151,12 +151,12 @@ def fetch(url: str, path: Path, *, description: str) -> None:
                     ) from error
                 if pause is None:
                     total = _read_state(state).get("total")
-                    there = _megabytes(_size(part)) + (f" of {_megabytes(total)}" if total else "")
+                    received = _megabytes(_size(part)) + (f" of {_megabytes(total)}" if total else "")
                     raise UserError(
-                        f"{description}: {url} keeps breaking off ({error}), {there} are there; "
+                        f"{description}: {url} keeps breaking off ({error}) after {received}; "
                         "run again to continue from there"
                     ) from error
-                log.warning("%s: %s broke off (%s); again in %g s", description, url, error, pause)
+                log.warning("%s: %s broke off (%s); retrying in %g s", description, url, error, pause)
                 time.sleep(pause)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -165,15 +165,15 @@ def fetch(url: str, path: Path, *, description: str) -> None:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack a zip file or a tar file, compressed or not, as its first bytes say.
+    """Unpack a zip file or a tar file, compressed or not; its first bytes decide which.
 
     Args:
         archive: The file.
-        folder: Where its contents go. It must not exist yet, and does not after an error.
+        folder: The folder for its contents. It must not exist yet, and does not exist after an error.
 
     Raises:
-        UserError: If the archive is damaged, or has a member that would end up outside the folder, leads there by a
-            link or is no file or folder; if the folder cannot be written to; or if this Python cannot unpack tar
+        UserError: If the archive is damaged, or has a member that would lie outside the folder, leads there by a link,
+            or is neither a file nor a folder; if the folder cannot be written to; or if this Python cannot unpack tar
             files safely.
     """
     with _writing(folder):
@@ -189,22 +189,22 @@ def extract(archive: Path, folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, RecastError):
                 raise
-            # An OSError with a number is the disk's; without one, the decompressor's
+            # An OSError with a number comes from the disk; without one, from the decompressor
             if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno is None):
                 reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
                 raise _ArchiveError(f"{archive}: truncated or damaged ({reason}); download it again") from error
             raise
 
 
-def _provide(archive: Archive, root: Path, own: Path, name: str) -> None:
-    """Download an archive into the dataset's `own` folder, verify it and put it in place."""
-    path = own / (PurePosixPath(urlsplit(archive.url).path).name or "archive")
-    unpacked, target = own / "unpacked", root / archive.provides
+def _provide(archive: Archive, root: Path, partial: Path, name: str) -> None:
+    """Download an archive into the folder of partial downloads, verify it and put it in place."""
+    path = partial / (PurePosixPath(urlsplit(archive.url).path).name or "archive")
+    unpacked, target = partial / "unpacked", root / archive.provides
     if unpacked.exists():
-        shutil.rmtree(unpacked)  # of a run that was killed
+        shutil.rmtree(unpacked)  # by a run that was killed
     if not path.exists():
         fetch(archive.url, path, description=f"dataset {name}")
-    key = f"{own.name}/{path.name}"
+    key = f"{partial.name}/{path.name}"
     checksum = _verify(archive, path, root, key, name)
 
     source = path
@@ -213,12 +213,14 @@ def _provide(archive: Archive, root: Path, own: Path, name: str) -> None:
             extract(path, unpacked)
             source = unpacked / archive.member
             if not source.exists():
-                raise _ArchiveError(f"dataset {name}: {archive.url} has no {archive.member} in it")
+                raise _ArchiveError(
+                    f"dataset {name}: expected {archive.member} in {archive.url}, got an archive without it"
+                )
         except _ArchiveError:
             path.unlink()
             raise
         if hasattr(os, "sync"):
-            os.sync()  # what `target` names must outlast a power failure, and one sync is faster than one per file
+            os.sync()  # `target` must survive a power failure, and one sync is faster than one per file
     if archive.md5 is None:
         _record(root, key, checksum)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -231,27 +233,27 @@ def _provide(archive: Archive, root: Path, own: Path, name: str) -> None:
 
 
 def _verify(archive: Archive, path: Path, root: Path, key: str, name: str) -> str:
-    """Return the checksum of a downloaded file, if it is the published one, else the recorded one, if there is one.
+    """Check the checksum of a downloaded file against the published or else the recorded one, and return it.
 
     Raises:
-        UserError: If it is another one. The file is gone then.
+        UserError: If it differs. The file is removed then.
     """
     kind = "sha256" if archive.md5 is None else "md5"
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+        checksum = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
     record = root / _CHECKSUMS
-    expected = _checksums(record).get(key, found) if archive.md5 is None else archive.md5.lower()
-    if found != expected:
+    expected = _checksums(record).get(key, checksum) if archive.md5 is None else archive.md5.lower()
+    if checksum != expected:
         path.unlink()
-        hint = "it is removed, run again to download it again"
+        hint = "the file has been removed; run again to download it again"
         if archive.md5 is None:
             hint += f"; if the publisher changed the file, remove the line {key} from {record}"
-        raise UserError(f"dataset {name}: {archive.url} has {kind} {found}, expected {expected}; {hint}")
-    return found
+        raise UserError(f"dataset {name}: expected {archive.url} to have the {kind} {expected}, got {checksum}; {hint}")
+    return checksum
 
 
 def _record(root: Path, key: str, checksum: str) -> None:
-    """Record what was downloaded, for later downloads to compare with."""
+    """Record the checksum of a download, for later downloads to compare with."""
     from filelock import FileLock
 
     with FileLock(root / _FOLDER / f"{_CHECKSUMS}.lock"):  # another dataset may be recorded at the same time
@@ -259,38 +261,38 @@ def _record(root: Path, key: str, checksum: str) -> None:
 
 
 def _checksums(record: Path) -> dict[str, Any]:
-    """Read the recorded checksums. Users edit them, so damage is theirs to mend, not to be passed over."""
+    """Read the recorded checksums. Users edit them, so a damaged file is reported rather than ignored."""
     try:
         checksums = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(f"{record}: is not JSON ({error}); correct or remove it") from error
+        raise UserError(f"{record}: expected JSON, got {error}; correct or remove the file") from error
     if not isinstance(checksums, dict):
-        raise UserError(f"{record}: is no JSON object; correct or remove it")
+        raise UserError(f"{record}: expected a JSON object, got {type(checksums).__name__}; correct or remove the file")
     return checksums
 
 
 def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool) -> None:
-    """Append to `part` what one connection brings; return when it is whole.
+    """Append to `part` the data of one connection; return once it is complete.
 
     Raises:
-        _NetworkError: If it is not whole.
-        UserError: If it would not fit on the disk.
+        _NetworkError: If it is not complete.
+        UserError: If it does not fit on the disk.
     """
     from tqdm import tqdm
 
-    known = _read_state(state)
-    resumable = known.get("url") == url and (known.get("validator") or known.get("total"))
+    earlier = _read_state(state)
+    resumable = earlier.get("url") == url and (earlier.get("validator") or earlier.get("total"))
     size = _size(part) if resumable else 0
-    if size and size == known.get("total"):
-        return  # killed just before it got its name
-    with _open(url, size, known.get("validator")) as response:
+    if size and size == earlier.get("total"):
+        return  # killed just before it was renamed
+    with _open(url, size, earlier.get("validator")) as response:
         start, total = _extent(response)
-        if start and (start != size or known.get("total") not in (total, None)):
+        if start and (start != size or earlier.get("total") not in (total, None)):
             part.unlink()
-            raise _NetworkError("the file there has changed", begun=True)
-        if not start:  # a new download, or the file there has changed, or the server cannot continue one
+            raise _NetworkError("the file on the server has changed", begun=True)
+        if not start:  # a new download, or the file on the server has changed, or the server cannot continue one
             part.unlink(missing_ok=True)
             write_json(state, {"url": url, "validator": _validator(response), "total": total})
             size = 0
@@ -298,12 +300,14 @@ def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool
         if total is not None and total - size > free:
             raise UserError(
                 f"{description}: {url} needs {_megabytes(total - size)}, "
-                f"but {part.parent} has room for {_megabytes(free)}; make room or choose another folder"
+                f"but {part.parent} has only {_megabytes(free)} free; free space or choose another folder"
             )
         visible = sys.stderr.isatty()
         if not visible and not quiet:
             shown = "size unknown" if total is None else _megabytes(total)
-            log.info("%s: downloading %s (%s%s)", description, url, shown, f", {_megabytes(size)} there" * bool(size))
+            if size:
+                shown += f", {_megabytes(size)} already downloaded"
+            log.info("%s: downloading %s (%s)", description, url, shown)
         title = f"{description}: {part.stem}"
         with (
             part.open("ab") as file,
@@ -324,7 +328,7 @@ def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool
 
 
 def _open(url: str, start: int, validator: str | None) -> Any:
-    """Ask for a URL from byte `start` on, if it is still the file that `validator` says, else for all of it."""
+    """Request a URL from byte `start` on if its file still has that validator, otherwise all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": f"recast-exp/{__version__}"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -334,7 +338,7 @@ def _open(url: str, start: int, validator: str | None) -> Any:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if start and error.code == 416:  # shorter than what is there
+        if start and error.code == 416:  # the file is shorter than `start`
             return _open(url, 0, None)
         raise _NetworkError(error, begun=False) from error
     except urllib.error.URLError as error:
@@ -344,37 +348,39 @@ def _open(url: str, start: int, validator: str | None) -> Any:
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
-    """The byte that a response starts at, -1 if it does not say, and the size of the whole file, if known."""
+    """The first byte of a response, -1 if unknown, and the size of the whole file, if known."""
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
     if response.status != 206:
         return 0, total
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    if found is None:
+    extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if extent is None:
         return -1, None
-    start = int(found[1])
-    if found[2] != "*":
-        return start, int(found[2])
+    start = int(extent[1])
+    if extent[2] != "*":
+        return start, int(extent[2])
     return start, None if total is None else start + total
 
 
 def _validator(response: Any) -> str | None:
-    """What tells whether the file there is still the same. Weak ETags may stay when bytes change."""
+    """A value that changes with the file on the server. Weak ETags do not count: they can stay when bytes change."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def _extract_tar(archive: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: this Python cannot unpack tar files safely; takes Python 3.11.4 or newer")
+        raise UserError(f"{archive}: expected Python 3.11.4 or newer, as this one cannot unpack tar files safely")
 
     def check(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
         _check_name(archive, member.name)
-        # Python's filter follows links on disk to see where a path leads, and has been outwitted by chains of them
+        # Python's filter resolves links on disk, and chains of links have defeated it before
         if _through_link(folder, member.name):
             raise _unsafe(archive, member.name, "its path goes through a link")
         if member.islnk() and (_through_link(folder, member.linkname) or not (folder / member.linkname).is_file()):
-            raise _unsafe(archive, member.name, f"it is a link to {member.linkname}, which is no file before it")
+            raise _unsafe(
+                archive, member.name, f"it is a link to {member.linkname}, which is not an earlier file of the archive"
+            )
         try:
             return tarfile.data_filter(member, destination)
         except tarfile.FilterError as error:
@@ -382,12 +388,12 @@ def _extract_tar(archive: Path, folder: Path) -> None:
 
     with tarfile.open(archive, "r:*") as tar:
         tar.extractall(folder, filter=check)
-        # tarfile takes whatever is no header for the end of the archive. Reading on checks the compressed data's sum
+        # tarfile ends an archive at anything that is not a header. Reading on checks the sum of the compressed data
         stream = tar.fileobj
         assert stream is not None
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("it has no end")
+            raise EOFError("its end is missing")
         while stream.read(_CHUNK):
             pass
 
@@ -419,17 +425,17 @@ def _unsafe(archive: Path, member: str, reason: str) -> _ArchiveError:
 
 
 @contextlib.contextmanager
-def _writing(what: object) -> Iterator[None]:
+def _writing(target: object) -> Iterator[None]:
     try:
         yield
-    except RecastError:  # one of them is an OSError too
+    except RecastError:  # MissingInputError is an OSError too
         raise
     except OSError as error:
-        raise UserError(f"{what} cannot be written to ({error}); make room or choose another folder") from error
+        raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read what a partial file is a part of; nothing, if that is not known."""
+    """Read the source of a partial file; empty if it is not known."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

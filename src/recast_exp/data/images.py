@@ -1,4 +1,4 @@
-"""Image files: decoded as they are, or named when they cannot be."""
+"""Reading image files; a file that cannot be decoded is named in the error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_image(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.mode in ("I", "F"):
-                raise ValueError(f"it has 32 bits for each pixel, mode {image.mode}; convert it to 8 or 16")
+                raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
             deep = image.mode.startswith("I;16")  # 16 bits of grey, which PIL would clip to white
             gray = image.point(lambda value: value / 256).convert("L") if deep else image
             pixels: Tensor = v2.functional.pil_to_tensor(gray.convert("RGB"))
@@ -46,12 +46,12 @@ def read_image(path: Path) -> Tensor:
 
 
 def damaged_files(paths: Sequence[Path]) -> dict[Path, str]:
-    """Decode images, and return those that cannot be, each with the reason."""
-    return {path: found for path, found in look_at(paths).items() if isinstance(found, str)}
+    """Decode images, and return those that cannot be decoded, each with the reason."""
+    return {path: reason for path, reason in look_at(paths).items() if isinstance(reason, str)}
 
 
 def look_at(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | str]:
-    """Decode images, and return the height and width of each, or why it cannot be read."""
+    """Decode images, and return the height and width of each, or the reason why it cannot be read."""
 
     def look(path: Path) -> tuple[int, int] | str:
         try:

@@ -1,4 +1,4 @@
-"""How a published set lies on disk: where it is expected, how to tell that it is complete, and where to get it.
+"""The layout of a published set on disk: its folder, the checks of its completeness, and its source.
 
 Nothing heavy is imported.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from recast_exp.data.types import Official
 
 _SPECIAL_OPTIONS = ("path", "part", "level", "options")
-"""Options that only some datasets take."""
+"""Options that only some datasets accept."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a published set lies on disk, how large it is, and where it comes from.
+    """The layout of a published set on disk, its size, and its source.
 
     Attributes:
         folder: Its folder below `data_dir`.
@@ -67,16 +67,16 @@ class Layout:
         return root
 
     def check(self, cfg: DatasetConfig, data_dir: Path, *options: str) -> None:
-        """Check that the set is there, unless it may be downloaded.
+        """Check that the set is present, unless it may be downloaded.
 
         Args:
             cfg: The `dataset` node of the configuration.
             data_dir: Root folder of all datasets.
-            options: The special options that the set takes besides `path`; see `refuse`.
+            options: The special options that the set accepts in addition to `path`; see `refuse`.
 
         Raises:
-            UserError: If an option is set that the set does not take.
-            MissingInputError: If the set is not there.
+            UserError: If an option is set that the set does not accept.
+            MissingInputError: If the set is missing.
         """
         refuse(cfg, *options, "path")
         root = self.root(cfg, data_dir)
@@ -89,7 +89,7 @@ class Layout:
             )
 
     def require(self, cfg: DatasetConfig, root: Path) -> None:
-        """Check that all entries are there and, with `cfg.verify`, that the files are those of the whole set.
+        """Check that all entries are present and, with `cfg.verify`, that the files are those of the whole set.
 
         Raises:
             MissingInputError: If an entry is missing. One line that names it, the layout, and where to get the set.
@@ -100,7 +100,7 @@ class Layout:
             path = " or dataset.path=…" if self.movable else ""
             raise MissingInputError(
                 f"dataset {cfg.name}: {problem}; set dataset.download=true, or get it from {self.source} so that "
-                f"data_dir holds {self.folder}/{self.shape}, or say where it is with data_dir=…{path}"
+                f"data_dir holds {self.folder}/{self.shape}, or set its location with data_dir=…{path}"
             )
         if not cfg.verify:
             return
@@ -136,11 +136,11 @@ class Layout:
 
 
 def refuse(cfg: DatasetConfig, *options: str) -> None:
-    """Refuse the options that a dataset does not take, rather than ignore them.
+    """Refuse options that a dataset does not accept, instead of ignoring them.
 
     Args:
         cfg: The `dataset` node of the configuration.
-        options: Which of `path`, `part`, `level` and `options` this dataset takes.
+        options: Those of `path`, `part`, `level` and `options` that this dataset accepts.
 
     Raises:
         UserError: If another of them is set.

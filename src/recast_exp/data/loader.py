@@ -1,4 +1,4 @@
-"""Batches of images in an order, and with augmentations, that follow from (seed, epoch, index) alone.
+"""Batches of images, whose order and augmentation follow from (seed, epoch, index) alone.
 
 So a run repeats bit for bit with any number of worker processes, and continues at any epoch as if it had never
 stopped. The sampler yields (epoch, index) keys: that way the epoch reaches workers that outlive it.
@@ -31,7 +31,7 @@ class ImageDataset(Dataset[Any]):
         store: The resized images.
         labels: Class numbers [N].
         augmentation: Crops and alters the images.
-        seed: Seed of the augmentation's numbers.
+        seed: Seed of the augmentation.
         alter: Whether the images are altered here. Otherwise the amounts (`Augmentation.amounts`) are part of the
             batch, and the images are altered once the batch is on the device.
     """
@@ -93,7 +93,7 @@ class ImageDataset(Dataset[Any]):
             torch.set_num_threads(threads)
 
     def _sample(self, keys: list[Key]) -> Tensor:
-        """Uniform numbers [B, draws], for each image the same in any batch and process."""
+        """Sample uniform numbers [B, draws], which for an image are the same in any batch and process."""
         uniform = torch.empty(len(keys), self.augmentation.draws)
         if self.augmentation.draws:
             generator = torch.Generator()
@@ -135,7 +135,7 @@ class EpochSampler(Sampler[Key]):
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a global batch that one of several processes has.
+    """The share of one of several processes in a global batch.
 
     Attributes:
         start: Position of the batch's first sample in the order of the epoch.
@@ -153,7 +153,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     The global batches are the same for any number of ranks, and every rank has as many batches as the others, because
     ranks synchronise at every batch. Rank r takes every world_size-th sample of a batch, starting at r. If these are
-    fewer than a batch must have, stand-ins are added, which do not count (`share`).
+    fewer than a batch must have, stand-ins are added, which are ignored (`share`).
 
     Args:
         sampler: The source of the keys. Lightning finds it by this name, to set its epoch.
@@ -227,7 +227,7 @@ class ImageLoader(DataLoader[Any]):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # otherwise each start takes a number from the caller's generator
+            generator=torch.Generator(),  # otherwise each start samples a number from the caller's generator
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -255,5 +255,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def _unchanged(batch: Any) -> Any:
-    """The dataset makes whole batches."""
+    """Return the batch: the dataset has assembled it."""
     return batch

@@ -1,4 +1,4 @@
-"""From a published set to a task: which images train, which validate, which test. The same for every dataset.
+"""From a published set to a task: the images for training, validation and test, chosen alike for every dataset.
 
     official split, or 80/20 at random → classes → validation set aside → shots → a maximum for each class
 
@@ -61,7 +61,7 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:
-    """The paths that lead to no regular file; each folder is listed once. A pipe is not one: reading it would block."""
+    """The paths that are not regular files; each folder is listed once. Reading a pipe, for example, would block."""
     existing: set[Path] = set()
     for folder in {path.parent for path in paths}:
         if folder.is_dir():
@@ -90,7 +90,7 @@ def split_by_class(
     Raises:
         UserError: If a class has fewer samples than there are parts.
     """
-    random = np.random.RandomState(seed)  # its stream is frozen, so a split never changes with numpy
+    random = np.random.RandomState(seed)  # its stream is frozen: splits do not change with the version of numpy
     parts: list[list[NDArray[np.int64]]] = [[] for _ in fractions]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

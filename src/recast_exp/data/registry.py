@@ -25,8 +25,8 @@ class DatasetModule(Protocol):
         """Check options and look for files, without importing anything heavy.
 
         Raises:
-            UserError: If an option is set that the dataset does not take.
-            MissingInputError: If its data is not there. One line: what was expected where, and where to get it.
+            UserError: If an option is set that the dataset does not accept.
+            MissingInputError: If its data is missing. One line: the expected files and folder, and where to get them.
         """
         ...
 
@@ -41,10 +41,10 @@ def names() -> list[str]:
 
 
 def check_dataset(cfg: DatasetConfig, data_dir: str | Path) -> None:
-    """Check that the data of `cfg` is there. Cheap: nothing heavy is imported.
+    """Check that the data of `cfg` is present. This is cheap: nothing heavy is imported.
 
     Raises:
-        UserError: If there is no such dataset, or it does not take an option of `cfg`.
+        UserError: If there is no such dataset, or it does not accept an option of `cfg`.
         MissingInputError: If its data is not where it is expected, and is not to be downloaded.
     """
     _module(cfg).check(cfg, Path(data_dir).expanduser())
@@ -58,9 +58,9 @@ def load_dataset(cfg: DatasetConfig, data_dir: str | Path) -> ImageSet:
         data_dir: Root folder of all datasets.
 
     Raises:
-        UserError: If there is no such dataset, it does not take an option of `cfg`, its index is wrong, or it is not
+        UserError: If there is no such dataset, it does not accept an option of `cfg`, its index is wrong, or it is not
             the official set and `cfg.verify` is set.
-        MissingInputError: If its data or an image of its index is not there, and cannot be downloaded.
+        MissingInputError: If its data or an image of its index is missing, and cannot be downloaded.
     """
     from recast_exp.data.protocol import choose
 

@@ -1,8 +1,8 @@
-"""Resized images, kept where they can be had again at once: in a file that all runs on a machine share, or in memory.
+"""Resized images, kept for fast access: in a file that all runs on a machine share, or in memory.
 
-Decoding and resizing a photograph takes milliseconds, reading it from here tens of microseconds. What is kept depends
-on the bytes of the image files and on the geometry alone, so a store is found again by their hash: by every run of a
-sweep, and not by one whose data has changed.
+Decoding and resizing a photograph takes milliseconds, reading it from here tens of microseconds. The content of a store
+depends only on the bytes of the image files and on the geometry. So it is identified by their hash: all runs of a sweep
+use it, and a run whose data has changed does not.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SMALL = 64 * 2**20
-"""Bytes up to which images that are in memory anyway are kept resized."""
+"""Up to so many bytes, images that are in memory anyway are kept resized."""
 
 _PIXELS, _INDEX = "pixels.bin", "index.safetensors"
-_SPARE = 2**28  # bytes of a disk or of memory that are left free
+_SPARE = 2**28  # bytes of a disk or of memory to leave free
 
 
 class Store(Protocol):
@@ -54,7 +54,7 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image `index`, uint8 [3, H, W]; not to be written to.
+        """Image `index`, uint8 [3, H, W]; callers must not change it.
 
         Raises:
             UserError: If its file cannot be read.
@@ -66,7 +66,7 @@ class FileStore:
     """Image files, decoded and resized each time."""
 
     def __init__(self, paths: Sequence[Path], geometry: Geometry) -> None:
-        # One array instead of many objects: loader processes count references to objects, which copies their memory
+        # One array instead of many objects: loader processes count references, which copies the objects' memory
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._geometry = geometry
 
@@ -97,7 +97,7 @@ class ArrayStore:
 
 @dataclass(frozen=True)
 class Index:
-    """Where each image lies among the pixels.
+    """The position of each image among the pixels.
 
     Attributes:
         shapes: Heights and widths, int64 [N, 2].
@@ -138,7 +138,7 @@ class PixelStore:
         if self._pixels is None:
             assert isinstance(self._source, Path)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the array cannot be written to: that is meant
+                warnings.simplefilter("ignore")  # about an array that cannot be written to, which is intended
                 self._pixels = torch.from_numpy(np.memmap(self._source, mode="r"))
         height, width = self._shapes[index]
         return self._pixels[self._ends[index] - 3 * height * width : self._ends[index]].view(3, height, width)
@@ -146,18 +146,18 @@ class PixelStore:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if isinstance(self._source, Path):
-            state["_pixels"] = None  # mapped again by the process that gets it
+            state["_pixels"] = None  # mapped again by the process that receives it
         return state
 
 
 @dataclass(frozen=True)
 class Request:
-    """One split's images, and how they are resized.
+    """The images of one split, and their resizing.
 
     Attributes:
         samples: The images.
         geometry: The resizing.
-        build: Whether to decode what is not kept yet; otherwise such images are decoded when they are read.
+        build: Whether to decode images that are not kept yet; otherwise these are decoded when they are read.
     """
 
     samples: Samples
@@ -166,16 +166,16 @@ class Request:
 
 
 def open_stores(requests: Mapping[str, Request], mode: str, cache: Path, name: str) -> dict[str, Store]:
-    """Open the stores of a dataset's splits; what is to be kept and is not there yet is built, all at once.
+    """Open the stores of a dataset's splits; missing ones that are to be kept are built together.
 
     Args:
-        requests: What is wanted, by split.
+        requests: The requests by split.
         mode: "memmap" (files below `cache`), "ram" or "off". Images that are in memory anyway need none of them.
         cache: The cache folder.
         name: Name of the dataset, for messages.
 
     Raises:
-        UserError: If there is not enough room, or an image cannot be read. Nothing is left behind then.
+        UserError: If there is not enough space, or an image cannot be read. Nothing is left behind then.
     """
     stores: dict[str, Store] = {}
     plans: dict[str, _Plan] = {}
@@ -185,8 +185,8 @@ def open_stores(requests: Mapping[str, Request], mode: str, cache: Path, name: s
             stores[split] = _array_store(images, geometry)
         elif mode == "off" or (mode == "ram" and not request.build):
             stores[split] = FileStore(images, geometry)
-        elif mode == "memmap" and (found := _find(folder := _folder(cache, images, geometry))) is not None:
-            stores[split] = found
+        elif mode == "memmap" and (store := _find(folder := _folder(cache, images, geometry))) is not None:
+            stores[split] = store
         elif not request.build:
             stores[split] = FileStore(images, geometry)
         else:
@@ -198,7 +198,7 @@ def open_stores(requests: Mapping[str, Request], mode: str, cache: Path, name: s
 
 @dataclass
 class _Plan:
-    """Images to be decoded, and where to."""
+    """Images to be decoded, and the folder for them; None is memory."""
 
     paths: Sequence[Path]
     geometry: Geometry
@@ -212,7 +212,7 @@ class _Plan:
             with Image.open(path) as image:
                 return self.geometry.shape(image.height, image.width)
         except Exception:
-            read_image(path)  # says what is wrong with it
+            read_image(path)  # raises an error that says what is wrong
             raise
 
     def build(self, name: str) -> Store:
@@ -223,7 +223,7 @@ class _Plan:
             return PixelStore(pixels, self.index)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it by now
+            with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it since
                 return _find(self.folder) or self._build_folder(self.folder, name)
         except OSError as error:
             raise UserError(
@@ -232,7 +232,7 @@ class _Plan:
             ) from error
 
     def _build_folder(self, folder: Path, name: str) -> Store:
-        for left in folder.parent.glob(f"{folder.name}.tmp*"):  # by a job that was killed: this one holds the lock
+        for left in folder.parent.glob(f"{folder.name}.tmp*"):  # by a killed job, as this one holds the lock
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
         try:
@@ -247,7 +247,7 @@ class _Plan:
                 temporary / _INDEX,
                 {"recast_exp": json.dumps(facts)},
             )
-            temporary.chmod(temporary.parent.stat().st_mode)  # mkdtemp makes folders that only their owner can read
+            temporary.chmod(temporary.parent.stat().st_mode)  # `mkdtemp` makes folders that only their owner can read
             shutil.rmtree(folder, ignore_errors=True)  # one that `_find` did not accept
             temporary.rename(folder)
         finally:
@@ -262,7 +262,7 @@ class _Plan:
         def work(number: int) -> None:
             image = self.geometry(read_image(self.paths[number]))
             if image.shape[1:] != tuple(self.index.shapes[number]):
-                raise UserError(f"{self.paths[number]}: changed while it was read; run again")
+                raise UserError(f"{self.paths[number]}: the file changed while it was read; run again")
             put(image.contiguous().numpy().reshape(-1), int(starts[number]))
 
         for _ in in_parallel(work, range(len(self.paths)), f"decoding {name}"):
@@ -279,19 +279,23 @@ def _array_store(images: NDArray[np.uint8], geometry: Geometry) -> Store:
 
 
 def _announce(plans: Sequence[_Plan], mode: str, cache: Path, name: str) -> None:
-    """Say what will be kept where, and refuse what does not fit."""
+    """Log the number, place and size of the images that will be kept.
+
+    Raises:
+        UserError: If they do not fit.
+    """
     size, count = sum(plan.index.size for plan in plans), sum(len(plan.paths) for plan in plans)
     if mode == "memmap":
         cache.mkdir(parents=True, exist_ok=True)
-        free, where, other = shutil.disk_usage(cache).free, str(cache / "images"), "cache_dir elsewhere"
+        free, place, other = shutil.disk_usage(cache).free, str(cache / "images"), "cache_dir elsewhere"
     else:
-        free, where, other = _free_memory(), "memory", "dataset.cache=memmap"
+        free, place, other = _free_memory(), "memory", "dataset.cache=memmap"
     if size + _SPARE > free:
         raise UserError(
-            f"dataset.cache: {mode} takes {_bytes(size)} in {where} for the {count:,} images of {name}, "
+            f"dataset.cache: {mode} needs {_bytes(size)} in {place} for the {count:,} images of {name}, but only "
             f"{_bytes(free)} are free; set {other}, or dataset.cache=off"
         )
-    log.info("Decoding %s images of %s, once, to %s (%s)", f"{count:,}", name, where, _bytes(size))
+    log.info("Decoding %s images of %s, once, to %s (%s)", f"{count:,}", name, place, _bytes(size))
 
 
 def _bytes(size: int) -> str:
@@ -299,7 +303,7 @@ def _bytes(size: int) -> str:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that can be had; as many as one likes where the system does not say."""
+    """Bytes of available memory; unlimited if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
@@ -309,7 +313,7 @@ def _free_memory() -> int:
 
 
 def _find(folder: Path) -> Store | None:
-    """A whole store, or None."""
+    """The complete store in a folder; None if there is none."""
     try:
         with safe_open(folder / _INDEX, framework="np") as file:
             index = Index(file.get_tensor("shapes"))
@@ -321,13 +325,13 @@ def _find(folder: Path) -> Store | None:
 
 
 def _folder(cache: Path, paths: Sequence[Path], geometry: Geometry) -> Path:
-    """Where the resized images of these files belong."""
+    """The folder for the resized images of these files."""
     settings = {"format": FORMAT, "geometry": asdict(geometry), **_versions()}
     return cache / "images" / json_hash({"content": content_hash(paths, cache), "settings": settings}, 32)
 
 
 def _versions() -> dict[str, str]:
-    """What decides about the last bit of a resized image."""
+    """The versions that affect the last bits of a resized image."""
     return {"pillow": PIL.__version__, "torchvision": torchvision.__version__}
 
 
@@ -351,11 +355,11 @@ def content_hash(paths: Sequence[Path], cache: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     whole = hashlib.sha256()
-    for one in in_parallel(_file_hash, paths, "hashing images"):
-        whole.update(one)
-    # A file changed within the clock's resolution of now could change again without a trace
+    for digest_of_file in in_parallel(_file_hash, paths, "hashing images"):
+        whole.update(digest_of_file)
+    # A file that changed just now could change again within the resolution of the clock, unnoticed
     if time.time_ns() - newest > 2 * 10**9:
-        with contextlib.suppress(OSError):  # where it cannot be written, the files are read again
+        with contextlib.suppress(OSError):  # if it cannot be written, the files are read again next time
             write_json(memo, {"sha256": whole.hexdigest(), "files": len(paths)})
     return whole.hexdigest()
 
@@ -369,7 +373,7 @@ def _file_hash(path: Path) -> bytes:
 
 
 def _write(descriptor: int, image: NDArray[np.uint8], start: int) -> None:
-    """Write all of an image at its place; not through a mapping, where a full disk would kill the process."""
+    """Write an image at its position; not through a mapping, where a full disk would kill the process."""
     data = memoryview(image.data)
     while data:
         written = os.pwrite(descriptor, data, start)

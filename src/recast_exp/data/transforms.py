@@ -6,9 +6,9 @@ Three steps, so that each runs where it is cheapest:
 2. `Augmentation.crop`: one image, cut out of the resized one. Runs in the loader.
 3. `Augmentation.__call__`: a batch, flipped, recoloured, turned. Runs on the GPU, if there is one.
 
-Randomness comes in as uniform numbers from [0, 1), a row for each image: torchvision's transforms would sample one set
-of numbers for a whole batch. `Augmentation.amounts` turns them, in the loader, into the numbers of step 3; nothing in
-step 3 is computed in float64, which some devices lack. The functions below compute the same as
+The randomness is a row of uniform numbers from [0, 1) for each image: torchvision's transforms would sample one set of
+numbers for a whole batch. `Augmentation.amounts` turns them, in the loader, into the amounts of step 3. Step 3 computes
+nothing in float64, which some devices lack. The functions below give the same results as
 torchvision.transforms.v2.functional on uint8, except for rounding (tested against it), in fewer passes over the pixels.
 """
 
@@ -108,7 +108,7 @@ class Augmentation:
     """No augmentation: the centre crop of evaluation. The base of the others.
 
     Attributes:
-        draws: How many uniform numbers an image needs.
+        draws: Number of uniform numbers sampled for each image.
         geometry: The resizing before it.
     """
 
@@ -128,9 +128,9 @@ class Augmentation:
         return image[:, top : top + size, left : left + size]
 
     def amounts(self, uniform: Tensor) -> Tensor:
-        """Turn the uniform numbers [B, draws] of images into the amounts, float32 [B, A], by which they are altered.
+        """Turn uniform numbers [B, draws] into the amounts, float32 [B, A], by which the images are altered.
 
-        Runs on the CPU, so it may compute in float64. Here the amounts are the numbers themselves.
+        Runs on the CPU, so it may compute in float64. Here, the amounts are the uniform numbers themselves.
         """
         return uniform
 
@@ -145,7 +145,7 @@ class Augmentation:
         return images
 
     def alter(self, images: Tensor, amounts: Tensor) -> Tensor:
-        """Alter as many images as are altered at once; see `__call__`."""
+        """Alter a part of a batch, which is processed at once; see `__call__`."""
         return images
 
 
@@ -197,7 +197,7 @@ class Standard(Augmentation):
 
 
 class Authors(Augmentation):
-    """RECAST's own: squashed to the square, flip, colour jitter in random order, affine.
+    """The augmentation of RECAST's authors: squashed to the square, flip, colour jitter in random order, affine.
 
     ColorJitter(0.4, 0.4, 0.4, 0.2) and RandomAffine(10°, translate 0.1, scale 0.9-1.1) of torchvision, nearest pixel,
     filled with black (appledora/RECAST_ICLR25).
@@ -230,7 +230,7 @@ class Shift(Augmentation):
     scale = 0.1  # largest change of the size, as a share of it
 
     def amounts(self, uniform: Tensor) -> Tensor:
-        """The map from the result back to the image: a factor, and offsets in a grid's coordinates, from -1 to 1."""
+        """The map from the result back to the image: a factor, and offsets in grid coordinates, from -1 to 1."""
         zoom, right, down = (uniform * 2 - 1).double().T
         factor = 1 / (1 + zoom * self.scale)
         return torch.stack([factor, 2 * self.translate * right, 2 * self.translate * down], 1).float()
@@ -273,7 +273,7 @@ def flip(images: Tensor, which: Tensor) -> Tensor:
     """Mirror the images [B, 3, H, W] of a batch where `which` [B] is true; on a processor in place."""
     if images.device.type != "cpu":
         return torch.where(which[:, None, None, None], images.flip(-1), images)
-    for number in which.nonzero()[:, 0].tolist():  # several times as fast as by a mask
+    for number in which.nonzero()[:, 0].tolist():  # several times as fast as with a mask
         images[number] = images[number].flip(-1)
     return images
 
@@ -297,7 +297,7 @@ def jitter(images: Tensor, factors: Sequence[Tensor], orders: Tensor) -> Tensor:
         for change in ORDERS[number]:
             part = changes[change](part, factors[change][chosen][:, None, None, None])
         pixels = part if len(chosen) == len(pixels) else pixels.index_copy_(0, chosen, part)
-    return pixels.int().to(torch.uint8)  # by way of int32, which takes half of the time
+    return pixels.int().to(torch.uint8)  # by way of int32, in half of the time
 
 
 # Below, pixels are integers from 0 to 255 in float32, [B, 3, H, W], and results are truncated to integers, as in
@@ -380,5 +380,5 @@ def affine(images: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tenso
 
 @functools.lru_cache(maxsize=8)
 def _identity_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """The grid [1, H, W, 2] that maps an image to itself; cached, as computing it takes as long as all the rest."""
+    """The grid [1, H, W, 2] that maps an image to itself; cached, as computing it would double the time of a batch."""
     return nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False).to(device)

@@ -1,4 +1,4 @@
-"""What a dataset is: classes, and labelled images in three splits. Nothing heavy is imported."""
+"""The form of a dataset: classes, and labelled images in three splits. Nothing heavy is imported."""
 
 from __future__ import annotations
 

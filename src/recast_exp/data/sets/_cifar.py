@@ -21,7 +21,7 @@ _ARRAYS = {
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     *((module, name) for module in ("builtins", "__builtin__") for name in ("dict", "list", "set", "tuple")),
 }
-"""Everything that a pickle of arrays and plain containers refers to."""
+"""All names that a pickle of arrays and plain containers refers to."""
 
 
 def read_batches(dataset_class: Any, root: Path, cfg: DatasetConfig) -> Official:
@@ -78,8 +78,8 @@ def _refuse_code(path: Path) -> None:
     except RecastError as error:
         raise UserError(
             f"{path}: expected a pickle of arrays, lists and dictionaries, as in the official set, got one that refers "
-            f"to {error}; to open it could run a program"
+            f"to {error}; opening it could run a program"
         ) from None
-    except Exception as error:  # pickle raises nearly anything on damaged data
+    except Exception as error:  # pickle can raise nearly any exception on damaged data
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as a pickle ({text}); replace it") from error

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reading(cfg: DatasetConfig, folder: Path) -> Iterator[None]:
-    """Report in one line whatever torchvision raises over missing or damaged files.
+    """Report in one line any error that torchvision raises for missing or damaged files.
 
     Args:
         cfg: The `dataset` node of the configuration.

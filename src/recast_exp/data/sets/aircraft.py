@@ -48,7 +48,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the folder, the lists of the level and the images are there; see `Layout.check`."""
+    """Check that the folder, the lists of the level and the images are present; see `Layout.check`."""
     layout(cfg).check(cfg, data_dir, "level")
 
 

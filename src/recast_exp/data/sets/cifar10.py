@@ -50,7 +50,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the folder and its batches are there; see `Layout.check`."""
+    """Check that the folder and its batches are present; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 

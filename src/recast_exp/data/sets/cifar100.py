@@ -45,7 +45,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the folder and its files are there; see `Layout.check`."""
+    """Check that the folder and its files are present; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 

@@ -24,7 +24,7 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     """Check the options; the data itself comes with scikit-learn.
 
     Raises:
-        UserError: If `cfg.part` is unknown, or an option is set that the digits do not take.
+        UserError: If `cfg.part` is unknown, or an option is set that the digits do not accept.
     """
     refuse(cfg, "part")
     if cfg.part is not None and cfg.part not in _PARTS:

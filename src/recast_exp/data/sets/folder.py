@@ -1,7 +1,7 @@
 """Any folder of class folders, with or without split folders above them.
 
     path/CLASS/**/*.jpg                    divided by class: 60 % train, 20 % validation, 20 % test
-    path/{train,val,test}/CLASS/**/*.jpg   as divided; without val, it is taken from train
+    path/{train,val,test}/CLASS/**/*.jpg   as divided; without val, a share of train is set aside
 
 Classes are the class folders in natural order (2 before 10).
 """
@@ -29,7 +29,7 @@ _LAYOUT = "PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the folder is there and holds folders.
+    """Check that the folder is present and holds folders.
 
     Raises:
         UserError: If `cfg.path` is not set, or two folders are the same split.
@@ -106,7 +106,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
             raise _without_image(folder)
         paths += sorted(files, key=lambda path: _natural(str(path)))
         labels += [label] * len(files)
-    # A name that is not UTF-8 could not be written down
+    # A name that is not UTF-8 could not be written to JSON
     names = tuple(os.fsencode(folder.name).decode("utf-8", "replace") for folder in folders)
     return names, Samples(tuple(paths), np.array(labels, dtype=np.int64))
 

@@ -43,7 +43,7 @@ def layout(cfg: DatasetConfig) -> Layout:
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the folder, its two lists and its images are there; see `Layout.check`."""
+    """Check that the folder, its two lists and its images are present; see `Layout.check`."""
     LAYOUT.check(cfg, data_dir)
 
 

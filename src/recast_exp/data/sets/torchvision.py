@@ -81,7 +81,7 @@ _SETS = {
     "StanfordCars": _Set(
         ("stanford_cars/devkit", "stanford_cars/cars_test_annos_withlabels.mat"),
         _TRAIN_TEST,
-        "its archives are gone from the official server, so torchvision cannot download it; put a copy of your own "
+        "its archives are no longer on the official server, so torchvision cannot download it; put a copy of your own "
         "there, with cars_train/ and cars_test/",
     ),
     "STL10": _Set(("stl10_binary",), _TRAIN_TEST),
@@ -95,11 +95,11 @@ _RESERVED = {"root", "transform", "target_transform", "transforms", "target_type
 
 
 def check(cfg: DatasetConfig, data_dir: Path) -> None:
-    """Check that the set is there, unless it may be downloaded.
+    """Check that the set is present, unless it may be downloaded.
 
     Raises:
-        UserError: If torchvision has no such set, or an option is set that it does not take.
-        MissingInputError: If the set is not there.
+        UserError: If torchvision has no such set, or an option is set that it does not accept.
+        MissingInputError: If the set is missing.
     """
     refuse(cfg, "options")
     if cfg.name in _SEPARATE_READERS:
@@ -119,7 +119,7 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     if missing or _unfinished(cfg, data_dir).exists():
         problem = f"{data_dir} has no {', '.join(missing)}" if missing else "its download has not finished"
         advice = by_hand or "set dataset.download=true to download it"
-        raise MissingInputError(f"dataset {cfg.name}: {problem}; {advice}, or say where it is with data_dir=…")
+        raise MissingInputError(f"dataset {cfg.name}: {problem}; {advice}, or set its location with data_dir=…")
 
 
 def read(cfg: DatasetConfig, data_dir: Path) -> Official:
@@ -161,7 +161,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
 
 
 def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The arguments that the user adds, checked against those of the class."""
+    """The user's arguments, checked against those of the class."""
     selecting = {argument for arguments in _SETS[cfg.name].splits.values() for argument in arguments}
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     allowed = [name for name in named if name not in _RESERVED | selecting]
@@ -172,14 +172,14 @@ def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) ->
 
 
 def _missing(cfg: DatasetConfig, data_dir: Path) -> list[str]:
-    """The entries that are not there yet: those of the table, with the size in the name of Imagenette's folder."""
+    """The missing entries: those of the table, with the size in the name of Imagenette's folder."""
     size = str(cfg.options.get("size", "full")).removesuffix("px")
     entries = [entry.format(size="" if size == "full" else f"-{size}") for entry in _SETS[cfg.name].entries]
     return [entry for entry in entries if not (data_dir / entry).exists()]
 
 
 def _unfinished(cfg: DatasetConfig, data_dir: Path) -> Path:
-    """The file that lists what a download is about to put below `data_dir`; it is removed when all of it is there."""
+    """The file that lists the entries of an unfinished download; it is removed when all of them are complete."""
     return data_dir / ".downloads" / f"torchvision-{cfg.name}.unfinished"
 
 
@@ -230,7 +230,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
             raise error.__cause__ from None
         raise MissingInputError(
             f"dataset {cfg.name}: torchvision cannot download it to {data_dir} ({reason(error)}); check the network "
-            "and its proxy settings and run again, or get the set by hand and say where it is with data_dir=…"
+            "and its proxy settings and run again, or get the set by hand and set its location with data_dir=…"
         ) from error
     finally:
         if original:
