@@ -242,9 +242,9 @@ def test_npz_for_a_model_that_has_none_and_a_file_that_is_not_there(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("vit_smal_patch16_224", ("no model 'vit_smal_patch16_224'", "vit_small_patch16_224")),
-        ("resnet34.a1_in2k", ("no weights tagged 'a1_in2k'", "a1_in1k")),
-        ("digits_vit.some_tag", ("no tag 'some_tag'",)),
+        ("vit_smal_patch16_224", ("expected a timm model, got 'vit_smal_patch16_224'", "vit_small_patch16_224")),
+        ("resnet34.a1_in2k", ("one of the tags", "for resnet34, got 'a1_in2k'", "a1_in1k")),
+        ("digits_vit.some_tag", ("expected no tag", "for digits_vit, got 'some_tag'")),
     ],
 )
 def test_unknown_names_get_near_matches(name: str, expected: tuple[str, ...], create: Callable[..., Backbone]) -> None:

@@ -98,7 +98,7 @@ def load(name: str) -> type[Adapter]:
         if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module.__name__
     }
     if len(classes) != 1:
-        listed = ", ".join(sorted(each.__name__ for each in classes)) or "none"
+        listed = ", ".join(sorted(found.__name__ for found in classes)) or "none"
         raise UserError(f"name: expected one class that derives from Adapter in {module.__name__}, got {listed}")
     (adapter_class,) = classes
     if "__dataclass_fields__" not in vars(adapter_class):
@@ -113,23 +113,23 @@ def load(name: str) -> type[Adapter]:
 
 
 def from_config(node: Mapping[str, Any]) -> Adapter:
-    """The adapter that is configured.
+    """The adapter of a configuration.
 
     Args:
-        node: The `adapter` node of the configuration: `name`, and the options that differ from their defaults.
+        node: The `adapter` node: `name`, and the options that differ from their defaults.
 
     Raises:
-        UserError: If there is no such adapter, or an option is unknown, of a wrong type or out of range; one line that
+        UserError: If there is no such adapter, or an option is unknown, of a wrong type or out of range. One line that
             begins with the key (`adapter.rank: …`).
     """
     options = {str(option): value for option, value in node.items()}
     name = str(options.pop("name", ""))
     with errors.section("adapter."):
         adapter_class = load(name)
-        known = [field.name for field in dataclasses.fields(adapter_class)]
+        accepted = [field.name for field in dataclasses.fields(adapter_class)]
         for option in options:
-            if option not in known:
-                raise UserError(f"{option}: unknown option; adapter={name} takes {', '.join(known) or 'no options'}")
+            if option not in accepted:
+                raise UserError(f"{option}: unknown option; adapter={name} takes {', '.join(accepted) or 'no options'}")
         return adapter_class(**options)
 
 
@@ -183,7 +183,7 @@ def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
     """Check that an adapter fits a network.
 
     Args:
-        create: Makes the network, with a classifier; on the meta device it costs little.
+        create: Creates the network, with a classifier; on the meta device, this is cheap.
         adapter: The adapter.
 
     Raises:
@@ -198,17 +198,17 @@ def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
 
 
 def fitting(create: Callable[[], nn.Module]) -> list[str]:
-    """The names of the adapters that find a place in a network, with their defaults; "none" is always one of them.
+    """The names of the adapters that fit a network with their default options; "none" is always one of them.
 
     Args:
-        create: Makes the network, with a classifier or without; on the meta device it costs little.
+        create: Creates the network, with a classifier or without; on the meta device, this is cheap.
     """
 
     def fits(name: str) -> bool:
         try:
             adapter = load(name)()
             return isinstance(adapter, NoAdapter) or bool(adapter.inject(create()))
-        except RecastError:  # a library that it needs is not installed
+        except RecastError:  # the adapter needs a library that is not installed
             return False
 
     return [name for name in names() if fits(name)]

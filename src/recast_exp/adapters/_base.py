@@ -1,8 +1,8 @@
-"""The base class of adapters, and how they find their places in a timm model and attach to them.
+"""The base class of adapters, and the functions with which they find layers of a timm model and attach to them.
 
-An adapter attaches a small module to a layer, registered below the layer's name, with methods that are the layer's
-forward hooks; or it parametrises the layer's weight. The layer keeps its own name and weights, a deep copy takes its
-own adapter along (bound methods are copied with their objects), and removing the adapter leaves the stock model.
+An adapter either attaches a small module to a layer, registered below the layer's name, whose methods are forward hooks
+of the layer; or it parametrises the layer's weight. The layer keeps its own name and weights. A deep copy has its own
+adapter (bound methods are copied with their objects), and removing the adapter leaves the stock model.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.inject import BANKS
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
-"""Normalisation layers; timm's own derive from these."""
+"""Classes of normalisation layers; those of timm derive from these."""
 
 
 @dataclass
 class Adapter(ABC):
-    """A method that changes a frozen network in place; a dataclass derives from it, whose fields are its options.
+    """The base class of adapters: methods that change a frozen network in place.
 
-    Each option is declared with `config.schema.key(default, help, bounds)`. Types and bounds are checked on
-    construction, which raises a `UserError` that names the option. A class with a `__post_init__` of its own calls
-    `super().__post_init__()` first.
+    A dataclass derives from it, whose fields are the options, each declared with
+    `recast_exp.config.fields.option(default, help, bounds)`. Types and bounds are checked on construction, which raises
+    a `UserError` that names the option. A class with its own `__post_init__` calls `super().__post_init__()` first.
 
     Attributes:
-        fits: What the adapter needs to find in a network, in words: "attention with a fused layer qkv".
+        fits: The layers that the adapter needs in a network, in words: "attention with a fused layer qkv".
     """
 
     fits: ClassVar[str]
@@ -61,17 +61,20 @@ class Adapter(ABC):
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Change a network in place, without changing its output.
 
+        Args:
+            network: A timm model, with RECAST's templates or without.
+
         Returns:
-            Public name → parameter name, of the parameters that train. Empty where the adapter finds no place: it does
-            not fit.
+            Public name → parameter name, of the parameters that train. Empty if the adapter finds no layer to change:
+            it does not fit.
         """
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Numbers to record after each epoch, by name (`adapter/…`); none by default."""
+        """Values to record after each epoch, by name (`adapter/…`); none by default."""
         return {}
 
     def remark(self, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
-        """A warning about a finished run, in one line; empty if there is nothing to say, and by default.
+        """A warning about a finished run, in one line; empty for none, which is the default.
 
         Args:
             reported: The measures of the reported epoch.
@@ -81,9 +84,9 @@ class Adapter(ABC):
 
     @staticmethod
     def merge(network: nn.Module) -> None:
-        """Make the adapter a part of the weights and remove it, if that is possible; does nothing by default.
+        """Make the adapter a part of the weights and remove its modules, if possible; does nothing by default.
 
-        Called for every adapter, on networks that have it and on networks that do not.
+        Called for every adapter, on networks with and without it.
         """
         return
 
@@ -100,46 +103,46 @@ def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[type, ...] = ()) -> dict[str, str]:
-    """Find parameters of the backbone by the name that their layer gives them.
+    """Find parameters of the backbone by their names within their layers.
 
     Args:
         network: A timm model.
         names: Names within a layer: "weight", "bias".
-        kinds: Classes of layers to look at; empty for all layers.
+        kinds: Classes of layers to search; empty for all layers.
 
     Returns:
-        Parameter name → the same name, as `Adapter.inject` returns it. Weights that are combinations of templates are
-        left out, since their coefficients train instead.
+        Parameter name → the same name, as `Adapter.inject` returns it, without weights that are combinations of
+        templates: their coefficients train instead.
     """
-    found = []
+    paths = []
     for path, module in backbone_modules(network):
         if not kinds or isinstance(module, kinds):
-            own = {name for name, _ in module.named_parameters(recurse=False)}
-            found += [f"{path}.{name}" for name in names if name in own]
-    return {name: name for name in found}
+            parameters = {name for name, _ in module.named_parameters(recurse=False)}
+            paths += [f"{path}.{name}" for name in names if name in parameters]
+    return {path: path for path in paths}
 
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
     """Register the module of an adapter at a layer, with the device and the dtype that the layer computes with."""
-    own: Any = layer
+    weighted: Any = layer
     # Not a parameter of a parametrisation: RECAST's coefficients are float32 in a bfloat16 model
     plain = (parameter for path, parameter in layer.named_parameters() if "parametrizations." not in path)
     weight = next(plain, None)
-    layer.add_module(name, adapter.to(own.weight if weight is None else weight))
+    layer.add_module(name, adapter.to(weighted.weight if weight is None else weight))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
-    """Let the module of an adapter compute a layer's weight from the weight so far.
+    """Let the module of an adapter compute a layer's weight from its present weight.
 
-    That is the layer's own weight, or the combination of templates that another parametrisation makes. The adapter is
-    moved to the weight's device; its result has to have the weight's dtype.
+    The present weight is the layer's own, or a combination of templates. The adapter is moved to the weight's device;
+    its result must have the weight's dtype.
 
     Returns:
-        The module's name below the layer.
+        The name of the module below the layer.
     """
-    own: Any = layer
-    depth = len(own.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
-    parametrize.register_parametrization(layer, "weight", adapter.to(own.weight.device), unsafe=True)
+    weighted: Any = layer
+    depth = len(weighted.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
+    parametrize.register_parametrization(layer, "weight", adapter.to(weighted.weight.device), unsafe=True)
     return f"parametrizations.weight.{depth}"
 
 

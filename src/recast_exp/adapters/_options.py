@@ -1,7 +1,9 @@
 """Check the options of an adapter against the types and bounds that its dataclass declares.
 
 Values are converted by the rules that OmegaConf applies to all other keys: the string "4" becomes the integer 4, the
-string "yes" becomes true, and 2.5 is not an integer.
+string "yes" becomes true, and 2.5 is not an integer. OmegaConf itself (`config.fields.build`) would be too strict for
+an adapter that a program makes: it refuses objects such as a set or a torch.dtype among the arguments of peft, and
+gives "???" and "${…}" a meaning of their own.
 """
 
 from __future__ import annotations
@@ -58,10 +60,10 @@ def _convert(value: Any, hint: Any) -> Any:
         return _SCALARS[hint](value)
     if (origin or hint) is list:
         (of,) = arguments or (Any,)
-        return [_convert(each, of) for each in _sequence(value)]
+        return [_convert(item, of) for item in _sequence(value)]
     if (origin or hint) is dict:
         _, of = arguments or (Any, Any)
-        return {str(name): _convert(each, of) for name, each in _mapping(value).items()}
+        return {str(name): _convert(item, of) for name, item in _mapping(value).items()}
     if isinstance(hint, type) and isinstance(value, hint):
         return value
     raise TypeError(hint)
@@ -123,7 +125,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 def _plain(value: Any) -> Any:
     """Turn nested mappings and sequences, which may be nodes of OmegaConf, into dicts and lists."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value

@@ -2,8 +2,8 @@
 
     x ← x + MLP(norm₂(x)) + s·W_up ReLU(W_down x + b_down) + s·b_up
 
-on the residual stream x, before the second normalisation layer. The up-projection starts at zero. 595,200 parameters on
-a ViT-S.
+where x is the residual stream before the second normalisation layer. The up-projection starts at zero. A ViT-S has
+595,200 of these parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ NAME = "adaptformer"
 
 @dataclass
 class AdaptFormer(Adapter):
-    """A bottleneck in parallel with the MLP of every block."""
+    """A bottleneck in parallel with the MLP of every block (Chen et al., arXiv 2205.13535).
+
+    Args:
+        width: Width of the bottleneck.
+        scale: Scale s of its output.
+    """
 
     fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
 
@@ -48,7 +53,7 @@ class Bottleneck(nn.Module):
     Args:
         width: Width of the residual stream.
         hidden: Width of the bottleneck.
-        scale: s.
+        scale: Scale s of its output.
     """
 
     def __init__(self, width: int, hidden: int, scale: float) -> None:
@@ -62,7 +67,7 @@ class Bottleneck(nn.Module):
         self._added: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the update of the residual stream x [..., width], of the same shape."""
+        """Compute the update of the residual stream x [..., width]; the same shape."""
         result: Tensor = self.up(torch.relu(self.down(x))) * self.scale
         return result
 
@@ -78,10 +83,10 @@ class Bottleneck(nn.Module):
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, Any]]:
-    """The blocks that normalise before the MLP; those that normalise after it declare norm2 after mlp."""
-    found = []
+    """The blocks that normalise before the MLP. Blocks that normalise after it declare norm2 after mlp."""
+    blocks = []
     for path, module in backbone_modules(network):
-        names = [name for name, _ in module.named_children()]
-        if {"norm2", "mlp", "drop_path2"} <= set(names) and names.index("norm2") < names.index("mlp"):
-            found.append((path, module))
-    return found
+        children = [name for name, _ in module.named_children()]
+        if {"norm2", "mlp", "drop_path2"} <= set(children) and children.index("norm2") < children.index("mlp"):
+            blocks.append((path, module))
+    return blocks

@@ -11,10 +11,10 @@ from recast_exp.adapters._base import Adapter, own_parameters
 
 @dataclass
 class BitFit(Adapter):
-    """Trains the biases; it has no options."""
+    """Trains the biases (Ben Zaken et al., arXiv 2106.10199); it has no options."""
 
     fits = "biases, as in nearly all of timm's models"
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Name the biases of the backbone: of linear layers, convolutions and normalisation layers."""
+        """Name the biases of the backbone's linear layers, convolutions and normalisation layers."""
         return own_parameters(network, names=("bias",))

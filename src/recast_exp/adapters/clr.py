@@ -4,8 +4,8 @@ Ge et al., ICCV 2023, arXiv 2307.11386.
 
     y = conv(x)  →  K * y,   one 3x3 kernel K per channel, which starts as the identity
 
-It follows every convolution larger than 1x1. The original also trains the scale and shift of BatchNorm. 68,544
-parameters on a ResNet-34, plus 17,024 of BatchNorm.
+It follows every convolution larger than 1x1. The original also trains the scale and shift of BatchNorm. A ResNet-34 has
+68,544 parameters of the kernels and 17,024 of BatchNorm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ NAME = "clr"
 
 @dataclass
 class CLR(Adapter):
-    """A depthwise convolution after each convolution."""
+    """A depthwise convolution after each convolution (Ge et al., arXiv 2307.11386).
+
+    Args:
+        kernel_size: Height and width of the kernels; odd.
+        downsample: Whether to reprogram 1x1 convolutions too.
+        train_norm: Whether to train the scale and shift of BatchNorm too.
+    """
 
     fits = "convolutions larger than 1x1 within the network, as in CNNs"
 
@@ -70,9 +76,9 @@ class Reprogramming(nn.Module):
 
 
 def _layers(network: nn.Module, pointwise: bool) -> list[tuple[str, nn.Conv2d]]:
-    """The convolutions of a CNN: those larger than 1x1, or all. Cutting an image into patches does not count."""
-    found = [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Conv2d)]
-    larger = [(path, layer) for path, layer in found if layer.kernel_size != (1, 1)]
+    """The convolutions of a CNN, larger than 1x1 or all of them; none if they only divide an image into patches."""
+    convolutions = [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Conv2d)]
+    larger = [(path, layer) for path, layer in convolutions if layer.kernel_size != (1, 1)]
     if all(layer.kernel_size == layer.stride for _, layer in larger):
         return []
-    return found if pointwise else larger
+    return convolutions if pointwise else larger

@@ -1,6 +1,7 @@
 """FiLM: a scale and a shift for every channel after each normalisation layer.
 
-Perez et al., AAAI 2018, arXiv 1709.07871; to adapt a frozen backbone: Requeima et al., NeurIPS 2019, arXiv 1906.07697.
+Perez et al., AAAI 2018, arXiv 1709.07871; for adapting a frozen backbone: Requeima et al., NeurIPS 2019,
+arXiv 1906.07697.
 
     y ← γ ⊙ y + β,   starting at γ = 1 and β = 0
 """
@@ -20,7 +21,10 @@ NAME = "film"
 
 @dataclass
 class FiLM(Adapter):
-    """A scale and a shift for every channel after each normalisation layer; it has no options."""
+    """A scale and a shift for every channel after each normalisation layer (Perez et al., arXiv 1709.07871).
+
+    It has no options.
+    """
 
     fits = "normalisation layers with a scale"
 
@@ -42,7 +46,7 @@ class Modulation(nn.Module):
 
     Args:
         channels: Number of channels.
-        dim: Dimension of the layer's output that holds them.
+        dim: Dimension of the channels in the layer's output.
     """
 
     def __init__(self, channels: int, dim: int) -> None:

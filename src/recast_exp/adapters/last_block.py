@@ -1,4 +1,4 @@
-"""The last block, and the normalisation layers after it: classical partial fine-tuning."""
+"""Last block: train the last block and the normalisation layers after it, the classical partial fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LastBlock(Adapter):
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Name the parameters of the last block and of the normalisation layers after it.
 
-        Weights that are combinations of templates are not among them.
+        Weights that are combinations of templates are left out.
         """
         modules = dict(backbone_modules(network))
         blocks = [path for path in modules if path.rpartition(".")[2].isdigit() and not _is_inside_block(path, modules)]

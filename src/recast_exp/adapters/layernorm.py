@@ -14,11 +14,11 @@ from recast_exp.adapters._base import NORMS, Adapter, own_parameters
 
 @dataclass
 class LayerNormTuning(Adapter):
-    """Trains the scale and the shift of the normalisation layers; it has no options."""
+    """Trains the scale and the shift of the normalisation layers (Basu et al., arXiv 2304.01917); it has no options."""
 
     fits = "normalisation layers with a scale and a shift"
     label = "LayerNorm"
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Name the scales and shifts of the backbone's normalisation layers."""
+        """Name the scales and the shifts of the backbone's normalisation layers."""
         return own_parameters(network, names=("weight", "bias"), kinds=NORMS)

@@ -2,9 +2,10 @@
 
     q = W_q x + s·B_q A_q x,   v = W_v x + s·B_v A_v x,   s = α / r
 
-for the fused weight of a ViT's attention. A starts Kaiming-uniform, B at zero. 18,432·r parameters on a ViT-S.
+for the fused weight of a ViT's attention. A starts Kaiming-uniform, B at zero. A ViT-S has 18,432·r of these
+parameters.
 
-The update B A is added where it costs less: to the output of a frozen layer, whose weight needs no gradient; to the
+The update B A is added where it is cheaper: to the output of a frozen layer, whose weight needs no gradient; or to the
 weight of a layer that trains coefficients, whose gradient is computed anyway and is much smaller than the output.
 """
 
@@ -27,7 +28,12 @@ NAME = "melo"
 
 @dataclass
 class MeLo(Adapter):
-    """Low-rank updates of the queries and the values of every attention layer."""
+    """Low-rank updates of the queries and the values of every attention layer (Zhu et al., arXiv 2311.08236).
+
+    Args:
+        rank: Rank r of the updates.
+        alpha: Numerator α of their scale α/r.
+    """
 
     fits = "attention with a fused layer qkv, as in timm's ViT, DeiT and Swin"
 
@@ -51,7 +57,7 @@ class MeLo(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Add the updates to the weights and remove the modules, where RECAST's own `merge` has not done so."""
+        """Add the updates to the weights and remove the modules, unless RECAST's own `merge` has done so."""
         for _, layer in _layers(network):
             if hasattr(layer, NAME):
                 adapter: Any = layer.get_submodule(NAME)
@@ -83,8 +89,8 @@ class LowRank(nn.Module):
     def on_output(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """Add the updates to the layer's output [..., 3d]; a forward hook.
 
-        One product computes both updates and adds them. Splitting the output and concatenating it again would copy it,
-        forward and backward.
+        One product computes and adds both updates. Splitting the output and concatenating it again would copy it in the
+        forward and in the backward pass.
         """
         low = F.linear(inputs[0], self.a.flatten(0, 1))
         return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), self._up().t()).view_as(output)

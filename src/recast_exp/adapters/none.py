@@ -11,7 +11,7 @@ from recast_exp.adapters._base import Adapter
 
 @dataclass
 class NoAdapter(Adapter):
-    """Leaves the network as it is; it has no options."""
+    """No adapter: leaves the network as it is; it has no options."""
 
     fits = "any model"
     label = ""

@@ -1,8 +1,8 @@
-"""Any method of Hugging Face `peft` for linear layers or convolutions, with the arguments of its own configuration.
+"""Any method of Hugging Face `peft` for linear layers or convolutions, with the arguments of peft's own configuration.
 
     adapter=peft adapter.method=LORA adapter.arguments.r=8 'adapter.arguments.target_modules=[qkv,fc1]'
 
-peft replaces each layer by a module of its own that contains the layer, frozen, with RECAST's templates.
+peft replaces each layer by its own module, which contains the frozen layer, with RECAST's templates if it has any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from recast_exp.errors import UserError
 
 @dataclass
 class Peft(Adapter):
-    """A method of peft, with the arguments of its own configuration."""
+    """A method of Hugging Face peft (`pip install 'recast-exp[peft]'`).
+
+    Args:
+        method: The method as peft names it: "LORA", "VERA", "IA3", …
+        arguments: Arguments of the method's configuration in peft. `target_modules` defaults to the fused qkv layers,
+            or to the convolutions where there are none.
+    """
 
     fits = "layers that match adapter.arguments.target_modules"
 
@@ -30,7 +36,7 @@ class Peft(Adapter):
 
     @property
     def label(self) -> str:
-        """The method as peft names it."""
+        """The name of the method in peft."""
         return f"peft {self.method}"
 
     def inject(self, network: nn.Module) -> dict[str, str]:
@@ -43,11 +49,11 @@ class Peft(Adapter):
             import peft
             from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
         except ImportError as error:
-            raise UserError("adapter: peft is not installed; pip install 'recast-exp[peft]'") from error
-        known = {kind.value: kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
-        if self.method not in known:
-            raise UserError(f"adapter.method: expected one of {', '.join(sorted(known))}, got {self.method!r}")
-        config_class = PEFT_TYPE_TO_CONFIG_MAPPING[known[self.method]]
+            raise UserError("adapter: expected peft, which is not installed; pip install 'recast-exp[peft]'") from error
+        methods = {kind.value: kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
+        if self.method not in methods:
+            raise UserError(f"adapter.method: expected one of {', '.join(sorted(methods))}, got {self.method!r}")
+        config_class = PEFT_TYPE_TO_CONFIG_MAPPING[methods[self.method]]
         takes = [field.name for field in dataclasses.fields(config_class) if field.init]
         for name in self.arguments:
             if name not in takes:
@@ -72,7 +78,7 @@ class Peft(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Let peft merge its updates into the layers, and put the layers back in their places."""
+        """Let peft merge its updates into the layers, and put the layers back into their places."""
         try:
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError:

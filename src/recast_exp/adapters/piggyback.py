@@ -2,8 +2,8 @@
 
     Ŵ = W ⊙ [m > t],   ∂L/∂m = ∂L/∂Ŵ ⊙ W   (straight-through)
 
-The real-valued mask m starts above the threshold t everywhere, so that all weights are kept at first. A task file holds
-one bit per weight: 2.66 MB for a ResNet-34.
+The real-valued mask m starts above the threshold t everywhere, so all weights are kept at first. A task file holds one
+bit per weight: 2.66 MB for a ResNet-34.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ MASKED = "adapter/masked"
 
 @dataclass
 class Piggyback(Adapter):
-    """A binary mask on every weight of the linear layers and convolutions."""
+    """A binary mask on every weight of the linear layers and convolutions (Mallya et al., arXiv 1801.06519).
+
+    Args:
+        start: Initial value of the real-valued mask.
+        threshold: Weights whose mask is above it are kept; less than `start`.
+    """
 
     fits = "linear layers and convolutions, as in all of timm's models"
 
@@ -48,23 +53,23 @@ class Piggyback(Adapter):
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """The fraction of weights that are masked, as `adapter/masked`."""
+        """The fraction of masked weights, from 0 to 1, as `adapter/masked`."""
         masks = [module for module in network.modules() if isinstance(module, Mask)]
         return {MASKED: sum(mask.masked() for mask in masks) / sum(mask.mask.numel() for mask in masks)}
 
     def remark(self, reported: Mapping[str, float], last: Mapping[str, float]) -> str:
-        """Warn where no weight is masked: such a run says nothing about this adapter."""
+        """Warn if no weight is masked: such a run says nothing about this adapter."""
         if reported.get(MASKED, 1.0):
             return ""
         if last.get(MASKED):
             return (
-                "Piggyback masks no weight in the reported epoch, the best by validation; in the last epoch it masked "
+                "Piggyback masks no weight in the reported epoch, the best by validation; in the last epoch, it masks "
                 f"{100 * last[MASKED]:.1f} %"
             )
         return (
-            "Piggyback has masked no weight: the mask's values move by about optimizer.adapter_lr (times "
-            f"optimizer.lr_scale) per step and have {self.start - self.threshold:g} to go; raise the learning rate, or "
-            "train for more steps"
+            "Piggyback has masked no weight: the mask's values change by about optimizer.adapter_lr times "
+            f"optimizer.lr_scale per step, and the threshold is {self.start - self.threshold:g} away; raise the "
+            "learning rate, or train for more steps"
         )
 
     @staticmethod
@@ -73,22 +78,22 @@ class Piggyback(Adapter):
         """Set the masked weights to zero and remove the masks."""
         for _, layer in _layers(network):
             if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[-1], Mask):
-                own = type(layer)  # shared with deep copies, which stay parametrised
-                layer.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
+                parametrized = type(layer)  # shared with deep copies, which stay parametrised
+                layer.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(parametrized.__dict__))
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
                 layer.weight.requires_grad_(False)
 
 
 class Mask(nn.Module):
-    """Parametrisation of a weight by a mask; the masked weight may itself be a combination of templates.
+    """Parametrisation of a weight by a mask; the weight itself may be a combination of templates.
 
     Args:
-        weight: The weight to mask; only its shape and its device are used.
+        weight: The weight to mask; only its shape and device are used.
         start: Initial value of the real-valued mask.
         threshold: Weights whose mask is above it are kept.
 
     Attributes:
-        bits: Bits that one entry of the mask takes in a task file.
+        bits: Bits of one entry of the mask in a task file.
     """
 
     bits = 1
@@ -100,7 +105,7 @@ class Mask(nn.Module):
         self.mask = nn.Parameter(torch.full_like(weight, start, dtype=torch.float32))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Mask the weight."""
+        """Mask the weight [rows, ...]; the result has its dtype."""
         kept = (self.mask > self.threshold).to(self.mask.dtype)
         gradient = self.mask - self.mask.detach()  # 0, with a gradient of 1
         return weight * (kept + gradient).to(weight.dtype)

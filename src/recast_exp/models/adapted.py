@@ -22,15 +22,15 @@ KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained 
 
 @dataclass
 class AdaptedModel:
-    """A timm model changed in place for one task, and the names of what belongs to that task.
+    """A timm model changed in place for one task, and the names of all that belongs to the task.
 
     Attributes:
         network: The model: images [N, 3, H, W] → logits [N, classes].
-        trainable: Kind → public name → parameter name. A public name is a layer for coefficients, and the parameter's
-            own name otherwise; the task file and the counts use it.
-        buffers: Public name → buffer name, for running statistics that move with the task.
-        banks: The template banks, where the model has any.
-        adapter: The adapter that was put in.
+        trainable: Kind → public name → parameter name. The public name of coefficients is their layer; most others
+            are the parameter's own name. The task file and the counts use public names.
+        buffers: Public name → buffer name, for running statistics that change with the task.
+        banks: The template banks; None for a model without templates.
+        adapter: The adapter; `NoAdapter()` for none.
         backbone: Fingerprint of the backbone's pretrained weights.
     """
 
@@ -43,7 +43,7 @@ class AdaptedModel:
 
     @property
     def trunk(self) -> dict[str, str]:
-        """What the task's numbers belong to, and mean nothing without: weights and template bank, by content."""
+        """The pretrained weights and the template bank, by content: the task's parameters mean nothing without them."""
         return {"backbone": self.backbone, "bank": self.banks.hash if self.banks else ""}
 
     def parameters(self, kind: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -52,7 +52,7 @@ class AdaptedModel:
             yield name, self.network.get_parameter(path)
 
     def task_tensors(self) -> dict[str, Tensor]:
-        """`kind/public name` → live tensor, for all numbers of the task."""
+        """`kind/public name` → tensor of the model itself, for all parameters and buffers of the task."""
         tensors: dict[str, Tensor] = {}
         for kind in KINDS:
             tensors |= {f"{kind}/{name}": parameter.data for name, parameter in self.parameters(kind)}
@@ -60,7 +60,7 @@ class AdaptedModel:
         return tensors
 
     def packers(self) -> dict[str, Any]:
-        """`kind/public name` → the module that packs it for a task file, for numbers of less than a byte."""
+        """`kind/public name` → the module that packs this parameter for a task file, in less than a byte per entry."""
         owners = {
             f"adapter/{name}": self.network.get_submodule(path.rpartition(".")[0])
             for name, path in self.trainable.get("adapter", {}).items()
@@ -68,7 +68,7 @@ class AdaptedModel:
         return {name: owner for name, owner in owners.items() if hasattr(owner, "pack")}
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """What the task file holds: `task_tensors`, some of them packed."""
+        """The tensors of the task file: `task_tensors`, some of them packed."""
         return self.task_tensors() | {name: owner.pack() for name, owner in self.packers().items()}
 
     def start_coefficients(self) -> dict[str, Tensor]:
@@ -76,10 +76,10 @@ class AdaptedModel:
         return dict(self.banks.coefficients) if self.banks else {}
 
     def coefficient_changes(self) -> dict[str, float]:
-        """How far training has moved the coefficients: the mean absolute difference to the mimicked ones.
+        """The mean absolute difference of the coefficients to the mimicked ones.
 
         Returns:
-            `coefficients/change` over all of them, and `coefficients/change/GROUP` for each group of layers.
+            `coefficients/change` over all coefficients, and `coefficients/change/GROUP` for each group of layers.
         """
         start = self.start_coefficients()
         moved = {
@@ -95,7 +95,7 @@ class AdaptedModel:
         }
 
     def set_trainable(self, *kinds: str) -> None:
-        """Let these kinds of parameters train, and nothing else."""
+        """Let these kinds of parameters train, and freeze all others."""
         self.network.requires_grad_(False)
         for kind in kinds:
             for _, parameter in self.parameters(kind):
@@ -109,11 +109,12 @@ def assemble(
 
     Args:
         network: A pretrained timm model without a classifier.
-        model: What trains, and whether BatchNorm's running statistics move.
-        adapter: The adapter, or `NoAdapter()`; full fine-tuning takes none.
+        model: Its method decides which parameters train; it also says whether BatchNorm's running statistics change.
+        adapter: The adapter, or `NoAdapter()`; full fine-tuning has none.
         banks: Template banks for `model.method=recast`.
         num_classes: Classes of the task.
-        seed: Decides the first weights of the new head and the adapter.
+        seed: Seed of the first weights of the new head and the adapter. The generators of torch, NumPy and Python stay
+            as they are.
 
     Raises:
         UserError: If the backbone has no classifier to train, or the banks do not fit it.
@@ -133,7 +134,7 @@ def assemble(
         trainable["adapter"] = inject_adapter(
             network, adapter, seed=None
         )  # from the generators as the head leaves them
-    # An adapter that puts its own modules in the places of layers (peft) moves the layers' parameters to other names
+    # An adapter that replaces layers by its own modules (peft) gives the layers' parameters other names
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
     for kind, parameters in owned.items():
         trainable[kind] = {name: path_of[id(parameter)] for name, parameter in parameters.items()}
@@ -144,7 +145,7 @@ def assemble(
 
 
 def assemble_full(network: nn.Module, num_classes: int, update_batchnorm: bool) -> AdaptedModel:
-    """Full fine-tuning: a new head, whose first weights torch's generator decides, and every parameter trains."""
+    """Full fine-tuning: a new head, initialised from torch's generator, and every parameter trains."""
     head = _new_head(network, num_classes)
     backbone = {name: name for name, _ in network.named_parameters() if name not in head.values()}
     buffers = running_statistics(network) if update_batchnorm else {}
@@ -154,7 +155,7 @@ def assemble_full(network: nn.Module, num_classes: int, update_batchnorm: bool) 
 
 
 def normalisations_with_statistics(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers that keep running statistics of their inputs (BatchNorm and its kin)."""
+    """Names and modules of the layers that keep running statistics of their inputs, such as BatchNorm."""
     return [
         (name, module)
         for name, module in network.named_modules()
@@ -163,7 +164,7 @@ def normalisations_with_statistics(network: nn.Module) -> list[tuple[str, nn.Mod
 
 
 def running_statistics(network: nn.Module) -> dict[str, str]:
-    """Names of the running means and variances of a model."""
+    """The names of a model's running means and variances, each with itself as its public name."""
     names = [
         f"{name}.{which}"
         for name, _ in normalisations_with_statistics(network)
@@ -177,7 +178,9 @@ def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
     timm_model.reset_classifier(num_classes)
     names = head_parameters(network)
     if not names:
-        raise UserError(f"model.backbone: {type(network).__name__} has no classifier to train; choose another backbone")
+        raise UserError(
+            f"model.backbone: expected a model with a classifier to train, got {type(network).__name__}, which has none"
+        )
     return names
 
 
@@ -186,5 +189,5 @@ def head_parameters(network: nn.Module) -> dict[str, str]:
     timm_model: Any = network
     classifier = timm_model.get_classifier()
     modules = classifier if isinstance(classifier, tuple | list) else [classifier]
-    own = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
-    return {name: name for name, parameter in network.named_parameters() if id(parameter) in own}
+    of_head = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return {name: name for name, parameter in network.named_parameters() if id(parameter) in of_head}

@@ -1,4 +1,4 @@
-"""Backbones: a stock timm model with its pretrained weights, and what is known of it."""
+"""Backbones: stock timm models with their pretrained weights, and the facts about them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Backbone:
-    """A pretrained model without a classifier, and what is known of it.
+    """A pretrained model without a classifier, and the facts about it.
 
     Attributes:
         network: The timm model, created with `num_classes=0`.
-        name: timm name with its tag.
-        fingerprint: sha256 over all weights: two backbones with the same one are the same bit for bit.
-        input: Size, mean and standard deviation that the weights expect.
+        name: timm name with the tag of its weights.
+        fingerprint: sha256 of all weights; backbones with the same fingerprint are the same bit for bit.
+        input: The images that the weights expect: size in pixels, mean and standard deviation of the channels.
     """
 
     network: nn.Module
@@ -37,12 +37,12 @@ class Backbone:
 
 
 def is_embedded(model: ModelConfig) -> bool:
-    """Whether a model takes the pretrained weights of an embedded backbone, which are made here."""
+    """Whether a model takes the pretrained weights of an embedded backbone, which `experiment.pretrain` makes."""
     return model.backbone in EMBEDDED and model.pretrained and not model.weights
 
 
 def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbone:
-    """Create the backbone of a model and load its weights.
+    """Create the backbone of a model and load its weights. The generators of torch, NumPy and Python stay as they are.
 
     Args:
         model: Which backbone, and which weights.
@@ -50,10 +50,10 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
 
     Raises:
         UserError: If timm knows no such model, or a file of weights does not fit it.
-        MissingInputError: If the weights can be had neither from a file nor from the network.
+        MissingInputError: If neither a file nor the network can provide the weights.
     """
     name = backbone_name(model)
-    with seeded(0):  # what stays random without pretrained weights is the same in every run
+    with seeded(0):  # random weights are the same in every run
         if model.pretrained and not model.weights and name not in EMBEDDED:
             network = download(name, model.img_size)
         else:

@@ -1,6 +1,6 @@
-"""The cache of template banks: files addressed by content hash, with an index by backbone, weights and settings.
+"""The cache of template banks: files named by content hash, with an index by backbone, weights and settings.
 
-One bank serves every run on the same backbone, weights and settings, whatever its seed or dataset.
+One bank serves all runs with the same backbone, weights and settings, whatever their seed or dataset.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def groups_of(backbone: Backbone, recast: RecastConfig) -> list[Group]:
 def bank_for(
     backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig, cache: Path, given: str | None = None
 ) -> tuple[Banks, Path]:
-    """The template banks of a backbone: from a file, from the cache, or made now and put into the cache.
+    """The template banks of a backbone: from a file, from the cache, or made now and added to the cache.
 
     Args:
         backbone: The backbone; it is not changed.
@@ -72,7 +72,7 @@ def bank_for(
                 path = _path(cache, entry["hash"])
                 return Banks.load(path, entry["hash"]), path
             except (RecastError, KeyError, TypeError, ValueError) as error:
-                log.warning("The cached template bank is unusable (%s); it is made again", error)
+                log.warning("The cached template bank cannot be used (%s); it is made again", error)
         banks = _mimic(backbone, groups, recast, mimicry, settings)
         path = _path(cache, banks.hash)
         banks.save(path)
@@ -81,22 +81,23 @@ def bank_for(
 
 
 def bank_by_hash(content_hash: str, cache: Path, given: str | None = None) -> Banks:
-    """The very bank that a task file names, from a file or the cache; never made from scratch.
+    """The bank that a task file names, from a file or the cache; it is never made from scratch.
 
     Args:
-        content_hash: Its hash.
+        content_hash: `Banks.hash` of the bank.
         cache: The folder of the cache.
         given: A file of banks (`bank=FILE`), instead of the cache.
 
     Raises:
-        MissingInputError: If it is in neither place.
-        UserError: If the file has another content.
+        MissingInputError: If there is no such file.
+        UserError: If the content of the file is not that of the bank.
     """
     path = Path(given).expanduser() if given else _path(cache, content_hash)
     if not path.is_file():
         raise MissingInputError(
-            f"bank: the task was trained with the template bank {content_hash[:16]}…, which is not in {path.parent}; "
-            f"pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as bank=FILE"
+            f"bank: expected the template bank {content_hash[:16]}… that the task was trained with, got none in "
+            f"{path.parent}; pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as "
+            "bank=FILE"
         )
     with section("bank: "):
         return Banks.load(path, content_hash)
@@ -107,7 +108,7 @@ def _path(cache: Path, content_hash: str) -> Path:
 
 
 def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) -> dict[str, Any]:
-    """What a bank depends on, next to the groups."""
+    """All that a bank depends on, apart from the groups."""
     return {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -117,7 +118,7 @@ def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) 
 
 
 def _options(mimicry: MimicryConfig) -> dict[str, Any]:
-    """The solver's options: the keys of the section that it takes, then `mimicry.options`; None is its own default."""
+    """The solver's options: the keys of the section that it takes, and `mimicry.options`. None is the default."""
     with section("mimicry."):
         check_options(mimicry.name, mimicry.options)
         names = options_of(SOLVERS.load(mimicry.name))
@@ -161,11 +162,11 @@ def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbo
     fingerprint = banks.settings.get("fingerprint")
     if fingerprint != backbone.fingerprint:
         raise UserError(
-            f"bank: {path} was made from {banks.settings.get('backbone')} with other weights "
-            f"({str(fingerprint)[:16]}…) than this backbone's ({backbone.fingerprint[:16]}…)"
+            f"bank: expected a bank of this backbone's weights ({backbone.fingerprint[:16]}…), got {path}, which was "
+            f"made from {banks.settings.get('backbone')} with other weights ({str(fingerprint)[:16]}…)"
         )
     if banks.groups != tuple(groups):
         raise UserError(
-            f"bank: {path} has other groups than recast.* asks for ({len(banks.groups)} groups, such as "
-            f"{banks.groups[0]}, not {len(groups)}, such as {groups[0]})"
+            f"bank: expected the groups that recast.* asks for ({len(groups)}, such as {groups[0]}), got {path}, which "
+            f"has other groups ({len(banks.groups)}, such as {banks.groups[0]})"
         )

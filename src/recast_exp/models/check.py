@@ -1,4 +1,4 @@
-"""Whether a model can be made of its backbone: known to timm, with layers to group, with a place for the adapter."""
+"""Check that a model can be made: timm knows its backbone, which has layers to group and a place for the adapter."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 
 def check_model(model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, Any]) -> None:
-    """Refuse a backbone that timm does not know, or that has no layers to group, or no place for the adapter.
+    """Refuse a backbone that timm does not know, that has no layers to group, or that has no place for the adapter.
 
-    Loads no weights.
+    No weights are loaded.
 
     Args:
         model: The model.
-        recast: How its layers are grouped, for a method that groups them.
-        mimicry: How their templates are found.
+        recast: How its layers are grouped, if they are.
+        mimicry: How the templates are found.
         adapter: Name and options of the adapter.
 
     Raises:
-        UserError: One line with the nearest names, or with what can be grouped.
+        UserError: One line with the nearest names, or with the layers that can be grouped.
         UnfitError: If the adapter does not fit the backbone.
     """
     backbone_name(model)
@@ -42,8 +42,8 @@ def check_model(model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig
             network = blueprint(model)
         except RecastError:
             raise
-        except Exception as error:  # a few models compute with their weights when they are made
-            log.debug("%s cannot be made without numbers (%s); it is checked later", model.backbone, error)
+        except Exception as error:  # the constructors of a few models compute with their weights
+            log.debug("%s cannot be created on the meta device (%s); it is checked later", model.backbone, error)
             return
         check_adapter(functools.partial(blueprint, model), chosen)
     if model.method == "recast":

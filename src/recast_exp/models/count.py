@@ -1,4 +1,4 @@
-"""How many parameters a model has, of which kind, and how many of them belong to its task."""
+"""The number of parameters of a model, by kind, and how many of them belong to its task."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from recast_exp.models.adapted import AdaptedModel
 
 
 def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
-    """Count the numbers of a model and its task.
+    """Count the parameters of a model and its task.
+
+    Args:
+        adapted: The model.
+        task_file_bytes: Size of its task file.
 
     Returns:
-        Whole numbers: `coefficients`, `adapter`, `buffers` and `backbone_trained` with their sum `task_specific`;
-        `adapter_norm`, those among the adapter's that are the backbone's own scales and shifts of norms;
-        `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and the moved buffers);
-        `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`: for each layer with trained numbers,
-        how many of each kind.
+        Integers: `coefficients`, `adapter`, `buffers` (running statistics of the task) and `backbone_trained`, with
+        their sum `task_specific`; `adapter_norm`, the scales and shifts of the backbone's own normalisation layers
+        among `adapter`; `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and `buffers`);
+        `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`, with the number of trained parameters
+        of each kind for each layer that has any.
     """
     network = adapted.network
     names = {"backbone": "backbone_trained"}
@@ -36,7 +40,8 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
             bits += tensor.numel() * (packers[name].bits if name in packers else tensor.element_size() * 8)
         if kind == "adapter":
             owner, _, _ = adapted.trainable["adapter"][public].rpartition(".")
-            norm += tensor.numel() * isinstance(network.get_submodule(owner), NORMS)
+            if isinstance(network.get_submodule(owner), NORMS):
+                norm += tensor.numel()
     head = kinds.pop("head")
     templates = sum(tensor.numel() for tensor in adapted.banks.templates.values()) if adapted.banks else 0
     total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]

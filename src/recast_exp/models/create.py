@@ -1,4 +1,4 @@
-"""Stock timm models by name: made with numbers or without, and the input that their weights expect."""
+"""Stock timm models by name, with weights or without values, and the input that their weights expect."""
 
 from __future__ import annotations
 
@@ -28,20 +28,17 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
-        raise UserError(f"model.backbone: timm has no model {architecture!r}; {hint}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError(f"model.backbone: expected a timm model, got {architecture!r}; {hint}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         near = get_close_matches(tag, tags, n=1, cutoff=0) + tags
-        raise UserError(
-            f"model.backbone: {architecture} has no weights tagged {tag!r}; timm has {', '.join(dict.fromkeys(near))}"
-            if tags
-            else f"model.backbone: timm has no pretrained weights of {architecture}, so no tag {tag!r}"
-        )
+        expected = f"one of the tags {', '.join(dict.fromkeys(near))}" if tags else "no tag, as timm has no weights"
+        raise UserError(f"model.backbone: expected {expected} for {architecture}, got {tag!r}")
 
 
 def backbone_name(model: ModelConfig) -> str:
-    """The timm name of a model's backbone, which timm knows.
+    """The timm name of a model's backbone, after a check that timm knows it.
 
     Raises:
         UserError: If the model has none, or timm does not know it.
@@ -53,7 +50,9 @@ def backbone_name(model: ModelConfig) -> str:
 
 
 def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
-    """Create a timm model without a classifier; models whose weights depend on the input size are told it.
+    """Create a timm model without a classifier.
+
+    A model whose weights depend on the input size is created for that size.
 
     Args:
         name: timm name, with or without a tag.
@@ -70,17 +69,17 @@ def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            log.debug("%s takes any input size (%s)", entrypoint.__name__, error)
+            log.debug("%s accepts any input size (%s)", entrypoint.__name__, error)
         except AssertionError as error:
-            raise UserError(f"model.img_size: got {img_size}, which {name} does not take ({error})") from error
+            raise UserError(f"model.img_size: expected a size that {name} takes, got {img_size} ({error})") from error
     return timm.create_model(name, num_classes=0, **kwargs)
 
 
 def blueprint(model: ModelConfig) -> nn.Module:
-    """The backbone of a model without numbers, on the meta device: fast for a model of any size.
+    """The backbone of a model without values, on the meta device: fast for a model of any size.
 
     Raises:
-        UserError: If timm knows no such model, or it does not take the input size.
+        UserError: If timm knows no such model, or the model does not take the input size.
     """
     name = backbone_name(model)
     with torch.device("meta"):
@@ -88,22 +87,22 @@ def blueprint(model: ModelConfig) -> nn.Module:
 
 
 def input_spec(model: ModelConfig) -> InputSpec:
-    """What the backbone of a model wants to see, without loading its weights.
+    """The input that the backbone of a model expects, without loading its weights.
 
     Raises:
-        UserError: If timm knows no such model, or it does not take the input size.
+        UserError: If timm knows no such model, or the model does not take the input size.
     """
     try:
         network = blueprint(model)
     except RecastError:
         raise
-    except Exception:  # a few models compute with their weights when they are made
+    except Exception:  # the constructors of a few models compute with their weights
         network = create_network(backbone_name(model), model.img_size)
     return input_of(network, model)
 
 
 def input_of(network: nn.Module, model: ModelConfig) -> InputSpec:
-    """The input that the weights of a network expect, from timm's record of them, with the model's overrides."""
+    """The input that the weights of a network expect: timm's record of them, overridden by the model's settings."""
     data = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     size = model.img_size or data["input_size"][-1]
     return InputSpec(

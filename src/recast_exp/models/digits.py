@@ -1,8 +1,8 @@
 """The embedded backbones: small timm models for 16 px images, registered with timm under their names.
 
 They make the default run self-contained: no download, real images, and a backbone that knows the digits 0 to 4 but has
-never seen the task's five classes. `experiment.pretrain` trains each once by its recipe, with a seed of its own, and
-keeps the weights in the user's cache.
+never seen the five classes of the task. `experiment.pretrain` trains each of them once, by its recipe and with its own
+seed, and keeps the weights in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PRETRAINED_CFG = {
     "crop_pct": 1.0,
     "interpolation": "bilinear",
 }
-# What the weights depend on, and so the key of the cached file.
+# All that the weights depend on; the key of the cached file.
 RECIPES: dict[str, dict[str, Any]] = {
     "digits_vit": {"epochs": 24, "lr": 1e-3, "batch_size": 32, "seed": 0, "width": 96, "heads": 3, "patch": 4},
     "digits_resnet": {"epochs": 30, "lr": 2e-3, "batch_size": 32, "seed": 0, "channels": [16, 24, 32, 48]},
@@ -32,7 +32,7 @@ EMBEDDED = tuple(RECIPES)
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT of 12 blocks, as deep as a ViT-S, for 16 px images."""
+    """A ViT with 12 blocks, as deep as a ViT-S, for 16 px images."""
     recipe = RECIPES["digits_vit"]
     defaults: dict[str, Any] = {
         "img_size": SIZE,
@@ -45,7 +45,7 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
 def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet with the blocks of a ResNet-34 and few channels, for 16 px images."""
+    """A ResNet with the blocks of a ResNet-34 and few channels, for 16 px images."""
     defaults: dict[str, Any] = {
         "block": BasicBlock,
         "layers": (3, 4, 6, 3),
@@ -56,7 +56,7 @@ def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Timm hands every model its own bookkeeping too."""
+    """The arguments without those that timm passes to every model for its own bookkeeping."""
     return {
         name: value
         for name, value in kwargs.items()

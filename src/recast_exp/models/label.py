@@ -1,4 +1,4 @@
-"""What tables and plots call a method: `RECAST-Att`, `MeLo`, `RECAST-Att + MeLo`, `linear probe`."""
+"""The name of a method in tables and plots: `RECAST-Att`, `MeLo`, `RECAST-Att + MeLo`, `linear probe`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from recast_exp.config.schema import ModelConfig
 
 
 def method_label(label: str, model: ModelConfig, adapter: Mapping[str, Any]) -> str:
-    """The label of a method: its own, or made of those of its model and its adapter.
+    """The label of a method: the given one, or else that of its model, of its adapter, or of both.
 
-    An adapter on a frozen backbone goes by its own name.
+    An adapter on a frozen backbone goes by its own label.
 
     Args:
-        label: Its own label; empty for none.
+        label: The method's own label; empty for none.
         model: Its model.
         adapter: Name and options of its adapter.
     """

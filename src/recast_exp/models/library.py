@@ -152,8 +152,8 @@ def save_task(
         input=task_file.input_record(input_of(model, settings)),
         eval_batch_size=256,  # in which the command line would repeat a test
     )
-    if banks is not None and not (beside := path.parent / f"{banks.hash}.safetensors").is_file():
-        banks.save(beside)
+    if banks is not None and not (bank_file := path.parent / f"{banks.hash}.safetensors").is_file():
+        banks.save(bank_file)
     task_file.save_task(path, adapted.file_tensors(), record)
     return path
 
@@ -213,13 +213,13 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
         >>> task.classes[model(images).argmax(-1)[0]]  # doctest: +SKIP
     """
     _check_plain(model)
-    found = _bank_of(task, banks)
+    bank = _bank_of(task, banks)
     network: Any = model
     network.reset_classifier(0)
     of_library = task.fingerprint.startswith(FROZEN)
     if not of_library:
         _check_weights(task, fingerprint(model))
-    adapted = assemble(model, task.settings, task.adapter, found, len(task.classes), seed=0)
+    adapted = assemble(model, task.settings, task.adapter, bank, len(task.classes), seed=0)
     if of_library:
         _check_weights(task, _frozen_fingerprint(adapted))
     task_file.apply_task(adapted, task.tensors)
@@ -231,7 +231,7 @@ def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
     _check_timm(model)
     injected = adapters.injected(model)
     if len(injected) > 1:
-        listed = ", ".join(each.adapter.label for each in injected)
+        listed = ", ".join(record.adapter.label for record in injected)
         raise UserError(f"model: expected at most one adapter, got {listed}; a task file holds one")
     adapter: Adapter = injected[0].adapter if injected else NoAdapter()
     trainable = {
@@ -240,9 +240,9 @@ def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
         "adapter": dict(injected[0].trained) if injected else {},
     }
     adapted = AdaptedModel(model, trainable, running_statistics(model), banks, adapter)
-    own = {id(parameter) for kind in trainable for _, parameter in adapted.parameters(kind)}
+    of_task = {id(parameter) for kind in trainable for _, parameter in adapted.parameters(kind)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in own:
+        if parameter.requires_grad and id(parameter) not in of_task:
             raise UserError(
                 f"model: expected only coefficients, adapter and head to train, got {name}, which trains too; a task "
                 "file does not hold it. Call model.requires_grad_(False) before inject and train again"
@@ -256,22 +256,24 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
     Raises:
         UserError: If these banks are not all that was injected.
     """
-    found: dict[str, str] = {}
-    layers = banks.coefficients if banks else {}
+    coefficients: dict[str, str] = {}
+    layers = list(banks.coefficients) if banks else []
+    templates = (
+        {layer: banks.templates[group.name] for group in banks.groups for layer in group.layers} if banks else {}
+    )
     for path, module in model.named_modules():
         if isinstance(module, TemplateCombination):
             weight = path.rpartition(".")[0]  # LAYER.parametrizations.weight, and peft may have moved the layer
             layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
-            given = next((banks.templates[g.name] for g in banks.groups if layer in g.layers), None) if banks else None
-            if given is None or not torch.equal(module.bank.templates.detach().cpu(), given):
+            if not (banks and layer) or not torch.equal(module.bank.templates.detach().cpu().float(), templates[layer]):
                 raise UserError(
-                    f"banks: expected the Banks that were injected into the model, with the templates of "
+                    "banks: expected the Banks that were injected into the model, with the templates of "
                     f"{weight.partition('.parametrizations')[0]}, got {'others' if banks else 'None'}"
                 )
-            found[layer] = f"{weight}.original"
-    if missing := [layer for layer in layers if layer not in found]:
+            coefficients[layer] = f"{weight}.original"
+    if missing := [layer for layer in layers if layer not in coefficients]:
         raise UserError(f"banks: expected banks that were injected into the model, got others: {missing[0]} has none")
-    return {layer: found[layer] for layer in layers}
+    return {layer: coefficients[layer] for layer in layers}
 
 
 def _bank_of(task: Task, given: Banks | str | Path | None) -> Banks | None:
@@ -284,15 +286,15 @@ def _bank_of(task: Task, given: Banks | str | Path | None) -> Banks | None:
         return given
     if given is not None:
         return Banks.load(Path(given).expanduser(), task.bank)
-    beside = task.path.parent / f"{task.bank}.safetensors"
-    if beside.is_file():
-        return Banks.load(beside, task.bank)
+    bank_file = task.path.parent / f"{task.bank}.safetensors"
+    if bank_file.is_file():
+        return Banks.load(bank_file, task.bank)
     try:
         return bank_by_hash(task.bank, cache_folder(None))
     except MissingInputError:
         raise MissingInputError(
-            f"banks: expected the template bank {task.bank[:16]}… of {task.path}, got neither {beside} nor a file in "
-            "the cache; pass the bank, or its file"
+            f"banks: expected the template bank {task.bank[:16]}… of {task.path}, got neither {bank_file} nor a file "
+            "in the cache; pass the bank, or its file"
         ) from None
 
 
@@ -307,20 +309,20 @@ def _check_timm(model: nn.Module) -> None:
         raise UserError(f"model: expected a timm model, got {type(model).__name__}, which has no reset_classifier")
 
 
-def _check_weights(task: Task, found: str) -> None:
-    if found != task.fingerprint:
+def _check_weights(task: Task, got: str) -> None:
+    if got != task.fingerprint:
         raise UserError(
             f"model: expected {task.backbone} with the weights that {task.path} was trained on "
-            f"({task.fingerprint.removeprefix(FROZEN)[:16]}…), got other weights ({found.removeprefix(FROZEN)[:16]}…)"
+            f"({task.fingerprint.removeprefix(FROZEN)[:16]}…), got other weights ({got.removeprefix(FROZEN)[:16]}…)"
         )
 
 
 def _frozen_fingerprint(adapted: AdaptedModel) -> str:
     """sha256 over all tensors of a model that are not the task's."""
-    own = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
+    of_task = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
     digest = hashlib.sha256()
     for name, tensor in sorted(adapted.network.state_dict().items()):
-        if tensor.data_ptr() not in own and not name.endswith("num_batches_tracked"):
+        if tensor.data_ptr() not in of_task and not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"{FROZEN}{digest.hexdigest()}"

@@ -1,7 +1,8 @@
-"""One task's parameters: saved to and loaded from a small safetensors file.
+"""Task files: the parameters of one task in a small safetensors file.
 
-The file holds the tensors of `AdaptedModel.task_tensors` and a record (JSON in the metadata) of what they belong to:
-the template bank by content hash, the backbone by fingerprint, the configuration, class names and preprocessing.
+A file holds the tensors of `AdaptedModel.file_tensors` and a record (JSON in the metadata) of all that they depend on:
+the template bank by its content hash, the backbone by its fingerprint, the configuration, the classes and the
+preprocessing. `models.library` makes the steps of a program from these functions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) 
 
 
 def save_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write a task file atomically."""
+    """Write a task file atomically.
+
+    Args:
+        path: The file; an old one is replaced.
+        tensors: `AdaptedModel.file_tensors`.
+        record: `make_record`.
+    """
     with replacing(path) as temporary:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False)})
@@ -56,16 +63,20 @@ def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"task: {path} is not a whole safetensors file ({error})") from error
+        raise UserError(f"task: expected a whole safetensors file, got {path} ({error})") from error
     return tensors, record
 
 
 @torch.no_grad()
 def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
-    """Copy a task's numbers into a model, in place.
+    """Copy the parameters of a task into a model, in place.
+
+    Args:
+        adapted: The model.
+        tensors: The tensors of a task file, or `AdaptedModel.task_tensors` of a model of the same kind.
 
     Raises:
-        UserError: If the file's names or shapes are not the model's; nothing is changed then.
+        UserError: If names or shapes differ from the model's; nothing is changed then.
     """
     live, packers = adapted.task_tensors(), adapted.packers()
 
@@ -76,7 +87,9 @@ def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
         name for name in live if live[name].shape != tensors[name].shape and not is_packed(name)
     )
     if different:
-        raise UserError(f"task: the file does not fit the model, they differ in {', '.join(different[:3])}")
+        raise UserError(
+            f"task: expected the parameters of this model, got others; they differ in {', '.join(different[:3])}"
+        )
     for name, tensor in live.items():
         if live[name].shape == tensors[name].shape:
             tensor.copy_(tensors[name])
@@ -95,5 +108,5 @@ def input_of_record(entries: Mapping[str, Any]) -> InputSpec:
     Raises:
         TypeError: If an entry is missing or unknown.
     """
-    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in entries.items()}
+    values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in entries.items()}
     return InputSpec(**values)

@@ -212,9 +212,9 @@ def _group_sizes(place: str, layers: int, num_groups: int | None) -> list[int]:
 def _num_blocks(model: nn.Module, layer: str, granularity: str) -> int:
     """B for a layer: the fused q, k, v (projection), every head's rows (head), else one."""
     rows = layer_module(model, layer).weight.shape[0]
-    parent, _, own = layer.rpartition(".")
+    parent, _, place = layer.rpartition(".")
     heads = getattr(model.get_submodule(parent), "num_heads", None)
-    fused = 3 if own == "qkv" and rows % 3 == 0 else 1
+    fused = 3 if place == "qkv" and rows % 3 == 0 else 1
     if granularity == "layer":
         return 1
     if granularity == "projection":
@@ -222,7 +222,7 @@ def _num_blocks(model: nn.Module, layer: str, granularity: str) -> int:
     if (
         isinstance(heads, int)
         and rows % (fused * heads) == 0
-        and (fused == 3 or own in {"q", "k", "v", "q_proj", "k_proj", "v_proj"})
+        and (fused == 3 or place in {"q", "k", "v", "q_proj", "k_proj", "v_proj"})
     ):
         return fused * heads
     return max(blocks for blocks in range(1, max(1, rows // MIN_BLOCK_ROWS) + 1) if rows % blocks == 0)

@@ -162,8 +162,8 @@ def merge(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
             # A deep copy shares the class that torch made for its original: without one of its own, removing the
             # parametrisation here would break the other model.
-            own = type(module)
-            module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
+            combined = type(module)
+            module.__class__ = type(combined.__name__, combined.__bases__, dict(combined.__dict__))
             weight = module.weight.detach()
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
             # Replaces the coefficients, which may be of another dtype; frozen, like the rest of the backbone
