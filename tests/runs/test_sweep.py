@@ -285,7 +285,7 @@ def test_what_failed_before_is_news_again(tmp_path: Path) -> None:
         content = record(state=state, number=number) | job_record_keys()
         (tmp_path / str(number) / "job.json").write_text(json.dumps(content))
     watcher = progress._Watcher(tmp_path, jobs)
-    assert watcher.said == {0}
+    assert watcher.reported == {0}
     assert [each["state"] for each in watcher.look()] == ["finished", "waiting"]
     job_record.update(tmp_path / "1", updated="2030-01-01T00:00:00+00:00")
     assert [each["state"] for each in watcher.look()] == ["finished", "failed"]
