@@ -1,24 +1,30 @@
-"""The examples of the pages on solvers and trackers work as they stand there."""
+"""The examples of the pages on solvers, stages and trackers work as they stand there."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
 
-from recast_exp.config.schema import LoggerConfig
+from recast_exp import stages
+from recast_exp.config.schema import Config, LoggerConfig
 from recast_exp.errors import UserError
-from recast_exp.plugins import SOLVERS, TRACKERS, Registry
+from recast_exp.plugins import SOLVERS, STAGES, TRACKERS, Registry
 from recast_exp.recast import find_groups, mimic
 from recast_exp.tracking.base import RunFacts
+from support.running import run_stage
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -75,3 +81,58 @@ def test_the_example_tracker_works(plugged: Path) -> None:
     assert rows[1:] == [{"step": 12, "val/accuracy": 0.5}, {"test/accuracy": 0.4}, {"failed": False}]
     with pytest.raises(UserError, match=r"logger\.options\.fiel: expected file, got fiel"):
         start(LoggerConfig(name="jsonl", options={"fiel": "a"}), run, plugged)
+
+
+@of(STAGES, "adding-a-stage.md", "features")
+def test_the_example_stage_works(plugged: Path, tiny: Callable[..., Config]) -> None:
+    with pytest.raises(UserError, match=r"stage\.splt: unknown option; .* did you mean stage\.split\?"):
+        stages.from_config({"name": "features", "splt": "val"})
+    with pytest.raises(UserError, match=r"stage\.split: expected one of val, test, got 'train'"):
+        stages.from_config({"name": "features", "split": "train"})
+    settings = tiny("adapter=melo")
+    stage = stages.from_config({"name": "features"})
+    assert list(stage.problems(settings)) == ["adapter: expected none with stage=features, got melo"]
+    assert list(stage.problems(tiny())) == []
+    for split, count in {"val": 178, "test": 359}.items():
+        settings = tiny()
+        settings.stage = {"name": "features", "split": split, "file": f"{split}.npz"}
+        assert run_stage(settings, plugged) == {"images": count}
+        made = np.load(plugged / f"{split}.npz")
+        assert made["features"].shape == (count, 96)
+        assert set(made["labels"]) == set(range(5))
+
+
+@pytest.mark.slow
+def test_the_example_stage_works_as_an_installed_package(tmp_path: Path, weights: dict[str, Path]) -> None:
+    """What pip leaves of the package: its module, and its entry points."""
+    page = "adding-a-stage.md"
+    project = tomllib.loads(example(page, "toml"))["project"]
+    ((group, points),) = project["entry-points"].items()
+    module = Path(*points["features"].split(".")).with_suffix(".py")
+    info = f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    for file, content in {
+        f"site/{module.parent}/__init__.py": "",
+        f"site/{module}": example(page, "python"),
+        f"site/{info}/METADATA": metadata,
+        f"site/{info}/entry_points.txt": f"[{group}]\nfeatures = {points['features']}\n",
+        "my_conf/stage/features.yaml": example(page, "yaml"),
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
+
+    def program(*typed: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "recast_exp", "--config-dir", "my_conf", "stage=features", *typed]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    done = program(f"model.weights={weights['digits_vit']}", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("359 images, 96 features each: ")
+    assert json.loads((tmp_path / "run" / "job.json").read_text(encoding="utf-8"))["state"] == "finished"
+    refused = program("stage.split=train")
+    quoted = re.findall(r"^error: stage.*$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert (refused.returncode, refused.stderr.splitlines()) == (2, quoted)

@@ -1,7 +1,8 @@
-"""An adapter of another package, installed by pip: the example of the documentation, word for word."""
+"""An adapter and a dataset of other packages, installed by pip: the examples of the documentation, word for word."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,31 +14,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-an-adapter.md"
+from recast_exp.data.types import SPLITS
+
+DOCS = Path(__file__).parents[2] / "docs"
+ADAPTER, DATASET = DOCS / "adding-an-adapter.md", DOCS / "adding-a-dataset.md"
 TINY = (
     *("trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.accelerator=cpu", "probe=false"),
     *("model.pretrained=false", "dataset.num_workers=0"),
 )
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def block(page: Path, language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert found, language
     return found[1]
 
 
-def build_wheel(folder: Path) -> Path:
+def build_wheel(page: Path, folder: Path) -> Path:
     """The wheel that a build backend makes of the example's pyproject.toml; written by hand, to need no network."""
-    project = tomllib.loads(block("toml"))["project"]
+    project = tomllib.loads(block(page, "toml"))["project"]
     name, version = project["name"].replace("-", "_"), project["version"]
     info = f"{name}-{version}.dist-info"
     groups = project["entry-points"]
     ((group, points),) = groups.items()
+    ((module,),) = (points.values(),)
     lines = [f"[{group}]", *(f"{point} = {module}" for point, module in points.items())]
     files = {
         f"{name}/__init__.py": "",
-        f"{name}/mlp_shift.py": block("python"),
+        f"{module.replace('.', '/')}.py": block(page, "python"),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "\n".join(lines) + "\n",
@@ -55,10 +61,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproces
     """Runs the program with the example's package installed and its preset in a folder of its own."""
     pytest.importorskip("pip")
     folder = tmp_path_factory.mktemp("elsewhere")
-    (folder / "my_conf" / "adapter").mkdir(parents=True)
-    (folder / "my_conf" / "adapter" / "mlp_shift.yaml").write_text(block("yaml"), encoding="utf-8")
+    for page, preset in ((ADAPTER, "adapter/mlp_shift.yaml"), (DATASET, "dataset/leaves.yaml")):
+        path = folder / "my_conf" / preset
+        path.parent.mkdir(parents=True)
+        path.write_text(block(page, "yaml"), encoding="utf-8")
+    wheels = [build_wheel(page, folder) for page in (ADAPTER, DATASET)]
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
-    subprocess.run([*pip, "--target", folder / "site", build_wheel(folder)], check=True, timeout=120)
+    subprocess.run([*pip, "--target", folder / "site", *wheels], check=True, timeout=120)
     path = os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH"))))
 
     def program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,3 +109,26 @@ def test_a_wrong_option_of_an_installed_adapter_is_refused_in_one_line(
     refused = program("adapter=mlp_shift", typed, "model.pretrained=false")
     assert refused.returncode == 2
     assert re.fullmatch(expected, refused.stderr.strip())
+
+
+@pytest.mark.slow
+def test_an_installed_dataset_is_read_and_trains(
+    program: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    images = tmp_path / "data" / "leaves" / "images"
+    images.mkdir(parents=True)
+    rows = ["file,species,split"]
+    for number, (species, split) in enumerate(itertools.product(("ash", "oak"), ("train", "val", "test") * 4)):
+        file = f"{number}.png"
+        Image.new("RGB", (40, 40), (200, 10 * number, 0)).save(images / file)
+        rows.append(f"{file},{species},{split}")
+    data = f"data_dir={tmp_path / 'data'}"
+    missing = program("dataset=leaves", data, "model.pretrained=false")
+    assert (missing.returncode, missing.stderr.count("\n")) == (3, 1)
+    assert "error: dataset leaves: no file " in missing.stderr
+    (images.parent / "leaves.csv").write_text("\n".join(rows), encoding="utf-8")
+    typed = ("dataset=leaves", data, "model.backbone=digits_vit", "dataset.batch_size=4", *TINY)
+    trained = program(*typed, f"hydra.run.dir={tmp_path}/run")
+    assert trained.returncode == 0, trained.stderr
+    card = json.loads((tmp_path / "run" / "dataset.json").read_text())
+    assert (card["name"], card["classes"], card["images"]) == ("leaves", ["ash", "oak"], dict.fromkeys(SPLITS, 8))
