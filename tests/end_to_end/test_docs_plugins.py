@@ -131,7 +131,7 @@ def test_the_example_stage_works_as_an_installed_package(tmp_path: Path, weights
 
     done = program(f"model.weights={weights['digits_vit']}", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("359 images, 96 features each: ")
+    assert done.stderr.startswith("359 images, 96 features each: ")
     assert json.loads((tmp_path / "run" / "job.json").read_text(encoding="utf-8"))["state"] == "finished"
     refused = program("stage.split=train")
     quoted = re.findall(r"^error: stage.*$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
