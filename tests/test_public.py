@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import doctest
 import functools
@@ -88,6 +89,17 @@ def test_every_adapter_of_this_package_is_a_public_name() -> None:
     public = {value for name in recast_exp.__all__ if isinstance(value := getattr(recast_exp, name), type)}
     assert {kind for kind in own if kind.__module__.startswith("recast_exp.")} <= public
     assert all(issubclass(kind, Adapter) for kind in own)
+
+
+def test_type_checkers_see_the_names_that_are_imported_when_used() -> None:
+    """They read the imports below TYPE_CHECKING; a name that is missing there would be `Any` to them."""
+    tree = ast.parse(Path(recast_exp.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == {name: f"recast_exp.{module}" for name, module in recast_exp._MODULE_OF.items()}
+    assert sorted({*seen, "__version__"}) == sorted(recast_exp.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -303,6 +315,9 @@ def test_what_cannot_be_saved_is_refused_in_one_line(stock: dict[str, nn.Module]
     with pytest.raises(recast_exp.UserError) as error:
         save(nn.Linear(2, 2))
     assert_one_line(error, "model: expected a timm model, got Linear")
+    with pytest.raises(recast_exp.UserError) as error:
+        save(create_without_weights("vit"))
+    assert_one_line(error, "model: expected weights with values, got a model on the meta device")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -318,6 +333,7 @@ def test_a_task_needs_the_model_that_it_was_trained_on(stock: dict[str, nn.Modul
         (copy.deepcopy(stock["cnn"]), "layer: expected a Linear or Conv2d of ResNet"),
         (model, "model: expected a plain timm model, got one with templates or an adapter"),
         (nn.Linear(2, 2), "model: expected a timm model, got Linear"),
+        (create_without_weights("vit"), "model: expected weights with values, got a model on the meta device"),
     ):
         with pytest.raises(recast_exp.UserError) as error:
             recast_exp.apply_task(wrong, task)
@@ -328,6 +344,59 @@ def test_a_task_needs_the_model_that_it_was_trained_on(stock: dict[str, nn.Modul
     with pytest.raises(recast_exp.UserError) as error:
         recast_exp.load_task(path)
     assert_one_line(error, "task: expected the entries of a task file", path, "backbone")
+
+
+def test_banks_and_tasks_are_shown_in_a_few_lines_and_compared_as_objects(
+    stock: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    model, banks = adapted_model("vit", recast_exp.MeLo(), stock["vit"])
+    path = recast_exp.save_task(model, tmp_path / "task.safetensors", banks=banks)
+    task, again = recast_exp.load_task(path), recast_exp.load_task(path)
+    assert task == task and task != again
+    assert "tensor(" not in repr(task) + repr(banks)
+    file = tmp_path / "banks.safetensors"
+    banks.save(str(file))
+    assert recast_exp.Banks.load(str(file)).hash == banks.hash
+    assert banks != recast_exp.Banks.load(file)
+
+
+def test_a_task_of_an_embedded_backbone_names_it(tmp_path: Path) -> None:
+    model = timm.create_model("digits_resnet", num_classes=2)
+    model.requires_grad_(False)
+    assert recast_exp.load_task(recast_exp.save_task(model, tmp_path / "task.safetensors")).backbone == "digits_resnet"
+
+
+class Blocks(nn.Module):
+    """A model of another library than timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.blocks(x)
+        return y
+
+
+def test_a_model_of_another_library_is_injected_and_merged() -> None:
+    model, x = Blocks().requires_grad_(False), torch.randn(2, 8)
+    expected, names = model(x), list(model.state_dict())
+    recast_exp.inject(model, recast_exp.mimic(model, recast_exp.find_groups(model, targets="blocks.?.0")))
+    assert recast_exp.inject_adapter(model, recast_exp.BitFit())
+    torch.testing.assert_close(model(x), expected)
+    assert sorted(recast_exp.merge(model).state_dict()) == sorted(names)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_an_adapter_that_cannot_be_injected(stock: dict[str, nn.Module]) -> None:
+    model = copy.deepcopy(stock["cnn"])
+    with pytest.raises(recast_exp.UnfitError) as error:
+        recast_exp.inject_adapter(model, recast_exp.MeLo())
+    assert_one_line(error, "adapter: melo does not fit ResNet; it needs attention")
+    for seed in (-1, 2**32):
+        with pytest.raises(recast_exp.UserError) as error:
+            recast_exp.inject_adapter(model, recast_exp.BitFit(), seed=seed)
+        assert_one_line(error, f"seed: expected an integer from 0 to 2³² - 1, got {seed}")
 
 
 # What belongs to the whole process

@@ -235,3 +235,9 @@ def test_blocks_are_the_rows_of_a_projection_and_of_a_head() -> None:
         qkv.parametrizations.weight.original.data[:, 1] += 1
         moved = (qkv.weight - before).abs().amax(dim=1) > 1e-3
         assert moved.nonzero().flatten().tolist() == list(range(24 // blocks, 2 * 24 // blocks))
+
+
+def test_a_single_pattern_is_a_list_of_one() -> None:
+    with torch.device("meta"):
+        vit = timm.create_model("vit_tiny_patch16_224")
+    assert find_groups(vit, targets="*.attn.qkv") == find_groups(vit, targets=["*.attn.qkv"])

@@ -148,7 +148,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         Public name → parameter name, of the parameters that train.
 
     Raises:
-        UserError: If the adapter finds no place in the network.
+        UnfitError: If the adapter finds no layer to change in the network.
+        UserError: If the seed is out of range, or the adapter's library is not installed or refuses the network.
 
     Example:
         >>> import timm
@@ -158,12 +159,14 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         >>> trained["blocks.0.attn.qkv.melo.a"]
         'blocks.0.attn.qkv.melo.a'
     """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"seed: expected an integer from 0 to 2³² - 1, got {seed}")
     before = dict(network.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
     with contextlib.nullcontext() if seed is None else seeded(seed):
         trained = adapter.inject(network)
     if not trained and not isinstance(adapter, NoAdapter):
-        raise UserError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
+        raise UnfitError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
     for name, parameter in before.items():  # peft freezes all but its own
         parameter.requires_grad_(flags[name])
     for path in trained.values():

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from recast_exp.adapters import _options
 from recast_exp.plugins import ADAPTERS
+from recast_exp.recast.grouping import classifier_modules
 from recast_exp.recast.inject import BANKS
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
@@ -92,13 +93,10 @@ class Adapter(ABC):
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield names and modules of a timm model, except for its classifier, template banks and parametrisations."""
-    timm_model: Any = network
-    classifier = timm_model.get_classifier()
-    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
-    left_out = {id(module) for head in heads if head is not None for module in head.modules()}
+    """Yield names and modules of a model, except for a timm classifier, template banks and parametrisations."""
+    classifier = classifier_modules(network)
     for name, module in network.named_modules():
-        if id(module) not in left_out and name.partition(".")[0] != BANKS and ".parametrizations" not in name:
+        if module not in classifier and name.partition(".")[0] != BANKS and ".parametrizations" not in name:
             yield name, module
 
 

@@ -40,7 +40,9 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "embed_dim": recipe["width"],
         "depth": 12,
     }
-    return _registered(VisionTransformer(**(defaults | {"num_heads": recipe["heads"]} | _timm_kwargs(kwargs))))
+    return _registered(
+        "digits_vit", VisionTransformer(**(defaults | {"num_heads": recipe["heads"]} | _timm_kwargs(kwargs)))
+    )
 
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
@@ -52,7 +54,7 @@ def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "channels": tuple(RECIPES["digits_resnet"]["channels"]),
     }
     stem: dict[str, Any] = {"stem_width": 16, "replace_stem_pool": True}
-    return _registered(ResNet(**(defaults | stem | _timm_kwargs(kwargs))))
+    return _registered("digits_resnet", ResNet(**(defaults | stem | _timm_kwargs(kwargs))))
 
 
 def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _registered(network: nn.Module) -> nn.Module:
+def _registered(name: str, network: nn.Module) -> nn.Module:
     timm_model: Any = network
-    timm_model.pretrained_cfg = timm_model.default_cfg = dict(PRETRAINED_CFG)
+    timm_model.pretrained_cfg = timm_model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
     return network

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def merge(model: nn.Module) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A task file that has been read.
 
@@ -95,8 +95,8 @@ class Task:
     input: InputSpec
     adapter: Adapter
     bank: str | None
-    tensors: dict[str, Tensor]
-    settings: ModelConfig
+    tensors: dict[str, Tensor] = field(repr=False)
+    settings: ModelConfig = field(repr=False)
     fingerprint: str
 
 
@@ -307,6 +307,8 @@ def _check_plain(model: nn.Module) -> None:
 def _check_timm(model: nn.Module) -> None:
     if not all(hasattr(model, name) for name in ("get_classifier", "reset_classifier", "num_classes")):
         raise UserError(f"model: expected a timm model, got {type(model).__name__}, which has no reset_classifier")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise UserError("model: expected weights with values, got a model on the meta device")
 
 
 def _check_weights(task: Task, got: str) -> None:

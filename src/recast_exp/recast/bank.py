@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class TemplateCombination(nn.Module):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Banks:
     """Templates and mimicked coefficients of all groups of one model.
 
@@ -88,8 +88,8 @@ class Banks:
     """
 
     groups: tuple[Group, ...]
-    templates: dict[str, Tensor]
-    coefficients: dict[str, Tensor]
+    templates: dict[str, Tensor] = field(repr=False)
+    coefficients: dict[str, Tensor] = field(repr=False)
     settings: dict[str, Any]
 
     @functools.cached_property
@@ -107,7 +107,7 @@ class Banks:
         group = next(group for group in self.groups if layer in group.layers)
         return combine(self.coefficients[layer], self.templates[group.name])
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write all banks to a safetensors file, atomically.
 
         Args:
@@ -116,7 +116,7 @@ class Banks:
         tensors = {f"templates/{name}": tensor for name, tensor in self.templates.items()}
         tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
         record = {"format": FORMAT, "groups": [asdict(group) for group in self.groups], "settings": self.settings}
-        with replacing(path) as temporary:
+        with replacing(Path(path).expanduser()) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 temporary,
@@ -124,7 +124,7 @@ class Banks:
             )
 
     @classmethod
-    def load(cls, path: Path, expected_hash: str | None = None) -> Banks:
+    def load(cls, path: str | Path, expected_hash: str | None = None) -> Banks:
         """Read a bank file.
 
         Args:
@@ -135,6 +135,7 @@ class Banks:
             MissingInputError: If there is no such file.
             UserError: If it is damaged, not a bank file, or its content is not the expected one.
         """
+        path = Path(path).expanduser()
         if not path.is_file():
             raise MissingInputError(
                 f"{path}: expected a file of template banks, got none; build one with stage=reconstruct"

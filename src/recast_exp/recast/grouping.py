@@ -44,7 +44,7 @@ class Group:
 def find_groups(
     model: nn.Module,
     *,
-    targets: Iterable[str] | None = None,
+    targets: str | Iterable[str] | None = None,
     num_groups: int | None = None,
     num_templates: int | None = None,
     granularity: str = "layer",
@@ -53,7 +53,7 @@ def find_groups(
 
     Args:
         model: Any model with numbered blocks, such as timm's; the classifier of a timm model is left out.
-        targets: Glob patterns over layer names; None takes every layer that has a partner.
+        targets: Glob patterns over layer names, or a single one; None takes every layer that has a partner.
         num_groups: Number of groups for each stage and place; None makes groups of two layers, and one of three where
             the number of layers is odd.
         num_templates: Number n of templates of each group; None is the number of its layers, which is exact.
@@ -80,7 +80,7 @@ def find_groups(
         raise UserError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
     columns = _columns(model)
     if targets is not None:
-        targets = list(targets)
+        targets = [targets] if isinstance(targets, str) else list(targets)
         _check_patterns(model, targets, columns)
         columns = {
             place: chosen
@@ -148,7 +148,7 @@ def _names(columns: Iterable[tuple[str, str, tuple[int, ...]]]) -> list[str]:
 def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[str]]:
     """Layers by (stage, place in the block, weight shape), in the model's order."""
     stages = {name for name, module in model.named_modules() if _is_stage(module)}
-    classifier = _classifier_modules(model)
+    classifier = classifier_modules(model)
     seen: set[int] = set()
     columns: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, module in model.named_modules():
@@ -176,7 +176,8 @@ def _is_stage(module: nn.Module) -> bool:
     return bool(names) and None not in stems and len({stem[1] for stem in stems if stem}) == 1
 
 
-def _classifier_modules(model: nn.Module) -> set[nn.Module]:
+def classifier_modules(model: nn.Module) -> set[nn.Module]:
+    """The modules of a timm model's classifier; none for a model of another library."""
     get_classifier = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return set()
