@@ -250,6 +250,14 @@ def test_the_bank_is_given_or_found(
     assert torch.equal(logits(recast_exp.apply_task(copy.deepcopy(stock["vit"]), task)), logits(model))
 
 
+@pytest.mark.parametrize("name", ["digits_vit", "digits_resnet", "resnet18.a1_in1k"])
+def test_a_task_names_a_backbone_that_timm_creates(name: str, tmp_path: Path) -> None:
+    model = timm.create_model(name, num_classes=3).requires_grad_(False)
+    task = recast_exp.load_task(recast_exp.save_task(model, tmp_path / "task.safetensors"))
+    assert task.backbone == name
+    recast_exp.apply_task(copy.deepcopy(model), task)
+
+
 @pytest.mark.parametrize("adapter", ["none", "melo", "peft"])
 @pytest.mark.parametrize("model", ["vit_att", "vit_frozen", "vit_full"])
 def test_a_task_file_of_the_command_line_is_loaded(
