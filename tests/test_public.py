@@ -274,7 +274,7 @@ def test_a_task_file_of_the_command_line_is_loaded(
         for tensor in adapted.task_tensors().values():
             tensor.add_(0.1 * torch.randn(tensor.shape))
     path = tmp_path / "task.safetensors"
-    task_file.save_task(path, adapted.file_tensors(), run.experiment.record(adapted))
+    task_file.write_task(path, adapted.file_tensors(), run.experiment.record(adapted))
     task = recast_exp.load_task(path)
     assert (task.backbone, task.classes) == ("digits_vit", ("5", "6", "7", "8", "9"))
     assert task.input == run.experiment.backbone.input
@@ -348,7 +348,7 @@ def test_a_task_needs_the_model_that_it_was_trained_on(stock: dict[str, nn.Modul
         assert_one_line(error, message)
     with pytest.raises(recast_exp.MissingInputError):
         recast_exp.load_task(tmp_path / "nowhere")
-    task_file.save_task(path, task.tensors, {"format": 1, "config": {}})
+    task_file.write_task(path, task.tensors, {"format": 1, "config": {}})
     with pytest.raises(recast_exp.UserError) as error:
         recast_exp.load_task(path)
     assert_one_line(error, "task: expected the entries of a task file", path, "backbone")

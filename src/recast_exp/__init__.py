@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
     from recast_exp.models.library import Task, apply_task, load_task, merge, save_task
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
+else:  # not for type checkers, to which every misspelt name would be one of this package
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used (PEP 562)."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
 
 __version__ = "0.1.0"
 
@@ -89,15 +99,6 @@ _NAMES = {
     "models.library": ("Task", "apply_task", "load_task", "merge", "save_task"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,7 @@ from recast_exp.models.adapted import assemble
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import bank_by_hash, bank_for
 from recast_exp.models.count import count
-from recast_exp.models.task_file import apply_task, load_task, save_task
+from recast_exp.models.task_file import copy_into, read_task, write_task
 from recast_exp.recast import Banks, find_groups, mimic
 
 Build = Callable[..., Any]
@@ -142,16 +142,16 @@ def task(build: Build, tmp_path: Path) -> tuple[Any, Path]:
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
     run.adapted.task_tensors()["head/fc.bias"][:3] = torch.tensor([-0.0, 1e-42, float("inf")])
     path = tmp_path / "ä task=1.safetensors"
-    save_task(path, run.adapted.task_tensors(), run.experiment.record(run.adapted))
+    write_task(path, run.adapted.task_tensors(), run.experiment.record(run.adapted))
     return run, path
 
 
 def test_a_task_file_is_read_back_to_the_bit(task: tuple[Any, Path], build: Build) -> None:
     run, path = task
-    tensors, record = load_task(path)
+    tensors, record = read_task(path)
     other = build("model=resnet", "model.batchnorm_statistics=update")
     assert not equal(other.adapted.task_tensors(), tensors)
-    apply_task(other.adapted, tensors)
+    copy_into(other.adapted, tensors)
     for name, tensor in run.adapted.task_tensors().items():
         assert torch.equal(other.adapted.task_tensors()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert {name.partition("/")[0] for name in tensors} == {"coefficients", "head", "buffers"}
@@ -207,7 +207,7 @@ def test_numbers_of_another_model_are_refused_and_change_nothing(
     before = copied(run.adapted.task_tensors())
     other = change({name: torch.zeros_like(tensor) for name, tensor in before.items()})
     with pytest.raises(UserError) as error:
-        apply_task(run.adapted, other)
+        copy_into(run.adapted, other)
     assert_one_line(error, "task", named)
     assert equal(run.adapted.task_tensors(), before)
 
@@ -257,7 +257,7 @@ def test_files_that_are_no_task_files_are_refused_in_one_line(
     damage(path)
     content = path.read_bytes()
     with pytest.raises(UserError) as error:
-        load_task(path)
+        read_task(path)
     assert_one_line(error, "task", path)
     assert not isinstance(error.value, MissingInputError)
     assert path.read_bytes() == content
@@ -265,7 +265,7 @@ def test_files_that_are_no_task_files_are_refused_in_one_line(
 
 def test_a_task_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError) as error:
-        load_task(tmp_path / "nowhere")
+        read_task(tmp_path / "nowhere")
     assert_one_line(error, "task", tmp_path / "nowhere")
 
 
@@ -439,7 +439,7 @@ def test_a_failed_write_leaves_the_old_file(banks: Banks, tmp_path: Path, monkey
 
     monkeypatch.setattr("recast_exp.recast.bank.save_file", full)
     monkeypatch.setattr("recast_exp.models.task_file.save_file", full)
-    for write in (banks.save, lambda path: save_task(path, {}, {})):
+    for write in (banks.save, lambda path: write_task(path, {}, {})):
         with pytest.raises(OSError, match="No space"):
             write(path)
         assert path.read_bytes() == content

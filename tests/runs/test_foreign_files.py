@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from recast_exp.errors import UserError
-from recast_exp.models.task_file import load_task
-from recast_exp.runs.adopt import read_record, recorded, resumed_overrides
+from recast_exp.models.task_file import read_task
+from recast_exp.runs.adopt import recorded, resumed_overrides
+from recast_exp.runs.task_header import read_record
 from support.program import runner
 
 CONFIG = {"seed": 42, "model": {"name": "vit_att", "method": "recast"}, "dataset": {"name": "digits"}}
@@ -57,7 +58,7 @@ def test_a_task_file_sets_only_what_describes_the_model(tmp_path: Path, key: str
 )
 def test_a_task_file_holds_no_interpolation(tmp_path: Path, config: dict[str, Any]) -> None:
     path = task_file(tmp_path / "task.safetensors", CONFIG | config)
-    for read in (read_record, load_task):
+    for read in (read_record, read_task):
         with pytest.raises(UserError, match="interpolation"):
             read(path)
 

@@ -113,7 +113,8 @@ def write_job(
         start = np.random.default_rng(0).standard_normal((12, 2, 1, 2))
         values = start + 0.1 * draw.standard_normal(start.shape)
         tensors = {f"coefficients/blocks.{at}.attn.qkv": values[at].astype(np.float32) for at in range(12)}
-        save_file(tensors, folder / "task.safetensors", {"recast_exp": json.dumps({"bank": "one"})})
+        record = {"format": 1, "config": {}, "bank": "1" * 64}
+        save_file(tensors, folder / "task.safetensors", {"recast_exp": json.dumps(record)})
     return folder
 
 

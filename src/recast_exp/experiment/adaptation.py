@@ -23,7 +23,7 @@ from recast_exp.files import write_json
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.count import count
 from recast_exp.models.label import run_title, short_name
-from recast_exp.models.task_file import save_task
+from recast_exp.models.task_file import write_task
 from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.runs import layout
@@ -94,7 +94,7 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str
         pruning.check(settings.trainer.max_epochs)
     if is_main:
         # Before the test: should that fail, the trained parameters are not lost.
-        save_task(run_dir / layout.TASK, adapted.file_tensors(), experiment.record(adapted))
+        write_task(run_dir / layout.TASK, adapted.file_tensors(), experiment.record(adapted))
         if remark := adapted.adapter.remark(result.metrics, result.history[-1]):
             log.warning("%s", remark)
     tested = test(recipe, adapted, data, trackers)

@@ -17,7 +17,7 @@ from recast_exp.files import write_json
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.count import count
 from recast_exp.models.label import run_title
-from recast_exp.models.task_file import apply_task, load_task
+from recast_exp.models.task_file import copy_into, read_task
 from recast_exp.runs import layout
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
@@ -36,7 +36,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     if settings.task is None:
         raise UserError("task: expected a task file (task=outputs/…/task.safetensors), got nothing")
     path = Path(settings.task).expanduser()
-    tensors, record = load_task(path)
+    tensors, record = read_task(path)
     if settings.dataset.eval_batch_size is None:  # repeats the test bit for bit
         dataset = dataclasses.replace(settings.dataset, eval_batch_size=int(record["eval_batch_size"]))
         settings = dataclasses.replace(settings, dataset=dataset)
@@ -44,7 +44,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     _check_same(path, record, experiment)
     given, cache = settings.bank, experiment.cache
     adapted = experiment.adapt(bank_by_hash(record["bank"], cache, given) if record["bank"] else None)
-    apply_task(adapted, tensors)
+    copy_into(adapted, tensors)
     trainer, is_main = settings.trainer, is_main_process(settings.trainer.devices)
     with own_rank(trainer.devices), tracked(settings, run_dir, group) as trackers:
         data = experiment.data()

@@ -154,7 +154,7 @@ def save_task(
     )
     if banks is not None and not (bank_file := path.parent / f"{banks.hash}.safetensors").is_file():
         banks.save(bank_file)
-    task_file.save_task(path, adapted.file_tensors(), record)
+    task_file.write_task(path, adapted.file_tensors(), record)
     return path
 
 
@@ -175,7 +175,7 @@ def load_task(path: str | Path) -> Task:
         >>> model = apply_task(timm.create_model(task.backbone, pretrained=True), task)  # doctest: +SKIP
     """
     path = Path(path).expanduser()
-    tensors, record = task_file.load_task(path)
+    tensors, record = task_file.read_task(path)
     try:
         config, backbone = record["config"], record["backbone"]
         settings = ModelConfig(**config.get("model", {}))
@@ -222,7 +222,7 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
     adapted = assemble(model, task.settings, task.adapter, bank, len(task.classes), seed=0)
     if of_library:
         _check_weights(task, _frozen_fingerprint(adapted))
-    task_file.apply_task(adapted, task.tensors)
+    task_file.copy_into(adapted, task.tensors)
     return model.eval()
 
 

@@ -23,7 +23,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
-from recast_exp.runs.adopt import FORMAT, RECORD_KEY, read_record
+from recast_exp.runs.task_header import FORMAT, RECORD_KEY, read_record
 
 
 def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) 
     return {"format": FORMAT, "version": __version__, "config": dict(config), "bank": bank, **facts}
 
 
-def save_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def write_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write a task file atomically.
 
     Args:
@@ -51,7 +51,7 @@ def save_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) ->
         save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False)})
 
 
-def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a task file: its tensors and its record.
 
     Raises:
@@ -68,7 +68,7 @@ def load_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @torch.no_grad()
-def apply_task(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
+def copy_into(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
     """Copy the parameters of a task into a model, in place.
 
     Args:

@@ -7,7 +7,6 @@ Text and grid have no colours here: the page has two themes.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from recast_exp.errors import one_line
+from recast_exp.errors import RecastError, one_line
 from recast_exp.report import text
 from recast_exp.report.reading import DamagedError, Job, read_history
 from recast_exp.report.table import Average, Cell, Results, Row
 from recast_exp.report.trials import Search, Trial, numbers
 from recast_exp.runs import layout
-from recast_exp.runs.adopt import RECORD_KEY
 from recast_exp.runs.state import State
+from recast_exp.runs.task_header import read_record
 
 POINTS = 200  # at most so many points on a curve
 COLORS = (
@@ -257,8 +256,8 @@ def _coefficients(job: Job) -> tuple[str, Table]:
     """The bank and the coefficients of a task file, in the order of the layers."""
     path = job.path / layout.TASK
     try:
+        record = read_record(path)
         with safe_open(path, framework="np") as file:
-            record = json.loads((file.metadata() or {}).get(RECORD_KEY, "{}"))
             names = [name for name in file.keys() if name.startswith("coefficients/")]  # noqa: SIM118
             names.sort(
                 key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
@@ -266,7 +265,7 @@ def _coefficients(job: Job) -> tuple[str, Table]:
             values = {
                 name.partition("/")[2]: file.get_tensor(name).astype(np.float64).mean(0).ravel() for name in names
             }
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (RecastError, SafetensorError, OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
     if not values:
         raise DamagedError(f"{path.name} holds no coefficients")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,74 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
-
-RECORD_KEY = "recast_exp"
-"""Where the metadata of a task file holds our record."""
-
-FORMAT = 1
-"""The newest format of the record that this version reads."""
-
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Read the record of a task file from the header of its safetensors, with nothing but the standard library.
-
-    Raises:
-        MissingInputError: If there is no such file.
-        UserError: If the file is not a task file, is cut short, or was written by a newer version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which does not exist")
-    header = _header(path)
-    try:
-        record = json.loads(header.get("__metadata__", {})[RECORD_KEY])
-        version = int(record["format"])
-        known = version > FORMAT or isinstance(record["config"], dict)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        known = False
-    if not known:
-        raise UserError(
-            f"task: expected the task.safetensors of a run, got {path}, a safetensors file that holds no task"
-        )
-    if version > FORMAT:
-        raise UserError(
-            f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
-        )
-    if _has_interpolation(record["config"]):
-        raise UserError(f"task: {path} holds an interpolation (${{…}}); expected plain values, so it is not used")
-    bank = record.get("bank")
-    if bank is not None and not (isinstance(bank, str) and _HASH.fullmatch(bank)):
-        raise UserError(f"task: {path} names the bank {str(bank)[:80]!r}; expected 64 hexadecimal digits")
-    return dict(record)
-
-
-def _has_interpolation(value: Any) -> bool:
-    """Whether a text anywhere in a value would be resolved: to an environment variable, say."""
-    if isinstance(value, Mapping):
-        return any(map(_has_interpolation, (*value, *value.values())))
-    if isinstance(value, list | tuple):
-        return any(map(_has_interpolation, value))
-    return isinstance(value, str) and "${" in value
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: eight bytes of length, then JSON, then the tensors it announces."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= size else b""
-    try:
-        header = json.loads(text)
-        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise UserError(
-            f"task: expected the task.safetensors of a run, got {path}, which is no safetensors file or is cut short"
-        ) from None
-    if size < 8 + length + end:
-        raise UserError(f"task: {path} is cut short: {size} bytes, where its header announces {8 + length + end}")
-    return dict(header)
+from recast_exp.runs.task_header import read_record
 
 
 def adopt(content: Mapping[str, Any], task: str | Path) -> dict[str, Any]:

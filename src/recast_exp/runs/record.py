@@ -20,8 +20,9 @@ from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
 from recast_exp.files import write_json
-from recast_exp.runs import adopt, layout
+from recast_exp.runs import layout
 from recast_exp.runs.state import State
+from recast_exp.runs.task_header import read_record
 from recast_exp.system import is_main_process
 
 FORMAT = 1
@@ -169,7 +170,7 @@ def is_finished(folder: Path) -> bool:
         return False
     try:
         metrics, parameters = read_results(folder)
-        task = adopt.read_record(folder / layout.TASK)
+        task = read_record(folder / layout.TASK)
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
     except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False

@@ -28,7 +28,7 @@ from recast_exp.config.schema import LoggerConfig
 from recast_exp.errors import UserError, one_line
 from recast_exp.files import write_json
 from recast_exp.runs import layout
-from recast_exp.runs.adopt import read_record
+from recast_exp.runs.task_header import read_record
 from recast_exp.tracking.base import RunFacts, Tracker
 
 log = logging.getLogger(__name__)

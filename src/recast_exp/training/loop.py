@@ -29,7 +29,7 @@ from recast_exp.data.loader import derive_seed
 from recast_exp.errors import RecastError, UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import CHANGE, AdaptedModel
-from recast_exp.models.task_file import apply_task
+from recast_exp.models.task_file import copy_into
 from recast_exp.runs import layout
 from recast_exp.torch_state import seeded, threads
 from recast_exp.training.environment import OneProcess, check_device, own_rank, thread_count
@@ -153,7 +153,7 @@ def fit(
     row = history.rows[-1]
     if snapshots:
         row = history.rows[snapshots.epoch]
-        apply_task(adapted, snapshots.tensors)
+        copy_into(adapted, snapshots.tensors)
     reported = {name: value for name, value in row.items() if name.startswith(KEPT) or name == CHANGE}
     seconds = sum(row["seconds"] for row in history.rows)
     images = sum(row["images"] for row in history.rows)

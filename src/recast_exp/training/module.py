@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from recast_exp.data.loader import Share
 from recast_exp.errors import UserError
 from recast_exp.models.adapted import KINDS, AdaptedModel, normalisations_with_statistics
-from recast_exp.models.task_file import apply_task
+from recast_exp.models.task_file import copy_into
 from recast_exp.training.optim import gradient_free, make_optimizer, make_schedule
 from recast_exp.training.recipe import Recipe
 
@@ -160,7 +160,7 @@ class TaskModule(L.LightningModule):
                 f"resume: expected the {' and '.join(different)} that the run was started with, got another one; "
                 "restore the file, or start the run from scratch"
             )
-        apply_task(self.adapted, checkpoint["state_dict"])
+        copy_into(self.adapted, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
 
     def _pull(self) -> Tensor:
