@@ -1,9 +1,9 @@
-"""What a job of a sweep costs beside its training: target at most 2 s.
+"""The overhead of a job in a sweep, on top of its training and test: target at most 2 s.
 
 Jobs of one process, RECAST-Att on the embedded digits, two epochs each: the time from one job's beginning to the next
-one's, less what `fit` and `test` take (training, validation, test). What remains is Hydra's composition, opening
-images, backbone and bank, files and plots. The first job pays for imports and caches, and is left out. The processor's
-time stands beside the clock's: what else the machine does counts in the latter.
+one's, less the time of `fit` and `test` (training, validation, test). What remains is Hydra's composition, opening
+images, backbone and bank, files and plots. The first job pays for imports and caches, and is left out. Processor time
+is given alongside clock time, which includes the other load of the machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from omegaconf import DictConfig
 from rich.console import Console
 
 from measuring import Spread, arguments, use_threads, verdict
 from recast_exp.cli import main as cli
-from recast_exp.stages import adapt
+from recast_exp.cli.job import JobRunner
+from recast_exp.experiment import adaptation
 
 TARGET = 2.0
 
@@ -43,14 +45,15 @@ def main() -> None:
 
         return call
 
-    task = cli.task
+    run_one = JobRunner.__call__
 
-    def job(cfg: Any) -> Any:
+    def job(runner: JobRunner, cfg: DictConfig) -> float | None:
         begun.append(now())
         work.append(np.zeros(2))
-        return task(cfg)
+        return run_one(runner, cfg)
 
-    adapt.fit, adapt.test, cli.task = timed(adapt.fit), timed(adapt.test), job
+    adaptation.fit, adaptation.test = timed(adaptation.fit), timed(adaptation.test)
+    JobRunner.__call__ = job  # type: ignore[method-assign]
     seeds = ",".join(map(str, range(args.rounds + 2)))
     command = ["-m", "model=vit_att", f"seed={seeds}", "probe=false", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
     file = args.json.absolute() if args.json else None
@@ -65,7 +68,7 @@ def main() -> None:
     )
     for name, values in zip(("clock", "processor"), beside.T.tolist(), strict=True):
         spread = Spread.of(values)
-        text = f"{name}: a job costs {spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f}) beside fit and test"
+        text = f"{name}: a job costs {spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f}) on top of fit and test"
         Console().print(verdict(f"{text}, target at most {TARGET} s", spread, at_most=TARGET), highlight=False)
     if file:
         file.write_text(json.dumps({"beside": beside.tolist(), "work": np.array(work).tolist()}, indent=2))

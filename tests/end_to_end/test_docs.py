@@ -28,6 +28,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.models.check import check_model
 from recast_exp.models.create import blueprint, input_spec
 from recast_exp.recast import find_groups
+from recast_exp.runs.plan import recipe_line
 from support.helpers import load
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +151,34 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
                 if found := re.search(r"python -m recast_exp(?: +(.*))?$", quoted[1] if quoted else typed):
                     errors = [line for line in output.splitlines() if line.startswith("error: ")]
                     yield page.name, " ".join((found[1] or "").split()), errors
+
+
+def test_the_recipes_are_those_that_a_run_prints() -> None:
+    found = []
+    for page in (ROOT / "README.md", DOCS / "index.md", DOCS / "usage.md"):
+        for block in blocks(page, "console"):
+            for typed, recipe in re.findall(
+                r"^\$ (?:make run|python -m recast_exp)(.*)\n(Recipe: .*)", block, re.MULTILINE
+            ):
+                line = CommandLine(tuple(shlex.split(typed, comments=True)), inputs=False)
+                (job,) = check(line).jobs
+                assert recipe == recipe_line(job.settings, job.sources)
+                found.append(page.name)
+    assert found == ["README.md", "index.md", "usage.md"]
+
+
+def test_the_example_of_local_settings_works(tmp_path: Path) -> None:
+    """Those of a machine, in a folder of the user's own."""
+    (example,) = (block for block in blocks(DOCS / "usage.md", "yaml") if "data_dir" in block)
+    (tmp_path / "local.yaml").write_text(example, encoding="utf-8")
+    for typed in ((), ("data_dir=here", "logger=csv", "model.weights=null")):
+        found = check(CommandLine(typed, inputs=False, config_dir=str(tmp_path)))
+        assert found.wrong == []
+        settings = found.jobs[0].settings
+        expected = (
+            ("here", "csv", None) if typed else ("/path/to/datasets", "tensorboard", "/path/to/weights.safetensors")
+        )
+        assert (settings.data_dir, settings.logger.name, settings.model.weights) == expected
 
 
 COMMANDS = list(commands())

@@ -57,7 +57,7 @@ def test_what_is_generated_is_on_its_pages(site: Path) -> None:
     assert 'id="method-title"' in (site / "index.html").read_text(encoding="utf-8")
     assert "5,994 / – / 5,794" in (site / "datasets.html").read_text(encoding="utf-8")
     for name in ("find_groups", "mimic", "inject", "merge", "Banks"):
-        assert f'id="recast_exp.recast.{name}"' in library
+        assert f'id="recast_exp.{name}"' in library
 
 
 def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
