@@ -29,6 +29,7 @@ from torch import nn
 import recast_exp
 from recast_exp import adapters
 from recast_exp.adapters import Adapter, fitting
+from recast_exp.cli.check import CommandLine, check
 from recast_exp.config.schema import ModelConfig
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
@@ -185,6 +186,8 @@ def test_a_task_is_saved_and_loaded_into_a_fresh_model(
     assert torch.equal(logits(fresh), logits(model))
     trained = {path for path, parameter in fresh.named_parameters() if parameter.requires_grad}
     assert trained == {path for path, parameter in model.named_parameters() if parameter.requires_grad}
+    [refused] = check(CommandLine(("stage=evaluate", f"task={path}"))).wrong
+    assert refused.endswith("load it in Python with recast_exp.load_task")
     # What was loaded is saved alike
     again = recast_exp.save_task(fresh, tmp_path / "again.safetensors", banks=banks, classes=CLASSES)
     assert again.read_bytes() == path.read_bytes()

@@ -96,3 +96,10 @@ def test_what_a_role_decides(compose: Callable[..., Config], caplog: pytest.LogC
     assert keys.differences({"seed": 1}, {"seed": 1, "mimicry.options": {"a": 1}}) == {
         "mimicry.options": ({}, {"a": 1})
     }
+
+
+def test_a_local_file_without_its_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "local.yaml").write_text("data_dir: /somewhere\n")
+    found = check(CommandLine((), inputs=False, config_dir=str(tmp_path)))
+    assert len(found.wrong) == 1
+    assert found.wrong[0].startswith('local.yaml: expected "# @package _global_" as its first line')

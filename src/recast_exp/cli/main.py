@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     elif unknown:
         return report_errors(map(_unknown_flag, unknown), UserError.exit_code)
     if args.help:
-        print(help_text())
+        print(help_text(args.config_dir))
         return 0
     sys.argv[1:] = _arguments(parser, args)
     return _show()
@@ -186,9 +186,13 @@ def _arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> lis
     return [*flags, *args.overrides]
 
 
-def help_text() -> str:
-    """The text of `--help`, as conf/hydra/help has it. Hydra's own way takes seconds to list the groups."""
-    composer = Composer()
+def help_text(config_dir: str | None = None) -> str:
+    """The text of `--help`, as conf/hydra/help has it. Hydra's own way takes seconds to list the groups.
+
+    Args:
+        config_dir: The folder of `--config-dir`, whose options are listed too.
+    """
+    composer = Composer(config_dir=config_dir)
     groups = {group: options for group, options in composer.groups().items() if not group.startswith("hydra")}
     listed = "\n".join(f"  {group + ':':<12}{', '.join(options)}" for group, options in groups.items())
     template = OmegaConf.load(compose.conf_dir() / "hydra" / "help" / "recast_exp.yaml").template

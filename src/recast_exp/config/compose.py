@@ -241,4 +241,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return keys.unknown_option(group, option, error.options)
+    if file and file[1] == "./local":
+        return 'local.yaml: expected "# @package _global_" as its first line, without which its keys have no place'
     return first_line(Exception(text))

@@ -21,8 +21,6 @@ from recast_exp.training.loop import fit, test
 
 log = logging.getLogger(__name__)
 
-"""Keys of `dataset` that no result depends on, beyond the images themselves."""
-
 
 def probe(experiment: Experiment) -> dict[str, float]:
     """Metrics of the linear probe, trained once per backbone, data, settings and seed, and cached.

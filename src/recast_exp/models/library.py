@@ -32,14 +32,9 @@ from recast_exp.models.create import input_of
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, TemplateCombination
 from recast_exp.recast import merge as merge_templates
+from recast_exp.runs.task_header import FROZEN
 
 log = logging.getLogger(__name__)
-
-FROZEN = "frozen:"
-"""Begins the fingerprint in a task file of `save_task`: of all that the task has not trained, templates included.
-
-The fingerprint in a file of the command line is that of the pretrained weights, which are gone after injection.
-"""
 
 
 def merge(model: nn.Module) -> nn.Module:

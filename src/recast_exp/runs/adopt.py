@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.runs.task_header import read_record
+from recast_exp.runs.task_header import FROZEN, read_record
 
 
 def adopt(content: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
@@ -43,10 +43,17 @@ def recorded(task: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingInputError: If there is no such task file.
-        UserError: If it is not a task file of this version, or holds a key that this version does not know or that
-            does not describe the model: a file must not choose a tracker, a folder or a download.
+        UserError: If it is not a task file of this version, was saved by the library, or holds a key that this version
+            does not know or that does not describe the model: a file must not choose a tracker, a folder or a download.
     """
-    found = dict(keys.leaves(read_record(task)["config"]))
+    record = read_record(task)
+    backbone = record.get("backbone")
+    if isinstance(backbone, Mapping) and str(backbone.get("fingerprint")).startswith(FROZEN):
+        raise UserError(
+            f"task: {task} was saved by recast_exp.save_task, so it says nothing of a dataset; load it in "
+            "Python with recast_exp.load_task"
+        )
+    found = dict(keys.leaves(record["config"]))
     for key in found:
         if key not in keys.FIELDS:
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")

@@ -16,6 +16,12 @@ RECORD_KEY = "recast_exp"
 FORMAT = 1
 """The newest format of the record that this version reads."""
 
+FROZEN = "frozen:"
+"""Begins the fingerprint in a task file of `save_task`: of all that the task has not trained, templates included.
+
+The fingerprint in a file of the command line is that of the pretrained weights, which are gone after injection.
+"""
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
