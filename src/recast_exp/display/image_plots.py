@@ -111,7 +111,7 @@ def _grid(images: Tensor, captions: list[str], title: str, *, columns: int, side
     figure = Figure(figsize=(width, height))
     axes = _canvas(figure)
     axes.text(MARGIN, MARGIN, "\n".join(heading), va="top", fontsize=9)
-    # As matplotlib does by default, whatever the user has configured: small images keep their pixels
+    # Matplotlib's default, regardless of the user's configuration: small images keep their pixels
     interpolation = "nearest" if images.shape[-1] < 64 else "antialiased"
     for index, (image, text) in enumerate(zip(images.cpu().permute(0, 2, 3, 1).numpy(), captions, strict=True)):
         x = MARGIN + index % columns * (side + MARGIN)

@@ -40,7 +40,7 @@ def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
 
     Args:
         folder: Folder of the sweep.
-        jobs: Its jobs as in `sweep.json`; none for a search, which decides as it goes and prints its own lines.
+        jobs: Its jobs as in `sweep.json`; none for a search, which chooses them while it runs and prints its own lines.
     """
     console = Console(stderr=True)
     started = time.time()
@@ -83,9 +83,9 @@ class _Watcher:
 
     def look(self) -> list[Record]:
         """One record for each job, including those that are waiting; `state` is a `State`."""
-        return [self._one(number, job) for number, job in enumerate(self._jobs)]
+        return [self._read(number, job) for number, job in enumerate(self._jobs)]
 
-    def _one(self, number: int, job: Record) -> Record:
+    def _read(self, number: int, job: Record) -> Record:
         if number in self._ended:
             return self._ended[number]
         record = job_record.read(self._folder / job["folder"])
@@ -180,12 +180,12 @@ _COLOURS = {State.FINISHED: "green", State.FAILED: "red", State.RUNNING: "bold",
 def _status(record: Record) -> tuple[Text, str, str, str]:
     """State, epochs, validation accuracy and time of a job, for the tables."""
     accuracy = record.get("val/accuracy")
-    begun = record["state"] in (State.RUNNING, State.FINISHED)
+    has_started = record["state"] in (State.RUNNING, State.FINISHED)
     return (
         Text(record["state"], style=_COLOURS.get(record["state"], "")),
-        f"{record['epoch']}/{record['epochs']}" if begun else "",
+        f"{record['epoch']}/{record['epochs']}" if has_started else "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "",
-        _clock(_seconds(record)) if begun else "",
+        _clock(_seconds(record)) if has_started else "",
     )
 
 

@@ -109,7 +109,7 @@ class Compared:
 
     @property
     def colored_as(self) -> str:
-        """The label that decides its colour: an adapter has one colour, whatever model it is on."""
+        """The label that determines its colour: an adapter has the same colour on every model."""
         return self.adapter or self.label
 
 

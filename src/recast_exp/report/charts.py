@@ -77,7 +77,7 @@ def _accuracy(
             continue
         label = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
         accuracy, spread = 100 * cell.mean, 100 * (cell.std or 0)
-        if not size[1]:  # only the head is trained: a logarithmic axis has no place for 0 parameters, so a line
+        if not size[1]:  # only the head is trained: a line, as a logarithmic axis cannot show 0 parameters
             line = {"color": look["color"], "dash": "dash", "width": 2}
             data.append(_trace(row.method, ends, [accuracy] * 2, label, mode="lines", line=line))
             continue
@@ -176,7 +176,10 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
     accuracies = [100 * (trial.accuracy or 0) for trial in shown]
     best = [trial.number == search.best for trial in shown]
     finished = [trial.state == State.FINISHED for trial in shown]
-    symbols = ["star" if b else "circle" if f else "circle-open" for b, f in zip(best, finished, strict=True)]
+    symbols = [
+        "star" if is_best else "circle" if is_finished else "circle-open"
+        for is_best, is_finished in zip(best, finished, strict=True)
+    ]
     colors = [COLORS[1] if is_best else COLORS[0] for is_best in best]
     data: list[dict[str, Any]] = [
         {

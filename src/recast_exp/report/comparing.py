@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """How many of the pairs there are, in words; empty if none is missing."""
+        """The number of existing pairs, in words; empty if none is missing."""
         return f"{self.pairs} of {self.possible} pairs" if self.pairs < self.possible else ""
 
 

@@ -41,8 +41,8 @@ _LATEX = {
 def records(results: Results) -> list[dict[str, Any]]:
     """One flat record for each job, finished or not, all with the same keys.
 
-    The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` tells
-    whether the table includes the job. Accuracies run from 0 to 1.
+    The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` is true
+    if the table includes the job. Accuracies run from 0 to 1.
     """
     counted = {job.folder for job in results.counted.values()}
     rows = []
@@ -90,7 +90,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """One flat record for comparison pair of methods."""
+    """One flat record for each pair of methods."""
     return [
         {
             "first": comparison.first,
@@ -167,7 +167,7 @@ def latex(results: Results) -> str:
 
 
 def latex_escaped(value: str) -> str:
-    """A string with every character escaped that has a meaning in LaTeX."""
+    """A string in which every character with a meaning in LaTeX is escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in value)
 
 

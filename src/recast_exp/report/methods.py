@@ -13,7 +13,7 @@ from recast_exp.report.reading import Job
 SHOWN = 3  # at most so many keys in a name
 
 _SHARED = frozenset({"seed", "task", "dataset.eval_batch_size"})
-"""Keys on which results depend, but that do not belong to the method: repetitions, the task file, how it is tested."""
+"""Keys on which results depend but that are not part of a method: seed, task file, batch size of the evaluation."""
 
 
 def method_names(jobs: Sequence[Job]) -> list[str]:

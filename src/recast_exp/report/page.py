@@ -40,9 +40,8 @@ def html(contents: Contents, results: Results, searches: Sequence[Search]) -> st
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["text"] = text
-    environment.policies["json.dumps_kwargs"] = {
-        "allow_nan": False
-    }  # `sort_keys` is not set: the order of the sweep is kept
+    # Jinja's default also sets `sort_keys`; without it, the order of the sweep is kept
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment.get_template("page.html.jinja").render(
         **facts,
         rows=results.rows,
@@ -178,7 +177,7 @@ def _comparisons(results: Results) -> list[tuple[Comparison, float | None]]:
 
 
 def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
-    """The description of the tests: what is tested, on how many pairs, and the smallest p-value that these can give."""
+    """The description of the tests: their questions, the number of pairs, and the smallest possible p-value."""
     tests = [comparison for comparison, _ in comparisons if comparison.runs]
     if not tests:
         return "No two methods have runs with the same dataset and seed."

@@ -37,7 +37,7 @@ class Job:
     Attributes:
         folder: Where it is, relative to the folder of the report.
         label: Name of its method in tables; empty if not even that can be read.
-        state: That of job.json; WAITING if it was only planned, DAMAGED if it has finished and a file cannot be read.
+        state: As in job.json; WAITING if it was only planned, DAMAGED if it has finished and a file cannot be read.
         reason: The reason why it is not finished, if known; one line.
         config: Its resolved configuration; empty if it is not known.
         metrics: metrics.json, of a finished job.

@@ -82,7 +82,7 @@ class Row:
         size: The same in bytes.
         head: The same of the head's parameters.
         gain: Mean difference from the linear probe with the same backbone, dataset and seed.
-        gain_note: On how many of the expected runs the difference is based, if not on all.
+        gain_note: The missing results, in words; empty if there are none.
     """
 
     method: str

@@ -172,9 +172,9 @@ def key_problem() -> str:
 
 @functools.cache
 def connection_problem(url: str) -> str:
-    """The reason why a server cannot be reached within a few seconds; empty if it can. Found out once in a process.
+    """The reason why a server cannot be reached within a few seconds; empty if it can. Checked once per process.
 
-    The proxy settings of the environment apply. The request runs in a thread, as a name lookup may take any time.
+    The proxy settings of the environment apply. The request runs in a thread, as a name lookup ignores the timeout.
     """
     problem = [f"{url} does not respond within {CONNECT_SECONDS:.0f} s"]
 
@@ -196,7 +196,8 @@ def connection_problem(url: str) -> str:
 def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
     """The id of a job's W&B run: a new one, unless a job with the same settings was started in this folder.
 
-    Only the settings count on which results depend (`keys.decides`).
+    Only the settings on which results depend are compared (`keys.decides`). A record of version 0.1 holds a hash
+    instead of the settings; its run is always continued.
 
     Args:
         config: The whole configuration, nested.
@@ -206,7 +207,6 @@ def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
     settings = dict(keys.leaves(config))
     if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
-        # Version 0.1 recorded only a hash; that the job is the same has been checked by its job.json
         if "settings" not in record or not keys.differences(record["settings"], settings):
             return str(record["id"])
     new = secrets.token_hex(4)

@@ -56,7 +56,7 @@ def tracked(settings: Config, run_dir: Path, group: str | None) -> Iterator[list
 
 
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
-    """Start the tracker that `logger.name` names. No other is imported: importing W&B takes seconds.
+    """Start the tracker that `logger.name` names. Only this one is imported, as importing W&B takes seconds.
 
     Raises:
         UserError: If there is no such tracker, or it refuses its settings.

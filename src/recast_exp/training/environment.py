@@ -53,7 +53,7 @@ class OneProcess(LightningEnvironment):
 def own_rank(devices: int) -> Iterator[None]:
     """Within the block, make the process of a run on one device the main process, so that Lightning and loggers write.
 
-    When Lightning is imported, it takes the rank of the process from the environment.
+    Lightning reads the rank of the process from the environment when it is imported.
 
     Args:
         devices: Number of devices of the run; with several, the ranks are Lightning's.
@@ -93,7 +93,7 @@ def check_device(trainer: TrainerConfig) -> None:
     if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
         raise UserError(
             "trainer.accelerator: expected auto, cpu or fewer devices, got gpu with "
-            f"trainer.devices={trainer.devices}, and torch finds {torch.cuda.device_count()} GPUs"
+            f"trainer.devices={trainer.devices}, but torch finds {torch.cuda.device_count()} GPU(s)"
         )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator: expected auto or cpu, got mps, which torch does not find")

@@ -74,7 +74,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class EpochSeed(Callback):
-    """Seeds each epoch by (seed, epoch): the random numbers of an epoch do not depend on what ran before."""
+    """Seeds each epoch by (seed, epoch): the random numbers of an epoch do not depend on earlier ones."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -206,7 +206,7 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
     with _trainer(recipe, [], loggers, None, "testing") as trainer:
         trainer.test(module, datamodule=data, verbose=False)
-    # `Trainer.test` returns only what it logs to trackers by itself, which is nothing
+    # `Trainer.test` returns only the metrics that it logs to trackers itself: none here
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     per_class = module.per_class.compute().tolist()
     names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]

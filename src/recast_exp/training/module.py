@@ -41,7 +41,7 @@ class TaskModule(L.LightningModule):
         self._pull_to = [
             (adapted.trainable["coefficients"][layer], start) for layer, start in adapted.start_coefficients().items()
         ]
-        self.train()  # Lightning keeps the mode, and in that of a new network running statistics would change
+        self.train()  # Lightning keeps the mode; in that of a new network, running statistics would change
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] → logits [N, classes]."""
@@ -71,7 +71,7 @@ class TaskModule(L.LightningModule):
             return
         self.per_class.update(logits, labels)
         probability, predicted = logits.softmax(1).max(1)
-        # Rank r has every world_size-th image of a batch, starting at r: the images' numbers restore their order
+        # Rank r has every world_size-th image of a batch, starting at r; their numbers in the split restore the order
         positions = torch.arange(share.local, device=labels.device)
         numbers = share.start + self.trainer.global_rank + self.trainer.world_size * positions
         loss = F.cross_entropy(logits, labels, reduction="none")
@@ -157,8 +157,8 @@ class TaskModule(L.LightningModule):
         if checkpoint["trunk"] != self.adapted.trunk:
             different = [name for name, content in self.adapted.trunk.items() if checkpoint["trunk"][name] != content]
             raise UserError(
-                f"resume: expected the {' and '.join(different)} that the run was started with, got another one; "
-                "restore the file, or start the run from scratch"
+                f"resume: expected the {' and '.join(different)} that the run was started with, got different content; "
+                "restore the file(s), or start the run from scratch"
             )
         copy_into(self.adapted, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}

@@ -22,7 +22,7 @@ from recast_exp.models.adapted import KINDS, AdaptedModel
 
 
 def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer:
-    """One parameter group for each kind that trains, named after it; null options have the common value."""
+    """One parameter group for each kind that trains, named after it; options that are null take the common value."""
     options_of = {
         "coefficients": (options.coefficients_lr, options.coefficients_weight_decay),
         "adapter": (options.adapter_lr, options.adapter_weight_decay),

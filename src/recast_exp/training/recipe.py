@@ -16,7 +16,7 @@ class Recipe:
         scheduler: Learning rates over the epochs.
         trainer: Device, precision and length.
         seed: Seed of the epochs.
-        select: Which epoch is reported: the last, or the best by validation accuracy ("last", "best").
+        select: The epoch that is reported: the last, or the best by validation accuracy ("last", "best").
     """
 
     optimizer: OptimizerConfig

@@ -3,7 +3,7 @@
 A module has one function, `start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None`. It is called
 before a job opens its data, in every process of a distributed job, and raises `UserError` if it refuses its settings:
 one line that begins with the key (`logger.options.host: expected …, got …`). Options that no other tracker has are in
-`logger.options`. The module itself is light: it imports the library that it needs inside `start`.
+`logger.options`. The module is cheap to import: it imports the library that it needs inside `start`.
 
 `recast_exp.tracking.base` has `Tracker` and `RunFacts`. Another distribution adds a tracker by an entry point of the
 group `recast_exp.trackers`.
