@@ -402,6 +402,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     hashed = {name: value for name, value in leaves(recorded) if name not in EARLIER_WITHOUT_EFFECT}
     (tmp_path / "wandb.json").write_text(json.dumps({"id": "earlier", "configuration": json_hash(hashed)}))
     assert wandb_run.run_id(todays(recorded), tmp_path) == "earlier"
+    assert wandb_run.run_id({**todays(recorded), "seed": 43}, tmp_path) == "earlier"  # whatever the hash
 
 
 def test_a_key_that_decides_begins_another_run_and_a_later_one_or_a_name_does_not(tmp_path: Path) -> None:
