@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import wandb
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -715,3 +716,18 @@ def test_the_dashboard_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces.reports.v2.interface", None)
     with pytest.raises(MissingInputError, match=r"pip install 'recast-exp\[dashboard\]'"):
         dashboard.build("someone", "recast_exp")
+
+
+def test_the_command_that_uploads_is_told_whatever_program_is_around_it(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D15: a rank in the environment kept it back from a run on one device."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
+    run.mkdir(parents=True)
+    (run / "run-abc.wandb").touch()
+    caplog.set_level("INFO", logger="recast_exp")
+    with pytest.raises(RuntimeError), tracking.tracked(tiny("logger=csv"), tmp_path, None):
+        raise RuntimeError
+    assert "upload with" in caplog.text

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from recast_exp.config.schema import Config, LoggerConfig
 from recast_exp.errors import Pruned, UserError, section
 from recast_exp.models.label import method_label
 from recast_exp.plugins import TRACKERS
 from recast_exp.runs import layout
+from recast_exp.system import is_main_process
 from recast_exp.tracking.base import RunFacts, Tracker
 from recast_exp.tracking.wandb_sync import how_to_sync
 
@@ -51,7 +50,8 @@ def tracked(settings: Config, run_dir: Path, group: str | None) -> Iterator[list
     finally:
         for tracker in trackers:
             tracker.close(failed=failed)
-        if failed and group is None:  # a sweep prints this once, for all its jobs
+        # A sweep prints this once, for all its jobs
+        if failed and group is None and is_main_process(settings.trainer.devices):
             say_how_to_sync(run_dir)
 
 
@@ -108,7 +108,6 @@ def results(run_dir: Path) -> dict[str, Any]:
     return metrics | {f"parameters/{name}": count for name, count in counts.items() if not isinstance(count, dict)}
 
 
-@rank_zero_only
 def say_how_to_sync(folder: Path) -> None:
     """Log how to upload the offline W&B runs below a folder, if there are any. It is the last line of a stage."""
     if command := how_to_sync(folder):
