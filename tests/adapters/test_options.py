@@ -61,6 +61,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ({"name": "melo", "rank": None}, ("adapter.rank: expected ", " ≥ 1, got None")),
         ({"name": "melo", "alpha": -1.0}, ("adapter.alpha: expected a number > 0, got -1.0",)),
         ({"name": "melo", "alpha": math.nan}, ("adapter.alpha: expected a number > 0, got nan",)),
+        (
+            {"name": "melo", "rank": 0, "alpha": "two"},
+            ("adapter.rank: expected an integer ≥ 1, got 0; alpha: expected a number > 0, got 'two'",),
+        ),
         ({"name": "clr", "kernel_size": 4}, ("adapter.kernel_size: expected an odd integer, got 4",)),
         ({"name": "clr", "train_norm": "maybe"}, ("adapter.train_norm: expected true or false, got 'maybe'",)),
         ({"name": "peft", "arguments": 3}, ("adapter.arguments: expected a mapping, got 3",)),

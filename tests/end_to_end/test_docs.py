@@ -65,10 +65,17 @@ def test_the_example_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert torch.equal(model(images), before)
             assert list(names) == ["blocks.0.mlp.shift", "blocks.1.mlp.shift"]
             model.get_parameter(names["blocks.1.mlp.shift"]).normal_()
-            assert not torch.equal(model(images), before)
+            trained = model(images)
+            assert not torch.equal(trained, before)
+        adapters.merge(model)
+        assert not adapters.injected(model)
+        assert not any(path.endswith("shift") for path, _ in model.named_modules())
+        torch.testing.assert_close(model(images), trained)
         with pytest.raises(UserError, match=r"adapter\.scale: expected a number > 0, got 0\.0"):
             adapters.from_config({"name": "mlp_shift", "scale": 0.0})
-        with pytest.raises(UserError, match="mlp_shift does not fit ResNet; it needs blocks with an mlp"):
+        with pytest.raises(
+            UserError, match="mlp_shift does not fit ResNet; it needs MLPs whose last layer is called fc2"
+        ):
             adapters.inject_adapter(timm.create_model("resnet18"), adapter)
         namespace = {"network": timm.create_model("vit_tiny_patch16_224", depth=1), "MLPShift": type(adapter)}
         exec(program, namespace)

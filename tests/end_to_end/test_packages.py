@@ -113,6 +113,17 @@ def test_a_wrong_option_of_an_installed_adapter_is_refused_in_one_line(
     assert re.fullmatch(expected, refused.stderr.strip())
 
 
+def test_an_installed_adapter_without_its_preset_is_told_where_it_is_looked_for(
+    program: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    refused = program("--config-dir=site", "adapter=mlp_shift", "model.pretrained=false")  # the last of two counts
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: adapter: mlp_shift is installed, but adapter/mlp_shift.yaml, its preset, is not there; pass the folder "
+        "that holds it with --config-dir\n"
+    )
+
+
 @pytest.mark.slow
 def test_an_installed_dataset_is_read_and_trains(
     program: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from recast_exp import errors
@@ -217,6 +218,7 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
     return [name for name in names() if fits(name)]
 
 
+@torch.no_grad()
 def merge(network: nn.Module) -> nn.Module:
     """Make adapters a part of the weights where possible, in place.
 

@@ -28,18 +28,22 @@ def check(owner: Any) -> None:
     """Convert every field of a dataclass instance to its declared type, in place, and check its range.
 
     Raises:
-        UserError: One line that names the first field that is wrong.
+        UserError: One line that names every field that is wrong.
     """
     hints = typing.get_type_hints(type(owner))
+    wrong = []
     for field in dataclasses.fields(owner):
         value = getattr(owner, field.name)
         try:
             converted = _convert(value, hints[field.name])
         except (TypeError, ValueError):
-            raise UserError(f"{field.name}: expected {_accepted(field)}, got {value!r}") from None
+            wrong.append(f"{field.name}: expected {_accepted(field)}, got {value!r}")
+            continue
         if fields.range_problem(field.name, field, converted):
-            raise UserError(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
+            wrong.append(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
         setattr(owner, field.name, converted)
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 def _accepted(field: dataclasses.Field[Any]) -> str:

@@ -21,6 +21,7 @@ from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.fields import accepted
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
+from recast_exp.plugins import ADAPTERS, DATASETS
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
@@ -317,6 +318,11 @@ class _Checker:
         elif isinstance(value, list):
             names = ",".join(map(str, value))
             yield f"{group}: expected one option, got the list [{names}]; for a sweep write -m {group}={names}"
+        elif value not in options and value in _installed(group):
+            yield (
+                f"{group}: {value} is installed, but {group}/{value}.yaml, its preset, is not there; pass the folder "
+                "that holds it with --config-dir"
+            )
         elif value not in options:
             yield keys.unknown_option(group, "null" if value is None else str(value), options)
         elif launchers.is_override(override):
@@ -399,6 +405,11 @@ class _Checker:
         except RecastError as error:
             self.findings.add(error)
             return None
+
+
+def _installed(group: str) -> list[str]:
+    """The plug-ins of a group of options, those of other packages included; none where options are no plug-ins."""
+    return next((registry.names() for registry in (ADAPTERS, DATASETS) if registry.kind == group), [])
 
 
 def _is_of_all_jobs(override: Override) -> bool:

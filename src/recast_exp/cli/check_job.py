@@ -189,8 +189,8 @@ def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[Re
     takes = [str(name) for name in preset.adapter if name != "name"]
     for name in cfg.adapter:
         if name not in preset.adapter:
-            near = ", ".join([*keys.nearest(str(name), takes), *takes][:1]) if takes else ""
-            hint = f"; did you mean adapter.{near}?" if near else ""
+            near = keys.nearest(str(name), takes)
+            hint = f"; did you mean adapter.{near[0]}?" if near else ""
             listed = ", ".join(takes) or "no options"
             yield UserError(f"adapter.{name}: unknown option, adapter={preset.adapter.name} takes {listed}{hint}")
 

@@ -71,7 +71,9 @@ def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
         elif not group and file != "config":
             by_source.setdefault(file, []).append(f"{key}={_short(rules.value_of(settings, key))}")
     parts = [f"{source} sets {', '.join(values)}" for source, values in by_source.items()]
-    names = f"{settings.optimizer.name}, {settings.scheduler.name} schedule, {settings.trainer.max_epochs} epochs"
+    epochs = settings.trainer.max_epochs
+    noun = "epoch" if epochs == 1 else "epochs"
+    names = f"{settings.optimizer.name}, {settings.scheduler.name} schedule, {epochs} {noun}"
     return f"Recipe: {'; '.join([names, *parts])}"
 
 
