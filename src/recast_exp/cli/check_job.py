@@ -80,7 +80,8 @@ class JobChecker:
             cfg = copy.deepcopy(composed.cfg)
             errors += _apply(cfg, job)
             errors += _method_problems(job)
-            errors += _unknown_adapter_options(cfg, composed.cfg)
+            for group in ("adapter", "head", "training"):
+                errors += _unknown_options(group, cfg, composed.cfg)
             content = plain(cfg)
             if self._resumed and not errors:
                 errors += map(UserError, adopt.differences(content, self._resumed))
@@ -184,15 +185,15 @@ def _method_problems(job: Asked) -> Iterator[RecastError]:
                 )
 
 
-def _unknown_adapter_options(cfg: DictConfig, preset: DictConfig) -> Iterator[RecastError]:
-    """Options that the adapter's preset does not have; their types and ranges are checked with the model."""
-    takes = [str(name) for name in preset.adapter if name != "name"]
-    for name in cfg.adapter:
-        if name not in preset.adapter:
+def _unknown_options(group: str, cfg: DictConfig, preset: DictConfig) -> Iterator[RecastError]:
+    """Options that the preset of a plug-in does not have; their types and ranges are checked with the model."""
+    takes = [str(name) for name in preset[group] if name != "name"]
+    for name in cfg[group]:
+        if name not in preset[group]:
             near = keys.nearest(str(name), takes)
-            hint = f"; did you mean adapter.{near[0]}?" if near else ""
+            hint = f"; did you mean {group}.{near[0]}?" if near else ""
             listed = ", ".join(takes) or "no options"
-            yield UserError(f"adapter.{name}: unknown option, adapter={preset.adapter.name} takes {listed}{hint}")
+            yield UserError(f"{group}.{name}: unknown option, {group}={preset[group].name} takes {listed}{hint}")
 
 
 def _unresolvable(cfg: DictConfig) -> Iterator[RecastError]:

@@ -107,16 +107,24 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
     planned = [job for job in planned if stages.load(job.settings.stage["name"]).needs_model]
     if not planned:
         return []
-    from recast_exp.models.check import check_model
+    from recast_exp.experiment.check import check_experiment
 
     failing: dict[str, list[Planned]] = {}
     verdicts: dict[str, RecastError | None] = {}
     for job in planned:
         settings = job.settings
-        asked = settings.model, settings.recast, settings.mimicry, settings.adapter
+        asked = (
+            settings.model,
+            settings.recast,
+            settings.mimicry,
+            settings.adapter,
+            settings.head,
+            settings.training,
+            settings.trainer,
+        )
         if (known := str(asked)) not in verdicts:
             try:
-                check_model(*asked)
+                check_experiment(settings)
                 verdicts[known] = None
             except RecastError as found:
                 verdicts[known] = found

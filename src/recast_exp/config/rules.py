@@ -8,11 +8,13 @@ from typing import Any
 from recast_exp.config.fields import range_problem
 from recast_exp.config.keys import FIELDS
 from recast_exp.config.schema import Config
-from recast_exp.plugins import ADAPTERS, DATASETS, SOLVERS, STAGES, TRACKERS, Registry
+from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TRACKERS, Registry
 
 _PLUGINS = {
     "adapter.name": ADAPTERS,
+    "head.name": HEADS,
     "mimicry.name": SOLVERS,
+    "training.name": OBJECTIVES,
     "logger.name": TRACKERS,
     "stage.name": STAGES,
 }

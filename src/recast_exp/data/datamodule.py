@@ -10,11 +10,14 @@ import lightning
 import torch
 from torch import Tensor
 
+from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.system import usable_cores
+
+PLAIN = "plain"  # the training images as evaluation sees them
 
 _DECODING_WORKERS = {"cpu": 4, "cuda": 16}
 _READING_WORKERS = {"cpu": 0, "cuda": 4}
@@ -36,11 +39,12 @@ class ImageDataModule(lightning.LightningDataModule):
             avoid a batch of a single image, larger by one.
         eval_batch_size: Images per evaluation batch, on each device.
         seed: Seed of order and augmentation.
-        stores: The resized images of each split, which `open_stores` makes from `requests`; None decodes files each
-            time.
+        stores: The resized images of each split, and of the plain training images where they are needed, which
+            `open_stores` makes from `requests`; None decodes files each time.
         num_workers: Loader processes of each device; None chooses by the device, and by whether files are decoded.
         prefetch_factor: Batches that each of them prepares ahead; None chooses by the device.
         pin_memory: Whether batches are page-locked; None does so for CUDA.
+        episodes: Training steps that take the same number of images of some classes; None takes batches of all.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class ImageDataModule(lightning.LightningDataModule):
         num_workers: int | None = None,
         prefetch_factor: int | None = None,
         pin_memory: bool | None = None,
+        episodes: Episodes | None = None,
     ) -> None:
         super().__init__()
         self.image_set = image_set
@@ -67,11 +72,15 @@ class ImageDataModule(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
+        self.episodes = episodes
         if stores is None:
-            stores = open_stores(requests(image_set, spec, transform, build=False), "off", Path(), image_set.name)
+            stores = open_stores(
+                requests(image_set, spec, transform, build=False, plain=True), "off", Path(), image_set.name
+            )
         self.datasets = {
-            split: ImageDataset(stores[split], image_set.splits[split].labels, augment, seed)
-            for split, augment in _augmentations(spec, transform).items()
+            name: ImageDataset(stores[name], image_set.splits[split].labels, augment, seed)
+            for name, (split, augment) in _augmentations(spec, transform).items()
+            if name in stores
         }
         self._mean = torch.tensor(spec.mean).view(-1, 1, 1)
         self._std = torch.tensor(spec.std).view(-1, 1, 1)
@@ -82,8 +91,24 @@ class ImageDataModule(lightning.LightningDataModule):
         # On MPS too: it lacks some operations of the augmentations, such as grid_sample with borders before torch 2.13
         dataset.alter = self._device() != "cuda"
         sampler = EpochSampler(len(dataset), self.seed)
+        if self.episodes:
+            return self._loader(dataset, EpisodeSampler(sampler, dataset.labels, self.episodes, self.seed))
         batches = EpochBatchSampler(sampler, self.batch_size, *self._place(), allow_single=False)
         return self._loader(dataset, batches)
+
+    def plain_dataloader(self, split: str) -> ImageLoader:
+        """All images of a split in their order, as evaluation sees them, whatever the rank of this process."""
+        dataset = self.datasets[PLAIN if split == "train" else split]
+        batches = EpochBatchSampler(EpochSampler(len(dataset), None), self.eval_batch_size, allow_single=True)
+        return self._loader(dataset, batches)
+
+    def views_dataloader(self, view: int) -> ImageLoader:
+        """All training images in their order, altered as in an epoch of this number, whatever the rank."""
+        dataset = self.datasets["train"]
+        dataset.alter = True
+        sampler = EpochSampler(len(dataset), None)
+        sampler.set_epoch(view)
+        return self._loader(dataset, EpochBatchSampler(sampler, self.eval_batch_size, allow_single=True))
 
     def val_dataloader(self) -> ImageLoader:
         """This rank's share of the validation images; each counts once."""
@@ -127,7 +152,7 @@ class ImageDataModule(lightning.LightningDataModule):
         batches = EpochBatchSampler(sampler, self.eval_batch_size * world_size, rank, world_size, allow_single=True)
         return self._loader(dataset, batches)
 
-    def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler) -> ImageLoader:
+    def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler | EpisodeSampler) -> ImageLoader:
         device = self._device()
         workers = self.num_workers
         if workers is None:
@@ -150,7 +175,9 @@ class ImageDataModule(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
-def requests(image_set: ImageSet, spec: InputSpec, transform: str, *, build: bool) -> dict[str, Request]:
+def requests(
+    image_set: ImageSet, spec: InputSpec, transform: str, *, build: bool, plain: bool = False
+) -> dict[str, Request]:
     """The stores that a data module needs, as arguments of `open_stores`.
 
     Args:
@@ -158,12 +185,16 @@ def requests(image_set: ImageSet, spec: InputSpec, transform: str, *, build: boo
         spec: The input that the backbone expects.
         transform: Name of the training augmentation.
         build: Whether to decode images that are not in the cache yet.
+        plain: Whether the training images are needed as evaluation sees them, too.
     """
     return {
-        split: Request(image_set.splits[split], augment.geometry, build)
-        for split, augment in _augmentations(spec, transform).items()
+        name: Request(image_set.splits[split], augment.geometry, build)
+        for name, (split, augment) in _augmentations(spec, transform).items()
+        if plain or name != PLAIN
     }
 
 
-def _augmentations(spec: InputSpec, transform: str) -> dict[str, Augmentation]:
-    return {split: augmentation(transform if split == "train" else "none", spec) for split in SPLITS}
+def _augmentations(spec: InputSpec, transform: str) -> dict[str, tuple[str, Augmentation]]:
+    """Split and augmentation of each dataset; the training images are there as evaluation sees them, too."""
+    found = {split: (split, augmentation(transform if split == "train" else "none", spec)) for split in SPLITS}
+    return found | {PLAIN: ("train", augmentation("none", spec))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -194,6 +194,18 @@ class EpochBatchSampler(Sampler[list[Key]]):
         return full + (left > 0 and not joins)
 
 
+class Batches(Protocol):
+    """The batches of an epoch, as lists of keys."""
+
+    def share(self, batch: int) -> Share:
+        """This process's share of a batch, by the number of the batch in the epoch."""
+        ...
+
+    def __iter__(self) -> Iterator[list[Key]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that raises a worker's `RecastError` unchanged.
 
@@ -208,12 +220,12 @@ class ImageLoader(DataLoader[Any]):
         prefetch_factor: Batches that each process prepares ahead.
     """
 
-    batch_sampler: EpochBatchSampler
+    batch_sampler: Batches
 
     def __init__(
         self,
         dataset: ImageDataset,
-        batch_sampler: EpochBatchSampler,
+        batch_sampler: Batches,
         num_workers: int,
         *,
         pin_memory: bool = False,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,20 @@ import lightning
 import timm
 import torch
 import torchvision
+from lightning.pytorch.callbacks import Callback
 
 from recast_exp import __version__
 from recast_exp.config.schema import Config, TrainerConfig
+from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.display import console, plots
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
-from recast_exp.experiment.probe import probe
+from recast_exp.experiment.features import frozen_features
+from recast_exp.experiment.heads import finish_head
+from recast_exp.experiment.probe import Measured, probe
 from recast_exp.files import write_json
-from recast_exp.models.adapted import AdaptedModel
+from recast_exp.heads import Features
+from recast_exp.models.adapted import KINDS, AdaptedModel
 from recast_exp.models.count import count
 from recast_exp.models.label import run_title, short_name
 from recast_exp.models.task_file import write_task
@@ -34,6 +42,7 @@ from recast_exp.tracking.base import Tracker
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
 from recast_exp.training.loop import FitResult, fit, peak_memory_mb, test
+from recast_exp.training.loop import validate as validate_model
 
 log = logging.getLogger(__name__)
 
@@ -83,19 +92,19 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
     start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
-    data = experiment.data(keep=True)
+    data = experiment.data(keep=True, plain=experiment.head.solved)
     if is_main:
         write_card(run_dir, data)
-    recipe, name = experiment.recipe, settings.model.name
+    recipe = experiment.recipe
     pruning = Pruning.of(settings.search)
     more = [pruning] if pruning else []
-    result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
+    result = _train(experiment, adapted, data, run_dir, trackers, more)
     if pruning:
         pruning.check(settings.trainer.max_epochs)
     if is_main:
         # Before the test: should that fail, the trained parameters are not lost.
         write_task(run_dir / layout.TASK, adapted.file_tensors(), experiment.record(adapted))
-        if remark := adapted.adapter.remark(result.metrics, result.history[-1]):
+        if result.history and (remark := adapted.adapter.remark(result.metrics, result.history[-1])):
             log.warning("%s", remark)
     tested = test(recipe, adapted, data, trackers)
     metrics = _metrics(settings.trainer, result, tested.metrics, probed) | mimicry
@@ -110,8 +119,35 @@ def validate(settings: Config, run_dir: Path) -> dict[str, float]:
     """Train and validate, without a look at the test images; `adapt` in the same folder goes on from there."""
     experiment = Experiment.open(settings)
     adapted = experiment.adapt(experiment.banks()[0])
-    data = experiment.data(keep=True)
-    return fit(experiment.recipe, adapted, data, run_dir=run_dir, description=settings.model.name).metrics
+    data = experiment.data(keep=True, plain=experiment.head.solved)
+    return _train(experiment, adapted, data, run_dir).metrics
+
+
+def _train(
+    experiment: Experiment,
+    adapted: AdaptedModel,
+    data: ImageDataModule,
+    run_dir: Path,
+    trackers: Sequence[Tracker] = (),
+    more: Sequence[Callback] = (),
+) -> FitResult:
+    """Train what trains by gradient descent, then solve or calibrate the head where it is to be; in place."""
+    recipe, head = experiment.recipe, experiment.head
+    only_head = not any(adapted.trainable.get(kind) for kind in KINDS if kind != "head")
+    features: Callable[[str], Features] | None = None
+    if head.solved and only_head and not adapted.buffers:
+        result = FitResult({"epoch": 0, "epochs": 0, "seconds": 0.0, "images_per_second": 0.0}, [])
+        features = partial(frozen_features, experiment, views=head.views)
+    else:
+        name = experiment.settings.model.name
+        result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
+    started = time.perf_counter()
+    finished = finish_head(recipe, adapted, data, head, features)
+    if not finished.changed:
+        return result
+    measured = validate_model(recipe, adapted, data)
+    measured |= {"head/temperature": finished.temperature, "head/seconds": time.perf_counter() - started}
+    return FitResult(result.metrics | measured, result.history, {"head": finished.description})
 
 
 def _mimicry_error(experiment: Experiment, banks: Banks) -> float:
@@ -140,12 +176,11 @@ def versions() -> dict[str, str]:
     return {f"version/{name}": version for name, version in found.items()}
 
 
-def _metrics(
-    trainer: TrainerConfig, result: FitResult, tested: dict[str, float], probed: dict[str, float]
-) -> dict[str, Any]:
+def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float], probed: Measured) -> dict[str, Any]:
     return {
         **tested,
         **result.metrics,
+        **result.facts,
         **{f"probe/{name}": value for name, value in probed.items()},
         "peak_memory_mb": peak_memory_mb(),
         "device": device_name(trainer),
@@ -162,7 +197,8 @@ def _write(
 ) -> None:
     parameters = count(adapted, (run_dir / layout.TASK).stat().st_size)
     write_json(run_dir / layout.PARAMETERS, parameters)
-    plots.learning_curves(result.history, layout.plot(run_dir, "learning_curves"), reported=int(metrics["epoch"]))
+    if result.history:
+        plots.learning_curves(result.history, layout.plot(run_dir, "learning_curves"), reported=int(metrics["epoch"]))
     if start:
         after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
         plots.coefficients(start, after, layout.plot(run_dir, "coefficients"))

@@ -6,21 +6,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recast_exp import heads
 from recast_exp.adapters import Adapter, from_config
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.data import load_dataset
-from recast_exp.data.datamodule import ImageDataModule, requests
+from recast_exp.data.datamodule import PLAIN, ImageDataModule, requests
 from recast_exp.data.store import Store, open_stores
 from recast_exp.data.types import ImageSet
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE, pretrained_weights
 from recast_exp.files import cache_folder
+from recast_exp.heads import Head
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.create import backbone_name
 from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
+from recast_exp.training import objectives
+from recast_exp.training.objectives import Objective
 from recast_exp.training.recipe import Recipe
 
 
@@ -64,23 +68,36 @@ class Experiment:
     def recipe(self) -> Recipe:
         """How the model is trained."""
         settings = self.settings
-        return Recipe(settings.optimizer, settings.scheduler, settings.trainer, settings.seed, settings.select)
+        return Recipe(
+            settings.optimizer, settings.scheduler, settings.trainer, settings.seed, settings.select, self.objective
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What a training step minimises."""
+        return objectives.from_config(self.settings.training)
+
+    @property
+    def head(self) -> Head:
+        """The head: trained with the rest, or solved."""
+        return heads.from_config(self.settings.head)
 
     @property
     def eval_batch_size(self) -> int:
         """Images per evaluation batch. Another number changes the last bits of a result."""
         return self.settings.dataset.eval_batch_size or EVAL_BATCH_SIZE
 
-    def data(self, *, keep: bool = False) -> ImageDataModule:
+    def data(self, *, keep: bool = False, plain: bool = False) -> ImageDataModule:
         """Loaders of the images, as the backbone wants them.
 
         Args:
+            plain: Whether the training images are needed as evaluation sees them, too.
             keep: Whether to keep resized images as `dataset.cache` says. Otherwise those that are kept already are
                 used, and others are decoded when they are read: right for whoever reads each image once.
         """
         dataset = self.settings.dataset
-        if not self._stores or (keep and not self._kept):
-            wanted = requests(self.images, self.backbone.input, dataset.transform, build=keep)
+        if not self._stores or (keep and not self._kept) or (plain and PLAIN not in self._stores):
+            wanted = requests(self.images, self.backbone.input, dataset.transform, build=keep, plain=plain)
             self._stores = open_stores(wanted, dataset.cache, self.cache, self.images.name)
             self._kept = keep
         return ImageDataModule(
@@ -94,6 +111,7 @@ class Experiment:
             num_workers=dataset.num_workers,
             prefetch_factor=dataset.prefetch_factor,
             pin_memory=dataset.pin_memory,
+            episodes=self.objective.episodes(),
         )
 
     def banks(self) -> tuple[Banks | None, Path | None]:

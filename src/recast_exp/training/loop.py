@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import logging
 import resource
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ class FitResult:
         metrics: `train/…`, `val/…`, `adapter/…` and `coefficients/change` of the reported epoch, and `epochs`,
             `seconds`, `images_per_second`.
         history: One row per epoch.
+        facts: What else there is to say, in words.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -111,7 +114,8 @@ def fit(
     Raises:
         UserError: If the device is not available, training diverges, or a checkpoint to continue is damaged.
     """
-    module = TaskModule(adapted, recipe, len(data.image_set.classes))
+    adapted.set_trainable(*recipe.objective.trains)
+    module = TaskModule(adapted, recipe, len(data.image_set.classes), data)
     if recipe.trainer.compile:
         adapted.network.compile()
 
@@ -136,7 +140,7 @@ def fit(
         checkpoint = last if last.is_file() else None
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with _trainer(recipe, callbacks, loggers, run_dir, description) as trainer:
+    with trainer_for(recipe, callbacks, loggers, run_dir, description) as trainer:
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:
@@ -167,6 +171,14 @@ def fit(
         },
         history.rows,
     )
+
+
+def validate(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> dict[str, float]:
+    """Metrics of a model on the validation images, by name (`val/accuracy`)."""
+    module = TaskModule(adapted, recipe, len(data.image_set.classes))
+    with trainer_for(recipe, [], (), None, "validation") as trainer:
+        trainer.validate(module, datamodule=data, verbose=False)
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
 @dataclass
@@ -204,7 +216,7 @@ class Tested:
 def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
     """Measure a model on the test images."""
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
-    with _trainer(recipe, [], loggers, None, "testing") as trainer:
+    with trainer_for(recipe, [], loggers, None, "testing") as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     # `Trainer.test` returns only the metrics that it logs to trackers itself: none here
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -293,11 +305,26 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _trainer(
-    recipe: Recipe, callbacks: list[Callback], loggers: Sequence[Logger], run_dir: Path | None, description: str
+def trainer_for(
+    recipe: Recipe,
+    callbacks: list[Callback],
+    loggers: Sequence[Logger],
+    run_dir: Path | None,
+    description: str,
+    *,
+    alone: bool = False,
 ) -> Iterator[L.Trainer]:
-    """Lightning's trainer for a recipe; the seed, the number of threads and the rank hold within the block."""
-    options = recipe.trainer
+    """Lightning's trainer for a recipe; the seed, the number of threads and the rank hold within the block.
+
+    Args:
+        recipe: The settings of training.
+        callbacks: Its callbacks.
+        loggers: Trackers.
+        run_dir: Folder for checkpoints; None makes none.
+        description: Title of the progress bar.
+        alone: Whether this process computes by itself, whatever the number of devices of the run.
+    """
+    options = dataclasses.replace(recipe.trainer, devices=1, strategy="auto") if alone else recipe.trainer
     check_device(options)
     show = _bars.get() and sys.stderr.isatty()
     if show:

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
-from torchmetrics import CatMetric, MeanMetric, Metric
+from torchmetrics import CatMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import Share
 from recast_exp.errors import UserError
-from recast_exp.models.adapted import KINDS, AdaptedModel, normalisations_with_statistics
+from recast_exp.heads import Features
+from recast_exp.models.adapted import AdaptedModel, normalisations_with_statistics
+from recast_exp.models.features import tapped
 from recast_exp.models.task_file import copy_into
+from recast_exp.training.metrics import make_metrics, update
 from recast_exp.training.optim import gradient_free, make_optimizer, make_schedule
 from recast_exp.training.recipe import Recipe
 
-TOP_K = 5  # reported where there are more classes than that
+PARTS = ("train", "val", "test")
 
 
 class TaskModule(L.LightningModule):
@@ -29,13 +33,21 @@ class TaskModule(L.LightningModule):
     Its checkpoints hold only the task parameters: the backbone and the banks are rebuilt from their sources.
     """
 
-    def __init__(self, adapted: AdaptedModel, recipe: Recipe, num_classes: int) -> None:
+    def __init__(
+        self, adapted: AdaptedModel, recipe: Recipe, num_classes: int, data: ImageDataModule | None = None
+    ) -> None:
         super().__init__()
         self.strict_loading = False
         self.adapted = adapted
         self.network = adapted.network
         self.recipe = recipe
-        self.metrics = nn.ModuleDict({f"{part}_metrics": _metrics(num_classes) for part in ("train", "val", "test")})
+        self.num_classes = num_classes
+        self.objective = recipe.objective
+        self.objective_state = self.objective.state()
+        self._data = data
+        self.metrics = nn.ModuleDict(
+            {f"{part}_metrics": make_metrics(num_classes, calibration=part != "train") for part in PARTS}
+        )
         self.per_class = MulticlassAccuracy(num_classes, average="none")
         self.predictions = CatMetric(nan_strategy="disable")
         self._pull_to = [
@@ -49,11 +61,11 @@ class TaskModule(L.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy, plus the pull of the coefficients towards their start."""
+        """The loss of the objective, plus the pull of the coefficients towards their start."""
         share = self.share("train", batch_idx)
-        logits, labels = self(batch[0])[: share.local], batch[1][: share.local]
-        loss = self._loss(logits.float(), labels, label_smoothing=self.recipe.optimizer.label_smoothing)
-        self._measure("train", logits, labels, loss.detach())
+        step = self.objective.step(self, batch[0], batch[1][: share.local], batch_idx)
+        loss = step.loss
+        self._measure("train", step.logits, step.labels, loss.detach())
         if share.local != share.total:
             # DDP averages the gradients of the ranks. With this factor, the result is the mean over all images of the
             # batch even if the ranks have different numbers of them.
@@ -86,7 +98,10 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Parameter groups and schedule of the configuration."""
-        optimizer = make_optimizer(self.adapted, self.recipe.optimizer)
+        optimizer = make_optimizer(self.adapted, self.recipe.optimizer, self.objective.trains)
+        if self.objective_state is not None:
+            own = {"name": "objective", "params": [*self.objective_state.parameters()]}
+            optimizer.add_param_group(own | {"lr": self.objective.lr, "weight_decay": 0.0})
         schedule = make_schedule(optimizer, self.recipe.scheduler, self.recipe.trainer.max_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
@@ -107,7 +122,25 @@ class TaskModule(L.LightningModule):
         """Choose the parameters that train in this epoch."""
         # DDP has fixed its list of gradients before training; there, gradients are dropped instead (see below)
         if self.recipe.trainer.head_first_epochs and self.trainer.world_size == 1:
-            self.adapted.set_trainable(*(("head",) if self.head_first else KINDS))
+            self.adapted.set_trainable(*(("head",) if self.head_first else self.objective.trains))
+
+    def on_validation_epoch_start(self) -> None:
+        """Let the objective prepare the model, during training."""
+        if self.trainer.state.fn == "fit":
+            self.objective.before_validation(self)
+
+    def training_features(self) -> Features:
+        """The features of all training images, as evaluation sees them, computed now."""
+        assert self._data is not None
+        values, labels = [], []
+        with tapped(self.network) as tap:
+            for batch in self._data.plain_dataloader("train"):
+                images, numbers = self.trainer.strategy.batch_to_device(batch)
+                with self.trainer.precision_plugin.forward_context():
+                    self(self._data.normalize(images))
+                values.append(tap.take().float().cpu())
+                labels.append(numbers.cpu())
+        return Features(torch.cat(values), torch.cat(labels), self.num_classes)
 
     def on_train_epoch_end(self) -> None:
         """Stop a run that has diverged, before its checkpoint replaces the last good one.
@@ -146,6 +179,10 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen parameters out of checkpoints: 87 MB for a ViT-S, whose task parameters take a few kB."""
         checkpoint["trunk"] = self.adapted.trunk
+        if self.objective_state is not None:
+            checkpoint["objective"] = {
+                name: tensor.clone() for name, tensor in self.objective_state.state_dict().items()
+            }
         checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in self.adapted.task_tensors().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -161,6 +198,8 @@ class TaskModule(L.LightningModule):
                 "restore the file(s), or start the run from scratch"
             )
         copy_into(self.adapted, checkpoint["state_dict"])
+        if self.objective_state is not None:
+            self.objective_state.load_state_dict(checkpoint["objective"])
         checkpoint["state_dict"] = {}
 
     def _pull(self) -> Tensor:
@@ -169,7 +208,7 @@ class TaskModule(L.LightningModule):
             distance = distance + (self.network.get_parameter(path) - start.to(self.device)).square().sum()
         return self.recipe.optimizer.coefficients_pull * distance
 
-    def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy; without images, it and its gradients are 0."""
         reduction = "mean" if len(labels) else "sum"
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
@@ -177,7 +216,7 @@ class TaskModule(L.LightningModule):
     def _evaluate(self, part: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Share, Tensor, Tensor]:
         share = self.share(part, batch_idx)
         logits, labels = self(batch[0]).float()[: share.local], batch[1][: share.local]
-        self._measure(part, logits, labels, self._loss(logits, labels))
+        self._measure(part, logits, labels, self.loss(logits, labels))
         return share, logits, labels
 
     def _measure(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -187,21 +226,8 @@ class TaskModule(L.LightningModule):
         """
         metrics = self.metrics[f"{part}_metrics"]
         assert isinstance(metrics, nn.ModuleDict)
+        update(metrics, logits.detach(), labels, loss)
         for name, metric in metrics.items():
             assert isinstance(metric, Metric)
-            if name == "loss":
-                metric.update(loss, weight=len(labels))
-            elif len(labels):
-                metric.update(logits.detach(), labels)
             shown = name == "accuracy"
             self.log(f"{part}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
-
-
-def _metrics(num_classes: int) -> nn.ModuleDict:
-    metrics: dict[str, Metric] = {
-        "loss": MeanMetric(),
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-    }
-    if num_classes > TOP_K:
-        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP_K)
-    return nn.ModuleDict(metrics)

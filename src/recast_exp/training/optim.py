@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from recast_exp.config.schema import OptimizerConfig, SchedulerConfig
 from recast_exp.models.adapted import KINDS, AdaptedModel
 
 
-def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer:
-    """One parameter group for each kind that trains, named after it; options that are null take the common value."""
+def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig, kinds: Sequence[str] = KINDS) -> Optimizer:
+    """One parameter group for each of the kinds, named after it; options that are null take the common value."""
     options_of = {
         "coefficients": (options.coefficients_lr, options.coefficients_weight_decay),
         "adapter": (options.adapter_lr, options.adapter_weight_decay),
@@ -30,7 +30,7 @@ def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig) -> Optimizer
         "head": (None, options.head_weight_decay),
     }
     groups: list[dict[str, Any]] = []
-    for kind in KINDS:
+    for kind in kinds:
         parameters = [parameter for _, parameter in adapted.parameters(kind)]
         if parameters:
             lr, decay = options_of[kind]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recast_exp.config.schema import OptimizerConfig, SchedulerConfig, TrainerConfig
+from recast_exp.training.objectives import Objective
+from recast_exp.training.objectives.joint import Joint
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Recipe:
         scheduler: Learning rates over the epochs.
         trainer: Device, precision and length.
         seed: Seed of the epochs.
+        objective: What a step minimises.
         select: The epoch that is reported: the last, or the best by validation accuracy ("last", "best").
     """
 
@@ -24,3 +27,4 @@ class Recipe:
     trainer: TrainerConfig
     seed: int
     select: str = "last"
+    objective: Objective = field(default_factory=Joint)

@@ -1,0 +1,247 @@
+"""What a head is: options, a grid of strengths, and a closed or converged solution for given features.
+
+A head is solved on the features of images that a backbone, whatever it is, has computed: the inputs of its classifier.
+Every solution is a weight and a bias of that classifier, so nothing else needs to know how they were found.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from recast_exp.config.fields import option
+from recast_exp.errors import UserError
+
+CHUNK = 4096  # rows that are in float64 at a time: 25 MB of 768 features
+
+Setting = Mapping[str, float | str]
+"""The values of a head's strengths: `{"C": 1.0}`."""
+
+
+def in_chunks(values: Tensor) -> Iterator[Tensor]:
+    """Some thousand rows at a time, so that not all of them are in float64 at once."""
+    for start in range(0, len(values), CHUNK):
+        yield values[start : start + CHUNK]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of labelled images.
+
+    Attributes:
+        values: float32 or float64 [N, D].
+        labels: int64 [N] of class numbers, counted from 0.
+        num_classes: Number C of classes.
+
+    Raises:
+        UserError: If a feature is not finite, or there are no features.
+    """
+
+    values: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or not self.values.numel():
+            raise UserError(f"features: expected [images, features], got a tensor of shape {list(self.values.shape)}")
+        bad = sum(int((~rows.isfinite().all(1)).sum()) for rows in in_chunks(self.values))
+        if bad:
+            raise UserError(
+                f"features: expected finite numbers, got NaN or infinity for {bad} of {len(self)} images; check the "
+                "weights of the backbone"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def width(self) -> int:
+        """Number D of features of an image."""
+        return self.values.shape[1]
+
+    def select(self, rows: Tensor) -> Features:
+        """The features of some images."""
+        return Features(self.values[rows], self.labels[rows], self.num_classes)
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features in float64 and labels, some thousand images at a time."""
+        for values, labels in zip(in_chunks(self.values), in_chunks(self.labels), strict=True):
+            yield values.double(), labels
+
+    def __add__(self, other: Features) -> Features:
+        return Features(
+            torch.cat([self.values, other.values]), torch.cat([self.labels, other.labels]), self.num_classes
+        )
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Their sums, which several heads share."""
+        return Moments.of(self)
+
+    def check_classes(self) -> None:
+        """Check that each class can be learnt.
+
+        Raises:
+            UserError: If a class has no image.
+        """
+        counts = torch.bincount(self.labels, minlength=self.num_classes)
+        if missing := (counts == 0).nonzero().flatten().tolist():
+            listed = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+            raise UserError(f"head: expected a training image of each class, got none of class {listed}")
+
+
+@dataclass
+class Moments:
+    """Sums over images, in float64: enough to solve ridge regression and discriminant analysis.
+
+    They take D² + C·D numbers for any number of images, and can be added up batch by batch (`add`), so features need
+    not be kept.
+
+    Attributes:
+        counts: [C], images of each class.
+        sums: [C, D], sums of their features.
+        gram: [D, D], Σᵢ wᵢ xᵢ xᵢᵀ, in which each image has the weight of its class.
+        weights: [C], weight of an image of each class in `gram`.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    gram: Tensor
+    weights: Tensor
+
+    @classmethod
+    def empty(cls, num_classes: int, width: int, weights: Tensor | None = None) -> Moments:
+        """Those of no image.
+
+        Args:
+            num_classes: Number C of classes.
+            width: Number D of features.
+            weights: [C], weight of an image of each class; 1 for all if it is left out.
+        """
+        zeros = functools.partial(torch.zeros, dtype=torch.float64)
+        weights = torch.ones(num_classes, dtype=torch.float64) if weights is None else weights.double()
+        return cls(zeros(num_classes), zeros(num_classes, width), zeros(width, width), weights)
+
+    @classmethod
+    def of(cls, features: Features, weights: Tensor | None = None) -> Moments:
+        """Those of features that are at hand."""
+        moments = cls.empty(features.num_classes, features.width, weights)
+        for values, labels in features.chunks():
+            moments.add(values, labels)
+        return moments
+
+    def add(self, values: Tensor, labels: Tensor) -> None:
+        """Add a batch of features [B, D] with labels [B]."""
+        values = values.double()
+        self.counts += torch.bincount(labels, minlength=len(self.counts))
+        self.sums.index_add_(0, labels, values)
+        self.gram.addmm_((values * self.weights[labels, None]).T, values)
+
+    @property
+    def means(self) -> Tensor:
+        """[C, D], mean features of each class."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the weights of all images."""
+        return (self.counts * self.weights).sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """[D], weighted mean of the features."""
+        return self.weights @ self.sums / self.total
+
+    def centred_gram(self) -> Tensor:
+        """[D, D], Σᵢ wᵢ (xᵢ - m)(xᵢ - m)ᵀ with the mean m."""
+        return self.gram - self.total * self.mean.outer(self.mean)
+
+    def within(self) -> Tensor:
+        """[D, D], the covariance within classes, of which each image has its weight."""
+        means = self.means
+        return (self.gram - (means * (self.counts * self.weights)[:, None]).T @ means) / self.total
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solved head.
+
+    Attributes:
+        weight: float64 [C, D].
+        bias: float64 [C].
+        setting: The strengths that it was solved with.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    setting: Setting = field(default_factory=dict)
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Features [N, D] → float64 logits [N, C]."""
+        return torch.cat([rows.double() @ self.weight.T + self.bias for rows in in_chunks(values)])
+
+    def scaled(self, factor: float) -> Solution:
+        """The same decisions with logits times a factor."""
+        return Solution(self.weight * factor, self.bias * factor, self.setting)
+
+
+@dataclass
+class Head(ABC):
+    """A classifier that is solved, not trained. The fields of a subclass are its options.
+
+    Attributes:
+        solved: Whether it is solved; the paper's own head is trained with the rest instead.
+        label: What tables call it; the module's name by default.
+    """
+
+    solved: ClassVar[bool] = True
+    label: ClassVar[str] = ""
+
+    class_weight: str = option(
+        "none", "weight of a class: by its images, or the same for all", choices=("none", "balanced")
+    )
+    calibrate: bool = option(True, "scale the logits by a temperature that validation chooses")
+    views: int = option(0, "altered views of each training image to solve it on, too", ge=0)
+    refit: str = option("train", "images that the chosen head is solved on in the end", choices=("train", "train_val"))
+    select: str = option(
+        "loss",
+        "what chooses the strength on validation images: calibrated loss, or accuracy",
+        choices=("loss", "accuracy"),
+    )
+
+    @property
+    def name(self) -> str:
+        """The name of its module, and of its option."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def settings(self) -> Sequence[Setting]:
+        """The grid of strengths to choose from."""
+
+    @abstractmethod
+    def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
+        """Solve the head for each setting of a list, in its order.
+
+        Args:
+            features: Features of the training images; each class has at least one.
+            settings: Some of `settings()`.
+        """
+
+    def image_weights(self, counts: Tensor) -> Tensor:
+        """[C], weight of an image of each class; their mean over all images is 1."""
+        counts = counts.double()
+        if self.class_weight == "none":
+            return torch.ones_like(counts)
+        return counts.sum() / (len(counts) * counts.clamp(min=1))
+
+    def moments(self, features: Features) -> Moments:
+        """The sums over images, each with its weight."""
+        if self.class_weight == "none":
+            return features.moments
+        return Moments.of(features, self.image_weights(features.moments.counts))

@@ -1,0 +1,34 @@
+"""The best of all solved heads, by validation: the probe that every result stands beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from recast_exp.config.fields import option
+from recast_exp.heads._base import Features, Head, Setting, Solution
+
+
+@dataclass
+class Best(Head):
+    """Every head of a list with its own grid, compared by the same measure."""
+
+    heads: list[str] = option(["logistic", "ridge", "lda", "nearest_mean"], "the heads to choose from")
+
+    def members(self) -> list[Head]:
+        """The heads with their default options, and the weights of classes of this one."""
+        from recast_exp.heads import load  # which imports this module
+
+        return [load(name)(class_weight=self.class_weight) for name in self.heads]
+
+    def settings(self) -> list[Setting]:
+        """Those of all heads, each with the name of its head."""
+        return [{"head": head.name, **setting} for head in self.members() for setting in head.settings()]
+
+    def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
+        """Solve each head for those of the settings that are its own."""
+        for head in self.members():
+            own = [setting for setting in settings if setting["head"] == head.name]
+            plain = [{name: value for name, value in setting.items() if name != "head"} for setting in own]
+            for setting, solution in zip(own, head.solve(features, plain), strict=True):
+                yield Solution(solution.weight, solution.bias, setting)

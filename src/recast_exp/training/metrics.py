@@ -1,0 +1,58 @@
+"""The metrics of a part of the images, the same everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+TOP_K = 5  # top-5 accuracy is recorded for more classes than that
+CALIBRATION = "calibration_error"
+BINS = 15  # of the expected calibration error; Guo et al. 2017 (arXiv 1706.04599)
+
+
+def make_metrics(num_classes: int, *, calibration: bool = True) -> nn.ModuleDict:
+    """Metrics by name: `accuracy` of all images, `accuracy_macro` as the mean over classes, `loss`, and others.
+
+    Args:
+        num_classes: Number of classes.
+        calibration: Whether the expected calibration error is one of them.
+    """
+    metrics: dict[str, Metric] = {
+        "loss": MeanMetric(),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "accuracy_macro": MulticlassAccuracy(num_classes, average="macro"),
+    }
+    if calibration:
+        metrics[CALIBRATION] = MulticlassCalibrationError(num_classes, n_bins=BINS)
+    if num_classes > TOP_K:
+        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP_K)
+    return nn.ModuleDict(metrics)
+
+
+def update(metrics: nn.ModuleDict, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    """Add a batch.
+
+    Args:
+        metrics: `make_metrics`.
+        logits: [B, C].
+        labels: int64 [B].
+        loss: Their mean loss.
+    """
+    for name, metric in metrics.items():
+        assert isinstance(metric, Metric)
+        if name == "loss":
+            metric.update(loss, weight=len(labels))
+        elif len(labels):
+            # torchmetrics takes logits that all lie in [0, 1] for probabilities
+            metric.update(logits.float().softmax(1) if name == CALIBRATION else logits, labels)
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics of logits [N, C] that are at hand, by name."""
+    metrics = make_metrics(logits.shape[1])
+    with torch.no_grad():
+        update(metrics, logits.float(), labels, F.cross_entropy(logits.float(), labels))
+    return {name: float(metric.compute()) for name, metric in metrics.items()}  # type: ignore[operator]

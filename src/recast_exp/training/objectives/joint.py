@@ -1,0 +1,24 @@
+"""Head and task parameters are trained together by gradient descent, as in the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from recast_exp.training.objectives._base import Objective, Step
+
+if TYPE_CHECKING:
+    from recast_exp.training.module import TaskModule
+
+
+@dataclass
+class Joint(Objective):
+    """The cross-entropy of a batch."""
+
+    def step(self, module: TaskModule, images: Tensor, labels: Tensor, batch_idx: int) -> Step:
+        """Classify the images with the head as it is."""
+        logits = module(images)[: len(labels)]
+        smoothing = module.recipe.optimizer.label_smoothing
+        return Step(module.loss(logits.float(), labels, smoothing), logits, labels)
