@@ -21,7 +21,7 @@ from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.fields import accepted
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
-from recast_exp.plugins import ADAPTERS, DATASETS
+from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, STAGES
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
@@ -407,9 +407,12 @@ class _Checker:
             return None
 
 
+_REGISTRIES = ADAPTERS, DATASETS, HEADS, STAGES
+
+
 def _installed(group: str) -> list[str]:
     """The plug-ins of a group of options, those of other packages included; none where options are no plug-ins."""
-    return next((registry.names() for registry in (ADAPTERS, DATASETS) if registry.kind == group), [])
+    return next((registry.names() for registry in _REGISTRIES if registry.kind == group), [])
 
 
 def _is_of_all_jobs(override: Override) -> bool:

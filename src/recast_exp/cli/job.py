@@ -20,6 +20,7 @@ from recast_exp.config import grammar, rules
 from recast_exp.config.schema import Config, typed
 from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
+from recast_exp.files import write_json
 from recast_exp.runs import layout, record
 from recast_exp.runs.plan import recipe_line
 from recast_exp.runs.state import State
@@ -130,7 +131,7 @@ def _run(
     finished = record.is_finished(folder)
     if finished and sweep is not None:
         log.info("%s is finished; nothing is left to do", folder)
-        return record.read_results(folder)[0]
+        return record.read_metrics(folder)
     # Bars of several jobs would write over one another
     with quiet(), progress_bars(sweep is None):
         if finished and settings.resume:
@@ -142,8 +143,13 @@ def _run(
             return {}
         if sweep is None and sources and settings.stage["name"] == "adapt":
             log.info("%s", recipe_line(settings, sources))
+        if settings.stage["name"] != "adapt":  # which goes on from what is there
+            (folder / layout.METRICS).unlink(missing_ok=True)
         with record.ending(folder):
             metrics = stage.run(job)
+            # The last file of a job: one that has it need not be run again. Most stages write it themselves
+            if is_main_process(settings.trainer.devices) and not (folder / layout.METRICS).is_file():
+                write_json(folder / layout.METRICS, metrics)
     record.update(folder, **{"val/accuracy": metrics.get("val/accuracy")})
     return metrics
 

@@ -79,6 +79,8 @@ def _conclude(plan: Plan) -> int:
     settings = collect(plan.folder, plan.jobs)
     if settings:
         show_sweep(plan.folder, settings)
+    else:
+        print(f"Sweep {plan.folder}")
     jobs = all_records(plan)
     skipped = [record for record in jobs if record["state"] == State.SKIPPED]
     if skipped:

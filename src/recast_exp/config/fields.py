@@ -133,23 +133,28 @@ def build(kind: type[Options], values: Mapping[str, Any], prefix: str, owner: st
         owner: What the options belong to, for messages: `stage=compare`.
 
     Raises:
-        UserError: If an option is unknown, of the wrong type or out of range. One line.
+        UserError: If options are unknown, of the wrong type or out of range. One line for all of them.
     """
     known = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     node = OmegaConf.structured(kind)
     OmegaConf.set_readonly(node, False)  # that of a frozen dataclass is
+    problems = []
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise UserError(f"{prefix}{name}: unknown option; {owner} takes {', '.join(known) or 'no options'}{hint}")
+            listed = ", ".join(known) or "no options"
+            problems.append(f"{prefix}{name}: unknown option; {owner} takes {listed}{hint}")
+            continue
         try:
             node[name] = value
             problem = range_problem(f"{prefix}{name}", known[name], node[name])
         except OmegaConfBaseException:
             problem = f"{prefix}{name}: expected {accepted(known[name])}, got {value!r}"
         if problem:
-            raise UserError(problem)
+            problems.append(problem)
+    if problems:
+        raise UserError("; ".join(problems))
     made = OmegaConf.to_object(node)
     assert isinstance(made, kind)
     return made

@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class _Watcher:
 
     Attributes:
         reported: Numbers of the jobs whose end needs no line, or has had one.
+        own: What tells a job from those with the same method, dataset and seed, for each job.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
@@ -73,6 +75,7 @@ class _Watcher:
         self._folder, self._jobs = folder, jobs
         self._ended: dict[int, Record] = {}
         self._before: dict[int, str] = {}
+        self.own = _own_overrides(jobs)
         # Jobs that had ended before need no line; those that had failed before wait to be run again
         for number, record in enumerate(self.look()):
             if record["state"] in (State.FINISHED, State.SKIPPED, State.PRUNED):
@@ -103,12 +106,29 @@ def _report(watcher: _Watcher) -> None:
     for number, record in enumerate(records):
         if record["state"] in ENDED and number not in watcher.reported:
             watcher.reported.add(number)
-            print(f"{len(watcher.reported)} of {len(records)}: {describe(record)}", file=sys.stderr, flush=True)
+            line = f"{len(watcher.reported)} of {len(records)}: {describe(record, watcher.own[number])}"
+            print(line, file=sys.stderr, flush=True)
 
 
-def describe(record: Record) -> str:
-    """An ended job in one line."""
-    job = f"{record['label']} on {record['dataset']}, seed {record['seed']}"
+def _own_overrides(jobs: Sequence[Record]) -> list[str]:
+    """For each job, the overrides that not all have, where method, dataset and seed do not tell it from another."""
+    names = Counter((job["label"], job["dataset"], job["seed"]) for job in jobs)
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+    own = []
+    for job in jobs:
+        texts = [text.lstrip("+") for text in job["overrides"] if text not in shared and not text.startswith("seed=")]
+        own.append(" ".join(texts) if names[job["label"], job["dataset"], job["seed"]] > 1 else "")
+    return own
+
+
+def describe(record: Record, own: str = "") -> str:
+    """An ended job in one line.
+
+    Args:
+        record: Its record.
+        own: What tells it from others, where its method, dataset and seed do not.
+    """
+    job = f"{record['label']} on {record['dataset']}, seed {record['seed']}" + (f", {own}" if own else "")
     if record["state"] == State.FINISHED:
         accuracy = record["val/accuracy"]
         result = f": validation {100 * accuracy:.1f} %" if accuracy is not None else ""

@@ -46,7 +46,7 @@ def cause(line: str, failing: Sequence[Asked], jobs: Sequence[Asked]) -> str:
         return ""
     shared = set.intersection(*(set(job.swept.values()) for job in failing))
     named = [text for text in failing[0].swept.values() if text in shared]
-    what = [text.replace('"', "") for text in named or failing[0].swept.values()]
+    what = [text.replace('"', "").lstrip("+") for text in named or failing[0].swept.values()]
     if all(text in line for text in what):
         return ""
     more = f", and {len(failing) - 1} more" if not named and len(failing) > 1 else ""

@@ -166,9 +166,11 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def is_finished(folder: Path) -> bool:
     """Whether a job has all its results, readable and whole; a record that says so is not enough."""
     record = read(folder)
-    if record is None or record["state"] != State.FINISHED or record["stage"] != "adapt":
+    if record is None or record["state"] != State.FINISHED:
         return False
     try:
+        if record["stage"] != "adapt":
+            return isinstance(read_metrics(folder), dict)
         metrics, parameters = read_results(folder)
         task = read_record(folder / layout.TASK)
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])

@@ -148,7 +148,11 @@ def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list
     Returns:
         Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
     """
-    found = [record for record in records(folder, jobs) if job_record.is_finished(folder / record["folder"])]
+    found = [
+        record
+        for record in records(folder, jobs)
+        if record["stage"] == "adapt" and job_record.is_finished(folder / record["folder"])
+    ]
     shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
     settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in found:

@@ -1,0 +1,190 @@
+"""Each head against an independent implementation, and the sums that it is solved from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge as SklearnRidge
+from torch.nn import functional as F  # noqa: N812
+
+from recast_exp.heads import Features, Moments, choose, temperature
+from recast_exp.heads.lda import LDA, ledoit_wolf
+from recast_exp.heads.logistic import Logistic
+from recast_exp.heads.nearest_mean import NearestMean
+from recast_exp.heads.ridge import Ridge, leave_one_out, solve_ridge
+
+
+@pytest.fixture(params=[(60, 8), (20, 50)], ids=["many images", "many features"])
+def features(request: pytest.FixtureRequest) -> Features:
+    images, width = request.param
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(images) % 3
+    labels[:4] = 0  # classes of different sizes
+    means = torch.randn(3, width, generator=generator)
+    return Features(means[labels] + torch.randn(images, width, generator=generator) * 1.5 + 4, labels, 3)
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.5, 0.9])
+def test_lda_is_scikit_learns(features: Features, shrinkage: float) -> None:
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+    theirs.fit(features.values.double().numpy(), features.labels.numpy())
+    (ours,) = LDA().solve(features, [{"shrinkage": shrinkage}])
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours.bias.numpy(), theirs.intercept_, rtol=1e-6, atol=1e-8)
+
+
+def test_ledoit_wolf_is_scikit_learns(features: Features) -> None:
+    means = features.moments.means
+    centred = (features.values.double() - means[features.labels]).numpy()
+    _, expected = sklearn_ledoit_wolf(centred, assume_centered=True)
+    assert 0 < expected < 1
+    assert ledoit_wolf(features, features.moments) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("strength", [1e-2, 1.0])
+def test_ridge_is_scikit_learns(features: Features, strength: float) -> None:
+    values = features.values.double().numpy()
+    penalty = strength * ((values - values.mean(0)) ** 2).sum() / values.shape[1]
+    theirs = SklearnRidge(alpha=penalty).fit(values, F.one_hot(features.labels).double().numpy())
+    (ours,) = Ridge().solve(features, [{"strength": strength}])
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(ours.bias.numpy(), theirs.intercept_, rtol=1e-6)
+    weight, bias = solve_ridge(features.values.double(), features.labels, 3, strength)
+    torch.testing.assert_close(weight, ours.weight)
+    torch.testing.assert_close(bias, ours.bias)
+
+
+@pytest.mark.parametrize("images", [4, 9])
+def test_gradients_pass_through_the_solve(images: int) -> None:
+    """Both forms: fewer images than features, and more."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(images, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    strength = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(images) % 2
+
+    def logits(values: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        weight, bias = solve_ridge(values, labels, 2, strength)
+        return torch.ones(2, 6, dtype=torch.float64) @ weight.T + bias
+
+    assert torch.autograd.gradcheck(logits, (values, strength))
+    assert torch.autograd.gradcheck(lambda v, s: leave_one_out(v, labels, 2, s), (values, strength))
+
+
+def test_leave_one_out_is_a_solve_without_that_image(features: Features) -> None:
+    values, targets = features.values.double(), F.one_hot(features.labels, 3).double()
+    centred = values - values.mean(0)
+    penalty = 0.2 * centred.square().sum() / features.width
+    predicted = leave_one_out(values, features.labels, 3, 0.2)
+    for image in (0, 7, len(features) - 1):
+        others = torch.arange(len(features)) != image
+        theirs = SklearnRidge(alpha=float(penalty)).fit(values[others].numpy(), targets[others].numpy())
+        np.testing.assert_allclose(
+            predicted[image].numpy(), theirs.predict(values[image : image + 1].numpy())[0], rtol=1e-6, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("weight", ["none", "balanced"])
+def test_logistic_regression_has_converged(features: Features, weight: str) -> None:
+    """At the minimum, the gradient of penalty and loss vanishes: computed here from the solution alone."""
+    head = Logistic(class_weight=weight, tolerance=1e-8)
+    (solution,) = head.solve(features, [{"C": 0.1}])
+    values = features.values.double()
+    scale = (values - values.mean(0)).square().mean().sqrt()
+    parameters = solution.weight.clone().requires_grad_(), solution.bias.clone().requires_grad_()
+    logits = values @ parameters[0].T + parameters[1]
+    per_class = head.image_weights(torch.bincount(features.labels))
+    losses = F.cross_entropy(logits, features.labels, reduction="none") * per_class[features.labels]
+    (0.5 * (parameters[0] * scale).square().sum() + 0.1 * losses.sum()).backward()
+    for parameter in parameters:
+        assert parameter.grad is not None
+    # An intercept moves with the weight, as the features are centred for the solver
+    weight_gradient = parameters[0].grad - parameters[1].grad[:, None] * values.mean(0)
+    assert weight_gradient.abs().max() / scale < 1e-4
+    assert parameters[1].grad.abs().max() < 1e-4
+
+
+def test_two_classes_have_two_rows() -> None:
+    features = Features(torch.randn(20, 4), torch.arange(20) % 2, 2)
+    (solution,) = Logistic().solve(features, [{"C": 1.0}])
+    assert solution.weight.shape == (2, 4)
+    torch.testing.assert_close(solution.weight[0], -solution.weight[1])
+
+
+def test_nearest_mean_is_cosine_similarity(features: Features) -> None:
+    (solution,) = NearestMean().solve(features, [{"centre": "none"}])
+    normalised = F.normalize(features.values.double())
+    means = torch.stack([normalised[features.labels == number].mean(0) for number in range(3)])
+    cosines = F.cosine_similarity(features.values.double()[:, None], means[None], dim=2)
+    assert torch.equal(solution.logits(features.values).argmax(1), cosines.argmax(1))
+
+
+def test_sums_of_batches_are_those_of_all(features: Features) -> None:
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    whole = Moments.of(features, weights)
+    streamed = Moments.empty(3, features.width, weights)
+    for start in range(0, len(features), 7):
+        streamed.add(features.values[start : start + 7], features.labels[start : start + 7])
+    for name in ("counts", "sums", "gram"):
+        torch.testing.assert_close(getattr(streamed, name), getattr(whole, name))
+    centred = features.values.double() - features.moments.means[features.labels]
+    expected = (centred * weights.double()[features.labels, None]).T @ centred / weights.double()[features.labels].sum()
+    torch.testing.assert_close(whole.within(), expected)
+
+
+def test_the_temperature_is_that_of_the_smallest_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(50) % 3
+    logits = 7 * (F.one_hot(labels, 3) + torch.randn(50, 3, generator=generator)).double()
+    heat = temperature(logits, labels)
+    grid = [heat * factor for factor in (0.9, 0.99, 1.0, 1.01, 1.1)]
+    losses = [F.cross_entropy(logits / each, labels).item() for each in grid]
+    assert min(losses) == losses[2]
+    assert temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1.0
+
+
+_LARGE = """
+import resource, sys, torch
+from recast_exp.heads import Features, choose
+from recast_exp.heads.{name} import {kind}
+labels = torch.arange({images}) % {classes}
+values = torch.randn({images}, 768)
+values[:, :{classes}] += 2 * torch.nn.functional.one_hot(labels, {classes}).float()
+train = Features(values, labels, {classes})
+choose({kind}({options}), train, Features(values[:1000], labels[:1000], {classes}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "classes"), [(50_000, 100), (5_994, 200)], ids=["CIFAR-100", "CUB"])
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("lda", "LDA", ""),
+        ("ridge", "Ridge", ""),
+        ("nearest_mean", "NearestMean", ""),
+        ("logistic", "Logistic", "strengths=[1e-3]"),
+    ],
+)
+def test_large_sets_take_less_than_2_gib(images: int, classes: int, name: str, kind: str, options: str) -> None:
+    code = _LARGE.format(images=images, classes=classes, name=name, kind=kind, options=options)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(run.stdout) * unit < 2 * 2**30
+
+
+def test_an_affine_map_of_the_choice_is_what_a_classifier_computes(features: Features) -> None:
+    chosen = choose(LDA(), features, features)
+    linear = torch.nn.Linear(features.width, 3)
+    with torch.no_grad():
+        linear.weight.copy_(chosen.solution.weight)
+        linear.bias.copy_(chosen.solution.bias)
+        logits = linear(features.values)
+    torch.testing.assert_close(logits.double(), chosen.solution.logits(features.values), rtol=1e-4, atol=1e-3)
