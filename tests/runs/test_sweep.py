@@ -279,7 +279,8 @@ def test_the_folder_of_a_sweep_knows_typed_values() -> None:
 
 
 def test_what_failed_before_is_news_again(tmp_path: Path) -> None:
-    jobs = [{"number": n, "folder": str(n), "label": "", "dataset": "", "seed": n, "skipped": None} for n in range(2)]
+    common = {"label": "", "dataset": "", "skipped": None, "overrides": []}
+    jobs = [{"number": n, "folder": str(n), "seed": n, **common} for n in range(2)]
     for number, state in enumerate(("finished", "failed")):
         (tmp_path / str(number)).mkdir()
         content = record(state=state, number=number) | job_record_keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -11,6 +11,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from recast_exp.runs.sweep import SearchRecord
 
 
 class OptunaSweeper(Sweeper):
@@ -38,7 +41,7 @@ class OptunaSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> SearchRecord:
         """Search.
 
         Args:
@@ -57,7 +60,7 @@ class OptunaSweeper(Sweeper):
         from recast_exp.search.run import search
 
         # Resolved now: the jobs make the pruner again, and have no node `hydra.sweeper`
-        settings = {
+        settings: Any = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in self.settings.items()
         }

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,7 +30,7 @@ class Checked:
     """What came of checking one job."""
 
     errors: list[RecastError]
-    content: dict[str, Any] = dataclasses.field(default_factory=dict)
+    content: dict[str, object] = dataclasses.field(default_factory=dict)
     """Its composed configuration, with what its task file brings; interpolations as they stand."""
     settings: Config | None = None
     """The same, typed and resolved; None if it cannot be composed."""
@@ -143,14 +142,14 @@ class JobChecker:
         return self._datasets[known]
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> dict[str, object]:
     """A configuration as nested mappings, interpolations as they stand."""
     content = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(content, dict)
     return {str(name): value for name, value in content.items()}
 
 
-def _adopted(content: dict[str, Any], task: str) -> Config:
+def _adopted(content: dict[str, object], task: str) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), content)
         assert isinstance(merged, DictConfig)

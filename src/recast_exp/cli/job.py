@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +22,7 @@ from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout, record
 from recast_exp.runs.plan import recipe_line
+from recast_exp.runs.results import Metrics
 from recast_exp.runs.state import State
 from recast_exp.system import is_main_process
 
@@ -84,12 +84,13 @@ class JobRunner:
             if not in_sweep:
                 raise
             return None
-        return metrics.get("val/accuracy")
+        accuracy = metrics.get("val/accuracy")
+        return None if isinstance(accuracy, str) else accuracy
 
 
 def run_job(
     job: stages.Job, *, overrides: list[str], number: int | None = None, sources: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> Metrics:
     """Run a job in its folder; in a sweep that is run again, only what is left of it.
 
     Args:
@@ -114,7 +115,7 @@ def run_job(
 
 def _run(
     stage: stages.Stage, job: stages.Job, overrides: list[str], number: int | None, sources: Mapping[str, str]
-) -> dict[str, Any]:
+) -> Metrics:
     # Heavy: torch, timm and Lightning
     from recast_exp.models.label import method_label
     from recast_exp.training.loop import progress_bars, quiet

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,13 +14,15 @@ from rich.table import Table
 from recast_exp.config.grammar import short
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
+from recast_exp.runs.results import Compared, Counts, Inspection, Metrics, Reconstruction, Results
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import Left, Recorded, SearchRecord
 
 SHOWN = 10  # rows of a table that could be of any length
 BEST = 5  # trials of a search
 
 
-def show_adaptation(title: str, method: str, select: str, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+def show_adaptation(title: str, method: str, select: str, metrics: Metrics, parameters: Counts) -> None:
     """Show the trained method: its parameters, and its accuracy next to the linear probe's.
 
     Args:
@@ -56,7 +58,7 @@ def show_adaptation(title: str, method: str, select: str, metrics: dict[str, Any
     _print(title, table, _counts(parameters), epochs)
 
 
-def show_evaluation(title: str, path: Path, metrics: dict[str, Any], parameters: dict[str, Any]) -> None:
+def show_evaluation(title: str, path: Path, metrics: Metrics, parameters: Counts) -> None:
     """Show the test metrics of a task file."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
@@ -67,7 +69,7 @@ def show_evaluation(title: str, path: Path, metrics: dict[str, Any], parameters:
     _print(f"{title}, from {path}", table, _counts(parameters))
 
 
-def show_reconstruction(title: str, summary: dict[str, Any], parameters: dict[str, Any]) -> None:
+def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts) -> None:
     """Show the errors and similarities of every layer."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "relative error", "max error", "cosine", "feature cosine"):
@@ -83,16 +85,16 @@ def show_reconstruction(title: str, summary: dict[str, Any], parameters: dict[st
     _print(title, table, _counts(parameters))
 
 
-def show_comparison(title: str, rows: dict[str, dict[str, Any]]) -> None:
+def show_comparison(title: str, rows: Mapping[str, Compared]) -> None:
     """Show a row for each method: the size of a task, and accuracy as mean ± standard deviation over the seeds."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
     for column in ("params", "bytes", "val", "test", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
-        cells = [f"{100 * row[metric]:.1f}" for metric in ("val/accuracy", "test/accuracy")]
+        cells = [f"{100 * accuracy:.1f}" for accuracy in (row["val/accuracy"], row["test/accuracy"])]
         if row["seeds"] > 1:
-            spreads = [f"{100 * row[f'{metric}/spread']:.1f}" for metric in ("val/accuracy", "test/accuracy")]
+            spreads = [f"{100 * spread:.1f}" for spread in (row["val/accuracy/spread"], row["test/accuracy/spread"])]
             cells = [f"{cell} ± {spread}" for cell, spread in zip(cells, spreads, strict=True)]
         size = f"{-(-row['task_bits'] // 8):,}"
         table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
@@ -102,16 +104,18 @@ def show_comparison(title: str, rows: dict[str, dict[str, Any]]) -> None:
     _print(title, table, caption)
 
 
-def show_check(title: str, report: dict[str, Any], card: dict[str, Any]) -> None:
+def show_check(
+    title: str, report: Inspection, images: Mapping[str, int], images_per_class: Mapping[str, Sequence[int]]
+) -> None:
     """Show the contents of a dataset: images per split and class, their sizes, and the images that were left out."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("split", "images", "classes", "images per class"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, counts in card["images_per_class"].items():
+    for split, counts in images_per_class.items():
         present = [count for count in counts if count]
         low, high = min(present), max(present)
         per_class = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        table.add_row(split, f"{card['images'][split]:,}", f"{len(present):,}", per_class)
+        table.add_row(split, f"{images[split]:,}", f"{len(present):,}", per_class)
     height, width = report["height"], report["width"]
     size = (
         f"{width['min']} × {height['min']} pixels"
@@ -139,7 +143,7 @@ def show_bad(bad: dict[str, str]) -> None:
     _print(f"{len(bad)} image(s) cannot be used", table, *(["…"] if len(bad) > SHOWN else []))
 
 
-def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
+def show_sweep(folder: Path, settings: Mapping[str, Sequence[Results]]) -> None:
     """Show a row for each setting of a sweep: trained parameters, mean accuracy ± standard deviation over its jobs."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting", overflow="fold", min_width=17)
@@ -147,24 +151,24 @@ def show_sweep(folder: Path, settings: dict[str, list[dict[str, Any]]]) -> None:
         table.add_column(column, justify="right")
     for setting, jobs in settings.items():
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
-        table.add_row(setting, str(len(jobs)), f"{jobs[0]['parameters']['task_specific']:,}", *cells)
+        table.add_row(setting, str(len(jobs)), f"{jobs[0].parameters['task_specific']:,}", *cells)
     _print(f"Sweep {folder}", table)
 
 
-def show_skipped(skipped: list[dict[str, Any]]) -> None:
+def show_skipped(skipped: Sequence[Recorded | Left]) -> None:
     """Show the jobs of a sweep that were left out, by reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("jobs", overflow="fold")
     table.add_column("reason", overflow="fold")
     jobs_by_reason: dict[str, list[str]] = {}
     for record in skipped:
-        jobs_by_reason.setdefault(record["reason"] or record["skipped"], []).append(str(record["number"]))
+        jobs_by_reason.setdefault(record["reason"] or "", []).append(str(record["number"]))
     for reason, jobs in jobs_by_reason.items():
         table.add_row(", ".join(jobs), escape(reason))
     _print(f"{len(skipped)} job(s) do not fit and were left out", table)
 
 
-def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
+def show_failures(left: Sequence[Recorded | Left], jobs: int, command: str) -> None:
     """Show the jobs of a sweep that did not finish, why, and the command that runs them again."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("job", justify="right")
@@ -183,32 +187,32 @@ def show_failures(left: list[dict[str, Any]], jobs: int, command: str) -> None:
     )
 
 
-def show_search(folder: Path, search: dict[str, Any]) -> None:
+def show_search(folder: Path, search: SearchRecord) -> None:
     """Show the best trials of a search, the outcomes of the others, and the command that runs the best setting."""
     trials = search["trials"]
-    finished = [trial for trial in trials if trial["state"] == State.FINISHED]
-    finished.sort(key=lambda trial: -trial["value"])
+    finished = [(trial["value"], trial) for trial in trials if trial["value"] is not None]
+    finished.sort(key=lambda pair: -pair[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("trial", justify="right")
     table.add_column("val", justify="right")
     for key in search["space"]:
         table.add_column(escape(key), overflow="fold")
-    for trial in finished[:BEST]:
+    for value, trial in finished[:BEST]:
         sampled = [escape(short(trial["parameters"][key])) for key in search["space"]]
-        table.add_row(str(trial["number"]), _percent(trial["value"]), *sampled)
+        table.add_row(str(trial["number"]), _percent(value), *sampled)
     counts = Counter(trial["state"] for trial in trials)
     order = (State.FINISHED, State.PRUNED, State.FAILED, State.RUNNING)
     states = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
     failed = [trial for trial in trials if trial["state"] == State.FAILED]
     lines = [f"Trial {trial['number']} failed: {escape(trial['reason'] or '')}" for trial in failed[:SHOWN]]
     lines += ["…"] if len(failed) > SHOWN else []
-    if finished:
+    if search["best"]:
         lines.append(f"Run the best setting: {escape(search['best']['command'])}")
     _print(f"Search {folder}: {len(trials)} trials, {states}", *([table] if finished else []), *lines)
 
 
-def _spread(jobs: list[dict[str, Any]], name: str) -> str:
-    values = [job[name] for job in jobs if name in job]
+def _spread(jobs: Sequence[Results], name: str) -> str:
+    values = [float(job.metrics[name]) for job in jobs if name in job.metrics]
     if not values:
         return "–"
     mean, deviation = mean_and_spread(values)
@@ -222,17 +226,17 @@ def _print(title: str, *parts: Table | str) -> None:
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
-def _counts(parameters: dict[str, Any]) -> str:
+def _counts(parameters: Counts) -> str:
     parts = [
-        f"{parameters[name]:,} {label}"
-        for name, label in (
-            ("coefficients", "coefficients"),
-            ("adapter", "adapter"),
-            ("backbone_trained", "backbone"),
-            ("buffers", "running statistics"),
-            ("head", "head"),
+        f"{number:,} {label}"
+        for number, label in (
+            (parameters["coefficients"], "coefficients"),
+            (parameters["adapter"], "adapter"),
+            (parameters["backbone_trained"], "backbone"),
+            (parameters["buffers"], "running statistics"),
+            (parameters["head"], "head"),
         )
-        if parameters[name]
+        if number
     ]
     size = f", {parameters['task_file_bytes'] / 1000:,.1f} kB task file" if parameters["task_file_bytes"] else ""
     return (
@@ -241,5 +245,5 @@ def _counts(parameters: dict[str, Any]) -> str:
     )
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _percent(value: float | str) -> str:
+    return f"{100 * float(value):.1f} %"

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -170,7 +171,7 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _confused(table: np.ndarray[Any, Any], classes: Sequence[str], width: float, size: float) -> list[str]:
+def _confused(table: npt.NDArray[np.int64], classes: Sequence[str], width: float, size: float) -> list[str]:
     """The most confused pairs of classes, in lines of at most `width` points, under a heading."""
     wrong = table * (1 - np.eye(len(table), dtype=table.dtype))
     lines = []
@@ -182,7 +183,7 @@ def _confused(table: np.ndarray[Any, Any], classes: Sequence[str], width: float,
     return ["Most confused (true → predicted: images)", *lines] if lines else ["No class is mistaken for another."]
 
 
-def _canvas(figure: Figure) -> Any:
+def _canvas(figure: Figure) -> Axes:
     """Axes over the whole figure whose units are inches from its upper left corner."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rich import box
 from rich.console import Console, Group
@@ -26,17 +26,40 @@ from rich.text import Text
 from recast_exp.config.grammar import short
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
+from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import PlannedJob, SearchRecord
 
 INTERVAL = 0.5  # seconds between two readings of the files
 ROWS = 12  # of the live table, in addition to the jobs that run
 ENDED = frozenset({State.FINISHED, State.FAILED, State.SKIPPED, State.PRUNED})
 
-Record = dict[str, Any]
+_Validated = TypedDict("_Validated", {"val/accuracy": NotRequired[float | None]})
+
+
+class Progress(_Validated):
+    """How far a job is; one that has not begun has only its state."""
+
+    state: str
+    started: NotRequired[str]
+    updated: NotRequired[str | None]
+    epoch: NotRequired[int]
+    epochs: NotRequired[int]
+
+
+class Watched(Progress):
+    """A job of a sweep: what is planned, and how far it is."""
+
+    number: int
+    label: str
+    dataset: str
+    seed: int
+    skipped: str | None
+    reason: NotRequired[str | None]
 
 
 @contextlib.contextmanager
-def watching(folder: Path, jobs: Sequence[Record]) -> Iterator[None]:
+def watching(folder: Path, jobs: Sequence[PlannedJob]) -> Iterator[None]:
     """Show the progress of the jobs of a sweep while the block runs.
 
     Args:
@@ -70,35 +93,52 @@ class _Watcher:
         own: What tells a job from those with the same method, dataset and seed, for each job.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Record]) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[PlannedJob]) -> None:
         self.reported: set[int] = set()
         self._folder, self._jobs = folder, jobs
-        self._ended: dict[int, Record] = {}
-        self._before: dict[int, str] = {}
+        self._ended: dict[int, Watched] = {}
+        self._before: dict[int, str | None] = {}
         self.own = _own_overrides(jobs)
         # Jobs that had ended before need no line; those that had failed before wait to be run again
         for number, record in enumerate(self.look()):
             if record["state"] in (State.FINISHED, State.SKIPPED, State.PRUNED):
                 self.reported.add(number)
             elif record["state"] != State.WAITING:
-                self._before[number] = record["updated"]
+                self._before[number] = record.get("updated")
                 self._ended.pop(number, None)
 
-    def look(self) -> list[Record]:
+    def look(self) -> list[Watched]:
         """One record for each job, including those that are waiting; `state` is a `State`."""
         return [self._read(number, job) for number, job in enumerate(self._jobs)]
 
-    def _read(self, number: int, job: Record) -> Record:
+    def _read(self, number: int, job: PlannedJob) -> Watched:
         if number in self._ended:
             return self._ended[number]
         record = job_record.read(self._folder / job["folder"])
+        current: Watched = {
+            "number": job["number"],
+            "label": job["label"],
+            "dataset": job["dataset"],
+            "seed": job["seed"],
+            "skipped": job["skipped"],
+            "state": State.SKIPPED if job["skipped"] else State.WAITING,
+        }
         if record and record["updated"] != self._before.get(number):
-            current = {**job, **record, "state": State.of(record["state"], record["reason"])}
-        else:
-            current = {**job, "state": State.SKIPPED if job["skipped"] else State.WAITING}
+            current = {**current, **_progress(record), "reason": record["reason"]}
         if current["state"] in ENDED and current.get("updated"):
             self._ended[number] = current
         return current
+
+
+def _progress(record: Record) -> Progress:
+    return {
+        "state": record["state"],
+        "started": record["started"],
+        "updated": record["updated"],
+        "epoch": record["epoch"],
+        "epochs": record["epochs"],
+        "val/accuracy": record["val/accuracy"],
+    }
 
 
 def _report(watcher: _Watcher) -> None:
@@ -110,7 +150,7 @@ def _report(watcher: _Watcher) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _own_overrides(jobs: Sequence[Record]) -> list[str]:
+def _own_overrides(jobs: Sequence[PlannedJob]) -> list[str]:
     """For each job, the overrides that not all have, where method, dataset and seed do not tell it from another."""
     names = Counter((job["label"], job["dataset"], job["seed"]) for job in jobs)
     shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
@@ -121,7 +161,7 @@ def _own_overrides(jobs: Sequence[Record]) -> list[str]:
     return own
 
 
-def describe(record: Record, own: str = "") -> str:
+def describe(record: Watched, own: str = "") -> str:
     """An ended job in one line.
 
     Args:
@@ -136,7 +176,7 @@ def describe(record: Record, own: str = "") -> str:
     return f"{job} {record['state']}: {record.get('reason') or record.get('skipped')}"
 
 
-def table(records: Sequence[Record], started: float) -> Group:
+def table(records: Sequence[Watched], started: float) -> Group:
     """Failed jobs, the last ones that ended, and running ones; below, the number of ended jobs and the time left."""
     ended = [record for record in records if record["state"] in ENDED]
     failed = [record for record in ended if record["state"] == State.FAILED]
@@ -160,27 +200,28 @@ def table(records: Sequence[Record], started: float) -> Group:
 def search_table(folder: Path, started: float) -> Group:
     """The trials of a search that run, the last ones that ended and the best, with the values sampled for them."""
     try:
-        content = json.loads((folder / layout.SEARCH).read_text(encoding="utf-8"))
+        content: SearchRecord = json.loads((folder / layout.SEARCH).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the search has not written it yet
         return Group()
     trials = content["trials"]
     ended = [trial for trial in trials if trial["state"] != State.RUNNING]
-    best = content["best"] and content["best"]["number"]
-    shown = [trial for trial in ended[:-ROWS] if trial["number"] == best] + ended[-ROWS:]
+    best = content["best"]
+    shown = [trial for trial in ended[:-ROWS] if best and trial["number"] == best["number"]] + ended[-ROWS:]
     shown += [trial for trial in trials if trial["state"] == State.RUNNING]
     rows = _table("trial", *content["space"])
-    records = []
+    records: list[Progress] = []
     for trial in trials:
         record = job_record.read(folder / trial["folder"])
-        records.append((record or {"epoch": 0, "epochs": 1, "updated": trial["ended"]}) | {"state": trial["state"]})
+        known: Progress = {"state": trial["state"], "updated": trial["ended"], "epoch": 0, "epochs": 1}
+        records.append({**_progress(record), "state": trial["state"]} if record else known)
         if trial in shown:
             sampled = [short(trial["parameters"].get(key, "")) for key in content["space"]]
-            number = Text(f"{trial['number']}", style="bold" if trial["number"] == best else "")
+            number = Text(f"{trial['number']}", style="bold" if best and trial["number"] == best["number"] else "")
             status = _status(records[-1]) if record else (trial["state"], "", "", "")
             rows.add_row(number, *sampled, *status)
     counts = [f"{len(ended)} of {content['n_trials']} trials ended"]
-    counts += [f"best {100 * content['best']['value']:.1f} % (trial {best})"] if best is not None else []
-    waiting = {"state": State.WAITING, "updated": None}
+    counts += [f"best {100 * (best['value'] or 0):.1f} % (trial {best['number']})"] if best else []
+    waiting: Progress = {"state": State.WAITING, "updated": None}
     left = remaining([*records, *(waiting for _ in range(content["n_trials"] - len(trials)))], started)
     counts += [f"about {_clock(left)} left"] if left else []
     return Group(rows, Text("  " + ", ".join(counts), style="dim"))
@@ -194,10 +235,10 @@ def _table(*columns: str) -> Table:
     return rows
 
 
-_COLOURS = {State.FINISHED: "green", State.FAILED: "red", State.RUNNING: "bold", State.WAITING: "dim"}
+_COLOURS: dict[str, str] = {State.FINISHED: "green", State.FAILED: "red", State.RUNNING: "bold", State.WAITING: "dim"}
 
 
-def _status(record: Record) -> tuple[Text, str, str, str]:
+def _status(record: Progress) -> tuple[Text, str, str, str]:
     """State, epochs, validation accuracy and time of a job, for the tables."""
     accuracy = record.get("val/accuracy")
     has_started = record["state"] in (State.RUNNING, State.FINISHED)
@@ -209,7 +250,7 @@ def _status(record: Record) -> tuple[Text, str, str, str]:
     )
 
 
-def remaining(records: Sequence[Record], started: float) -> float | None:
+def remaining(records: Sequence[Progress], started: float) -> float | None:
     """Seconds until the last job ends, at the speed since the sweep was started; None as long as no epoch is done.
 
     A running job counts by the share of its epochs that are done. Jobs that had ended before do not count.
@@ -226,7 +267,7 @@ def remaining(records: Sequence[Record], started: float) -> float | None:
 
 
 @contextlib.contextmanager
-def _every(seconds: float, action: Any) -> Iterator[None]:
+def _every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
     """Repeat an action in a thread, and once more at the end."""
     stop = threading.Event()
 
@@ -248,7 +289,7 @@ def _time(text: str | None) -> float:
     return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def _seconds(record: Record) -> float:
+def _seconds(record: Progress) -> float:
     end = time.time() if record["state"] == State.RUNNING else _time(record["updated"])
     return max(end - _time(record["started"]), 0.0)
 

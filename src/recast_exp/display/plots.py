@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -177,7 +178,7 @@ def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
         save_figure(figure, path)
 
 
-def _table(values: list[Tensor]) -> np.ndarray[Any, Any]:
+def _table(values: list[Tensor]) -> npt.NDArray[np.float64]:
     """Coefficients [K, B, n] of several layers as rows of equal length, padded with NaN."""
     rows = [value.double().mean(0).flatten().numpy() for value in values]
     table = np.full((len(rows), max(map(len, rows))), np.nan)

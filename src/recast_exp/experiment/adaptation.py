@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning
 import timm
@@ -36,6 +35,7 @@ from recast_exp.recast import Banks
 from recast_exp.recast.bank import weight_report
 from recast_exp.runs import layout
 from recast_exp.runs.record import read_results
+from recast_exp.runs.results import Metrics
 from recast_exp.search.pruning import Pruning
 from recast_exp.system import is_main_process
 from recast_exp.tracking.base import Tracker
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 LOSSY = 1e-3  # relative error of a weight above which a user is warned
 
 
-def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
     if settings.resume and (run_dir / layout.METRICS).is_file():
         log.info("%s is finished; nothing is left to do", run_dir)
@@ -73,7 +73,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     return metrics
 
 
-def adapt(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def adapt(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Adapt a backbone to a dataset and write everything down; the metrics.
 
     Raises:
@@ -83,7 +83,7 @@ def adapt(settings: Config, run_dir: Path, group: str | None = None) -> dict[str
         return _adapt(settings, run_dir, trackers)
 
 
-def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> dict[str, Any]:
+def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
     is_main = is_main_process(settings.trainer.devices)
     experiment = Experiment.open(settings)
     banks, _ = experiment.banks()
@@ -176,7 +176,7 @@ def versions() -> dict[str, str]:
     return {f"version/{name}": version for name, version in found.items()}
 
 
-def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float], probed: Measured) -> dict[str, Any]:
+def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float], probed: Measured) -> Metrics:
     return {
         **tested,
         **result.metrics,
@@ -190,7 +190,7 @@ def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float]
 
 def _write(
     run_dir: Path,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     result: FitResult,
     adapted: AdaptedModel,
     start: dict[str, torch.Tensor],

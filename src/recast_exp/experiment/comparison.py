@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from recast_exp import adapters
 from recast_exp.config import recipes
@@ -31,6 +30,7 @@ from recast_exp.models.label import run_title
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
+from recast_exp.runs.results import Compared, Metrics, Results
 from recast_exp.tracking.start import say_how_to_sync
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Tuning:
         by: What is compared on the validation images, "accuracy" or "loss".
     """
 
-    choices: Mapping[str, list[Any]]
+    choices: Mapping[str, list[object]]
     seeds: Sequence[int]
     by: str
 
@@ -63,7 +63,7 @@ def run(
     chosen: Sequence[str] | None,
     seeds: Sequence[int],
     tuning: Tuning,
-) -> dict[str, Any]:
+) -> Metrics:
     """Run every method with every seed, and set the results next to each other.
 
     Where there are recipes to try, each method's is chosen first, on the validation images: the values of one key after
@@ -89,7 +89,7 @@ def run(
         UserError: If a pattern matches no method.
     """
     rows = _chosen(chosen, methods)
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Results]] = {}
     tried: dict[str, recipes.Search] = {}
     for name, method in rows.items():
         folder, recipe = layout.compared(run_dir, slug(name)), {}
@@ -142,19 +142,32 @@ def slug(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def summarize(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def summarize(results: Mapping[str, list[Results]]) -> dict[str, Compared]:
     """For each method that has results: mean and spread over its seeds, and what a task takes."""
-    rows = {}
-    for name, runs in results.items():
-        if runs:
-            row = {key: runs[0]["parameters"][key] for key in ("task_specific", "task_bits", "head")}
-            for metric in ("val/accuracy", "test/accuracy", "seconds"):
-                row[metric], row[f"{metric}/spread"] = mean_and_spread([each[metric] for each in runs])
-            rows[name] = {"seeds": len(runs), **row}
-    return rows
+    return {name: _summary(runs) for name, runs in results.items() if runs}
 
 
-def _compared(methods: Mapping[str, Config], summary: Mapping[str, dict[str, Any]]) -> list[plots.Compared]:
+def _summary(runs: Sequence[Results]) -> Compared:
+    (val, val_spread), (test, test_spread), (seconds, seconds_spread) = (
+        mean_and_spread([float(run.metrics[metric]) for run in runs])
+        for metric in ("val/accuracy", "test/accuracy", "seconds")
+    )
+    counts = runs[0].parameters
+    return {
+        "seeds": len(runs),
+        "task_specific": counts["task_specific"],
+        "task_bits": counts["task_bits"],
+        "head": counts["head"],
+        "val/accuracy": val,
+        "val/accuracy/spread": val_spread,
+        "test/accuracy": test,
+        "test/accuracy/spread": test_spread,
+        "seconds": seconds,
+        "seconds/spread": seconds_spread,
+    }
+
+
+def _compared(methods: Mapping[str, Config], summary: Mapping[str, Compared]) -> list[plots.Compared]:
     """The methods that have results, for their plot."""
     return [
         plots.Compared(
@@ -170,7 +183,7 @@ def _compared(methods: Mapping[str, Config], summary: Mapping[str, dict[str, Any
     ]
 
 
-def _siblings(base: Config, variants: Variants, common: Mapping[str, Any]) -> Sequence[Config]:
+def _siblings(base: Config, variants: Variants, common: Mapping[str, object]) -> Sequence[Config]:
     """The other RECAST models that there are for the family of a model, on its very backbone."""
     if base.model.family == "any":
         return []
@@ -200,7 +213,7 @@ def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
     seeds = tuning.seeds
 
-    def validated(recipe: dict[str, Any]) -> tuple[float, float]:
+    def validated(recipe: Mapping[str, object]) -> tuple[float, float]:
         measured = [_validated(*_place(settings, seed, recipe, folder), folder.name) for seed in seeds]
         accuracy, loss = (fmean(metrics[f"val/{what}"] for metrics in measured) for what in ("accuracy", "loss"))
         over = f" over {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -234,12 +247,12 @@ def _validated(settings: Config, run_dir: Path, name: str) -> dict[str, float]:
     return metrics
 
 
-def describe(recipe: Mapping[str, Any]) -> str:
+def describe(recipe: Mapping[str, object]) -> str:
     """A recipe in one line: `lr_scale=0.3 head_first_epochs=5`."""
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in recipe.items()) or "as configured"
 
 
-def _place(settings: Config, seed: int, recipe: Mapping[str, Any], folder: Path) -> tuple[Config, Path]:
+def _place(settings: Config, seed: int, recipe: Mapping[str, object], folder: Path) -> tuple[Config, Path]:
     """The settings and the folder of one run of a method."""
     job = with_values(settings, {"seed": seed, **recipe})
     return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
@@ -255,7 +268,7 @@ def _claim(settings: Config, run_dir: Path) -> bool:
     return known
 
 
-def _run(settings: Config, run_dir: Path, name: str, group: str | None) -> dict[str, Any]:
+def _run(settings: Config, run_dir: Path, name: str, group: str | None) -> Results:
     """The results of one method with one seed; trained, continued, or read where they are there already."""
     started = time.perf_counter()
     if not (_claim(settings, run_dir) and job_record.is_finished(run_dir)):
@@ -264,22 +277,21 @@ def _run(settings: Config, run_dir: Path, name: str, group: str | None) -> dict[
             adapt(settings, run_dir, group)
     # For full fine-tuning hundreds of MB, and nothing is left to continue
     layout.checkpoint(run_dir).unlink(missing_ok=True)
-    metrics, parameters = read_results(run_dir)
+    results = read_results(run_dir)
     seconds = time.perf_counter() - started
-    log.info(
-        "%s, seed %d: test accuracy %.1f %% (%.0f s)", name, settings.seed, 100 * metrics["test/accuracy"], seconds
-    )
-    return {**metrics, "parameters": parameters}
+    accuracy = 100 * float(results.metrics["test/accuracy"])
+    log.info("%s, seed %d: test accuracy %.1f %% (%.0f s)", name, settings.seed, accuracy, seconds)
+    return results
 
 
-def _write(run_dir: Path, results: Mapping[str, list[dict[str, Any]]]) -> None:
+def _write(run_dir: Path, results: Mapping[str, list[Results]]) -> None:
     """Write what there is so far: `comparison.json` and `comparison.csv`."""
     rows = summarize(results)
     write_json(run_dir / layout.COMPARISON, rows)
     write_text(run_dir / layout.COMPARISON_TABLE, _as_csv([{"method": name, **row} for name, row in rows.items()]))
 
 
-def _trials(tried: Mapping[str, recipes.Search]) -> list[dict[str, Any]]:
+def _trials(tried: Mapping[str, recipes.Search]) -> list[dict[str, object]]:
     return [
         {
             "method": name,
@@ -293,7 +305,7 @@ def _trials(tried: Mapping[str, recipes.Search]) -> list[dict[str, Any]]:
     ]
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> str:
+def _as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

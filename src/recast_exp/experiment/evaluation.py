@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 from recast_exp.config.schema import Config
 from recast_exp.display import console
@@ -19,6 +18,8 @@ from recast_exp.models.count import count
 from recast_exp.models.label import run_title
 from recast_exp.models.task_file import copy_into, read_task
 from recast_exp.runs import layout
+from recast_exp.runs.results import Metrics
+from recast_exp.runs.task_header import TaskRecord
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
@@ -27,7 +28,7 @@ from recast_exp.training.loop import peak_memory_mb, test
 log = logging.getLogger(__name__)
 
 
-def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Evaluate a task file; the settings already hold what the file says of itself.
 
     Raises:
@@ -49,7 +50,12 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     with own_rank(trainer.devices), tracked(settings, run_dir, group) as trackers:
         data = experiment.data()
         tested = test(experiment.recipe, adapted, data, trackers)
-        metrics = {**tested.metrics, "peak_memory_mb": peak_memory_mb(), "device": device_name(trainer), **versions()}
+        metrics: Metrics = {
+            **tested.metrics,
+            "peak_memory_mb": peak_memory_mb(),
+            "device": device_name(trainer),
+            **versions(),
+        }
         parameters = count(adapted, path.stat().st_size)
         if is_main:
             write_json(run_dir / layout.PARAMETERS, parameters)
@@ -65,7 +71,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     return metrics
 
 
-def _check_same(path: Path, record: dict[str, Any], experiment: Experiment) -> None:
+def _check_same(path: Path, record: TaskRecord, experiment: Experiment) -> None:
     """Refuse other weights and classes than those of a task file; warn of other test images."""
     fingerprint, classes = experiment.backbone.fingerprint, list(experiment.images.classes)
     if fingerprint != record["backbone"]["fingerprint"]:

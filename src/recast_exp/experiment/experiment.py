@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from recast_exp import heads
 from recast_exp.adapters import Adapter, from_config
@@ -128,7 +127,7 @@ class Experiment:
         adapted.backbone = self.backbone.fingerprint
         return adapted
 
-    def record(self, adapted: AdaptedModel) -> dict[str, Any]:
+    def record(self, adapted: AdaptedModel) -> dict[str, object]:
         """What a task file of this experiment says of itself."""
         return make_record(
             adapted,

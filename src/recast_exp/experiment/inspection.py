@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from recast_exp.config.schema import Config
 from recast_exp.data import read_official
@@ -20,12 +20,13 @@ from recast_exp.experiment.card import write_card
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
 from recast_exp.models.create import input_spec
+from recast_exp.runs.results import Inspection, Metrics, Sizes
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Read the index, decode every image, and write the dataset's card.
 
     Raises:
@@ -35,7 +36,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     dataset, is_main = settings.dataset, is_main_process(settings.trainer.devices)
     official = read_official(dataset, settings.data_dir)
     sizes, bad = _inspect(official)
-    report: dict[str, Any] = {
+    report: Inspection = {
         "verified": dataset.verify and "all" not in official.splits,
         "official_classes": len(official.classes),
         "classes": len({label for part in official.splits.values() for label in np.unique(part.labels).tolist()}),
@@ -66,12 +67,13 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     if is_main:
         write_card(run_dir, data)
         dataset = settings.dataset
-        console.show_check(f"dataset {dataset.name} in {dataset.path or settings.data_dir}", report, images.describe())
+        title, card = f"dataset {dataset.name} in {dataset.path or settings.data_dir}", images.describe()
+        console.show_check(title, report, card["images"], card["images_per_class"])
         log.info("Results: %s", run_dir)
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 
 
-def _inspect(official: Official) -> tuple[np.ndarray[Any, Any], dict[Path, str]]:
+def _inspect(official: Official) -> tuple[npt.NDArray[np.int64], dict[Path, str]]:
     """Heights and widths [N, 2] of all images, and what is wrong with the others."""
     sizes: list[tuple[int, int]] = []
     bad: dict[Path, str] = {}
@@ -85,10 +87,10 @@ def _inspect(official: Official) -> tuple[np.ndarray[Any, Any], dict[Path, str]]
                 bad[path] = found
             else:
                 sizes.append(found)
-    return np.array(sizes).reshape(-1, 2), bad
+    return np.array(sizes, np.int64).reshape(-1, 2), bad
 
 
-def _range(values: np.ndarray[Any, Any]) -> dict[str, float]:
+def _range(values: npt.NDArray[np.int64]) -> Sizes:
     if not len(values):
         return {}
     return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}

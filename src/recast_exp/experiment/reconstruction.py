@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from recast_exp.models.count import count
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
 from recast_exp.runs import layout
+from recast_exp.runs.results import Metrics, Reconstruction
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 FEATURE_IMAGES = 32  # the batch on which features are compared
 
 
-def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, Any]:
+def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Build and keep the bank, and report every layer's errors and similarities."""
     experiment = Experiment.open(settings)
     original = copy.deepcopy(experiment.backbone.network)
@@ -40,7 +41,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> dict[str, 
     features = feature_similarity(original, adapted.network, list(weights), images)
     layers = {layer: {**report, "feature_similarity": features[layer]} for layer, report in weights.items()}
     parameters = count(adapted, 0)
-    summary: dict[str, Any] = {
+    summary: Reconstruction = {
         "bank": str(path),
         "hash": banks.hash,
         "seconds": seconds,
@@ -70,7 +71,7 @@ def feature_similarity(original: nn.Module, rebuilt: nn.Module, layers: list[str
     for model in (original, rebuilt):
         found: dict[str, Tensor] = {}
 
-        def keep(name: str, found: dict[str, Tensor] = found) -> Any:
+        def keep(name: str, found: dict[str, Tensor] = found) -> Callable[[nn.Module, object, Tensor], None]:
             return lambda module, inputs, output: found.__setitem__(name, output.flatten(1))
 
         hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]

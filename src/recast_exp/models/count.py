@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from recast_exp.adapters import NORMS
 from recast_exp.models.adapted import AdaptedModel
+from recast_exp.runs.results import Counts
 
 
-def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
+def count(adapted: AdaptedModel, task_file_bytes: int) -> Counts:
     """Count the parameters of a model and its task.
 
     Args:
@@ -47,7 +46,10 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in network.parameters()) + kinds["buffers"]
     task_specific = sum(kinds.values())
     return {
-        **kinds,
+        "coefficients": kinds["coefficients"],
+        "adapter": kinds["adapter"],
+        "buffers": kinds["buffers"],
+        "backbone_trained": kinds["backbone_trained"],
         "adapter_norm": norm,
         "task_specific": task_specific,
         "head": head,

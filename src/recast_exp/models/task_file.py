@@ -23,7 +23,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
-from recast_exp.runs.task_header import FORMAT, RECORD_KEY, read_record
+from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, read_record
 
 
 def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def write_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -
         save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False)})
 
 
-def read_task(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
     """Read a task file: its tensors and its record.
 
     Raises:

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,16 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "cro
 DASHES = ("solid", "dash", "dot", "dashdot")
 CURVES = {"val/accuracy": "validation accuracy", "val/loss": "validation loss", "train/loss": "training loss"}
 
-Figures = dict[str, dict[str, Any]]
-"""Key → a figure as JSON; a key is the two choices above the chart, joined by a bar."""
+
+class Figure(TypedDict):
+    """A figure as JSON, as plotly's script takes it."""
+
+    data: list[dict[str, object]]
+    layout: dict[str, object]
+
+
+Figures = dict[str, Figure]
+"""Key → a figure; a key is the two choices above the chart, joined by a bar."""
 
 
 def style(methods: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -66,11 +74,11 @@ def accuracy_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) 
 
 def _accuracy(
     rows: Sequence[Row], column: Mapping[str, Cell | Average], unit: str, styles: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
+) -> Figure:
     sizes = {row.method: (row.parameters if unit == "parameters" else row.size) for row in rows}
     counts = [size[1] for size in sizes.values() if size and size[1]]
     ends = [min(counts, default=1) / 2, max(counts, default=1) * 2]
-    data: list[dict[str, Any]] = []
+    data: list[dict[str, object]] = []
     for row in rows:
         cell, size, look = column[row.method], sizes[row.method], styles[row.method]
         if cell.mean is None or size is None:
@@ -89,7 +97,7 @@ def _accuracy(
         }
         bar = {"error_y": {"type": "data", "array": [spread], "thickness": 1.2, "width": 4}} if spread else {}
         data.append(_trace(row.method, [size[1]], [accuracy], label, mode="markers", marker=marker, **bar))
-    axis: dict[str, Any] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
+    axis: dict[str, object] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
     if ends[1] >= 100 * ends[0]:
         axis["dtick"] = 1  # powers of ten only
     return _figure(data, xaxis=axis, yaxis={"title": {"text": "test accuracy in percent"}})
@@ -129,7 +137,7 @@ def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> 
     return figures, remarks
 
 
-def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Mapping[str, str]) -> dict[str, Any]:
+def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Mapping[str, str]) -> dict[str, object]:
     epochs = min(map(len, runs))
     scale = 100 if name.endswith("accuracy") else 1
     values = scale * np.array([[row[name] for row in history[:epochs]] for history in runs]).mean(0)
@@ -156,14 +164,14 @@ def search_figures(searches: Sequence[Search]) -> Figures:
     }
 
 
-def _trials(search: Search, against: str) -> dict[str, Any]:
+def _trials(search: Search, against: str) -> Figure:
     shown = [
         trial
         for trial in search.trials
         if trial.accuracy is not None and (against == "trial" or against in trial.parameters)
     ]
-    at: Sequence[Any] = [trial.number for trial in shown]
-    axis: dict[str, Any] = {"title": {"text": "trial"}, **({"dtick": 1} if len(search.trials) <= 20 else {})}
+    at: Sequence[object] = [trial.number for trial in shown]
+    axis: dict[str, object] = {"title": {"text": "trial"}, **({"dtick": 1} if len(search.trials) <= 20 else {})}
     if against != "trial":
         sampled = [trial.parameters[against] for trial in shown]
         values = numbers(sampled)
@@ -181,7 +189,7 @@ def _trials(search: Search, against: str) -> dict[str, Any]:
         for is_best, is_finished in zip(best, finished, strict=True)
     ]
     colors = [COLORS[1] if is_best else COLORS[0] for is_best in best]
-    data: list[dict[str, Any]] = [
+    data: list[dict[str, object]] = [
         {
             "type": "scatter",
             "mode": "markers",
@@ -275,13 +283,13 @@ def _coefficients(job: Job) -> tuple[str, Table]:
     return str(record.get("bank")), values
 
 
-def _heat_maps(tables: Mapping[str, Table]) -> dict[str, Any]:
+def _heat_maps(tables: Mapping[str, Table]) -> Figure:
     """A heat map for each dataset side by side, with one scale: a row is a layer, a column a template."""
     layers = next(iter(tables.values()))
     limit = max(float(np.abs(values).max()) for table in tables.values() for values in table.values()) or 1.0
     width = max(len(values) for table in tables.values() for values in table.values())
-    data: list[dict[str, Any]] = []
-    axes: dict[str, Any] = {}
+    data: list[dict[str, object]] = []
+    axes: dict[str, object] = {}
     for at, (name, table) in enumerate(tables.items()):
         rows = [[_number(value) for value in values] + [None] * (width - len(values)) for values in table.values()]
         data.append(
@@ -315,7 +323,7 @@ def _heat_maps(tables: Mapping[str, Table]) -> dict[str, Any]:
     )
 
 
-_LAYOUT: dict[str, Any] = {
+_LAYOUT: dict[str, object] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "showlegend": False,
@@ -326,11 +334,11 @@ _LAYOUT: dict[str, Any] = {
 }
 
 
-def _figure(data: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
+def _figure(data: list[dict[str, object]], **layout: object) -> Figure:
     return {"data": data, "layout": _LAYOUT | layout}
 
 
-def _trace(method: str, x: Sequence[float], y: Sequence[float | None], label: str, **look: Any) -> dict[str, Any]:
+def _trace(method: str, x: Sequence[float], y: Sequence[float | None], label: str, **look: object) -> dict[str, object]:
     """The points of one method, which the page's legend finds by `meta`."""
     return {"type": "scatter", "x": list(x), "y": list(y), "meta": method, "hovertemplate": label, **look}
 

@@ -7,9 +7,9 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -38,16 +38,23 @@ _LATEX = {
 }
 
 
-def records(results: Results) -> list[dict[str, Any]]:
+Record = dict[str, str | float | None]
+"""A row: flat, as tables of other programs are."""
+
+
+def records(results: Results) -> list[Record]:
     """One flat record for each job, finished or not, all with the same keys.
 
     The names of metrics are those of metrics.json; those of parameters.json begin with `parameters/`. `counts` is true
     if the table includes the job. Accuracies run from 0 to 1.
     """
     counted = {job.folder for job in results.counted.values()}
-    rows = []
+    rows: list[Record] = []
     for method, job in zip(results.methods, results.jobs, strict=True):
         counts = {f"parameters/{name}": value for name, value in job.parameters.items() if _is_flat(value)}
+        metrics = {
+            name: value for name, value in job.metrics.items() if _is_flat(value) and not name.startswith(_CLASSWISE)
+        }
         readable = method != ""
         rows.append(
             {
@@ -61,19 +68,15 @@ def records(results: Results) -> list[dict[str, Any]]:
                 "folder": job.folder,
                 "overrides": " ".join(job.overrides),
                 "updated": job.updated or None,
+                **metrics,
+                **counts,
             }
-            | {
-                name: value
-                for name, value in job.metrics.items()
-                if _is_flat(value) and not name.startswith(_CLASSWISE)
-            }
-            | counts
         )
     names = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Record]) -> None:
     """Write records with the same keys as CSV; null becomes an empty field, and floats are exact to the last bit."""
     output = io.StringIO()
     writer = csv.DictWriter(output, list(rows[0]) if rows else list(_COLUMNS), lineterminator="\n")
@@ -82,14 +85,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, output.getvalue())
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_parquet(path: Path, rows: Sequence[Record]) -> None:
     """Write records with the same keys as Parquet; a column of integers and floats becomes one of floats."""
     columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     with replacing(path) as temporary:
         parquet.write_table(pa.table(columns), temporary)
 
 
-def comparison_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def comparison_records(comparisons: Sequence[Comparison]) -> list[Record]:
     """One flat record for each pair of methods."""
     return [
         {
@@ -175,11 +178,11 @@ def _markdown_escaped(value: str) -> str:
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(value.split()))
 
 
-def _is_flat(value: Any) -> bool:
+def _is_flat(value: object) -> TypeGuard[str | float]:
     return isinstance(value, str | int | float | bool)
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _column(values: Sequence[str | float | None]) -> pa.Array:
     """A column of one type: strings if the metrics of several versions have different types."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from recast_exp.config.keys import decides
 from recast_exp.report.reading import Job
 
 SHOWN = 3  # at most so many keys in a name
+
+Variant = tuple[str | tuple[str, str | None], ...]
+"""Of a job that has run, keys and their values; of another, its overrides."""
 
 _SHARED = frozenset({"seed", "task", "dataset.eval_batch_size"})
 """Keys on which results depend but that are not part of a method: seed, task file, batch size of the evaluation."""
@@ -36,7 +38,7 @@ def method_names(jobs: Sequence[Job]) -> list[str]:
     return names
 
 
-def _variants(jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
+def _variants(jobs: Sequence[Job]) -> list[Variant]:
     """The settings that distinguish each job from others of its label; equal for all jobs of one method."""
     settings = [_settings(job.config) if job.config else None for job in jobs]
     keys = _differing(jobs, settings)
@@ -67,9 +69,9 @@ def _differing(jobs: Sequence[Job], settings: Sequence[Mapping[str, str] | None]
     return list(differing)
 
 
-def _suffixes(jobs: Sequence[Job], variants: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+def _suffixes(jobs: Sequence[Job], variants: Sequence[Variant]) -> dict[Variant, str]:
     """A short name of each variant: the overrides that not all jobs share, or else the keys that differ."""
-    typed: dict[tuple[Any, ...], set[tuple[str, ...]]] = defaultdict(set)
+    typed: dict[Variant, set[tuple[str, ...]]] = defaultdict(set)
     for job, variant in zip(jobs, variants, strict=True):
         typed[variant].add(_overrides(job))
     shared = set.intersection(*(set(overrides) for choices in typed.values() for overrides in choices))
@@ -96,7 +98,7 @@ def _overrides(job: Job) -> tuple[str, ...]:
     return tuple(f"{key}={words.get(value, value)}" for key, _, value in texts if key not in ("seed", "dataset"))
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _settings(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """The dotted keys on which results depend, with their values as strings."""
     settings: dict[str, str] = {}
     for name, value in config.items():

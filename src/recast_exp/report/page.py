@@ -6,9 +6,9 @@ import base64
 import functools
 import gzip
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any
+from typing import TypedDict
 
 import jinja2
 from plotly.offline import get_plotlyjs
@@ -22,6 +22,26 @@ from recast_exp.report.trials import Search, Trial
 from recast_exp.runs.state import State
 
 FILES = {"report.md": "Markdown", "results.csv": "CSV", "results.parquet": "Parquet", "table.tex": "LaTeX"}
+
+
+class Facts(TypedDict):
+    """What page and summary share."""
+
+    title: str
+    status: str
+    warning: str
+    unfinished: Sequence[tuple[str, Job]]
+    remarks: list[str]
+    commands: tuple[str, ...]
+    versions: dict[str, list[str]]
+    folder: str
+    where: Callable[[Job], tuple[str, str]]
+    why: Callable[[Job], str]
+    table_hint: str
+    searches: Sequence[Search]
+    search_hint: str
+    outcome: Callable[[Trial, Search], str]
+    tests_hint: str
 
 
 def html(contents: Contents, results: Results, searches: Sequence[Search]) -> str:
@@ -124,7 +144,7 @@ def _outcome(trial: Trial, search: Search) -> str:
     return "" if trial.state == State.FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
 
 
-def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> dict[str, Any]:
+def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> Facts:
     """The facts that page and summary share."""
     unfinished = results.unfinished
     states = Counter(job.state for _, job in unfinished)
@@ -200,7 +220,7 @@ def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
     return hint
 
 
-def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
+def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, str | int | float | None]]:
     """The comparisons of all pairs of methods, by their names."""
     return {
         f"{comparison.first}|{comparison.second}": {

@@ -14,7 +14,9 @@ from typing import Any
 
 from recast_exp.errors import one_line
 from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SWEEP, WITHOUT_JOBS
+from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import PlannedJob, SweepRecord
 
 FORMAT = 1
 """The newest format of job.json and sweep.json that this version reads."""
@@ -52,9 +54,9 @@ class Job:
     state: State
     reason: str | None = None
     overrides: tuple[str, ...] = ()
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
     updated: str = ""
     progress: str = ""
 
@@ -66,11 +68,15 @@ class Job:
     @property
     def accuracy(self) -> float:
         """Test accuracy of a finished job, from 0 to 1."""
-        return float(self.metrics[ACCURACY])
+        return _number(self.metrics, ACCURACY)
 
-    def setting(self, *names: str) -> Any:
+    def count(self, name: str) -> int:
+        """A count of a finished job that every report needs."""
+        return int(_number(self.parameters, name))
+
+    def setting(self, *names: str) -> object:
         """A value of the configuration; None if there is none."""
-        node: Any = self.config
+        node: object = self.config
         for name in names:
             node = node.get(name) if isinstance(node, Mapping) else None
         return node
@@ -108,7 +114,7 @@ def read_jobs(folder: Path) -> Contents:
         (sweeps if path.name == SWEEP else ran).append(path)
     for path in sweeps:
         try:
-            sweep = read_json(path)
+            sweep: SweepRecord = read_json(path)
             commands.append(str(sweep.get("command") or f"(not recorded in {_relative(path, folder)})"))
             plan = [(path.parent / str(entry["folder"]), entry) for entry in sweep["jobs"]]
             planned |= {
@@ -118,7 +124,7 @@ def read_jobs(folder: Path) -> Contents:
         except (DamagedError, KeyError, TypeError, ValueError) as error:
             why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not the record of a sweep"
             remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are unknown")
-    jobs: list[tuple[tuple[Any, ...], Job]] = []
+    jobs: list[tuple[tuple[int | tuple[int, str], ...], Job]] = []
     other_stages = 0
     for path in ran:
         at, plan_of = planned.pop(path.parent, (_UNPLANNED, None))
@@ -159,7 +165,7 @@ def read_history(job: Job) -> list[dict[str, float]]:
         raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """Read a file that holds one JSON object.
 
     Raises:
@@ -178,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:
+def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:
     skipped = entry.get("skipped")
     return Job(
         folder=_relative(path, folder),
@@ -195,7 +201,7 @@ def _planned(path: Path, entry: Mapping[str, Any], folder: Path) -> Job:
 def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
     """The job of a job.json; None if it belongs to another stage."""
     try:
-        record = read_json(path)
+        record: Record = read_json(path)
         if record.get("stage", "adapt") != "adapt":
             return None
         job = _recorded(path, folder, record)
@@ -217,7 +223,7 @@ def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
     return dataclasses.replace(planned or unknown, state=State.DAMAGED, reason=reason)
 
 
-def _has_died(record: Mapping[str, Any]) -> bool:
+def _has_died(record: Record) -> bool:
     """Whether a job recorded as running was killed: its process belonged to this machine, and no longer exists."""
     if record["state"] != State.RUNNING or record.get("host") != socket.gethostname():
         return False
@@ -230,7 +236,7 @@ def _has_died(record: Mapping[str, Any]) -> bool:
     return False
 
 
-def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
+def _recorded(path: Path, folder: Path, record: Record) -> Job:
     config = record.get("config")
     epochs = record.get("epochs")
     recorded, reason = str(record["state"]), _line(record.get("reason"))
@@ -252,14 +258,20 @@ def _recorded(path: Path, folder: Path, record: Mapping[str, Any]) -> Job:
     )
 
 
-def _whole(path: Path) -> dict[str, Any]:
+def _whole(path: Path) -> dict[str, object]:
     """Read a file of results, which must hold the values that the report needs."""
-    content = read_json(path)
+    content: dict[str, object] = read_json(path)
     for name in _NEEDED[path.name]:
         value = content.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DamagedError(f"{path.name} has no number {name}")
     return content
+
+
+def _number(content: Mapping[str, object], name: str) -> float:
+    value = content[name]
+    assert isinstance(value, int | float), name  # `_whole` has looked
+    return value
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -271,5 +283,5 @@ def _natural(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if part.isdecimal() else (10**9, part) for part in name.split("/"))
 
 
-def _line(text: Any) -> str | None:
+def _line(text: object) -> str | None:
     return " ".join(str(text).split()) or None if text else None

@@ -152,9 +152,9 @@ def tabulate(jobs: Sequence[Job]) -> Results:
                 method,
                 cells,
                 _average(list(cells.values())),
-                parameters=_range(runs, lambda job: int(job.parameters["task_specific"])),
-                size=_range(runs, lambda job: -(-int(job.parameters["task_bits"]) // 8)),
-                head=_range(runs, lambda job: int(job.parameters["head"])),
+                parameters=_range(runs, lambda job: job.count("task_specific")),
+                size=_range(runs, lambda job: -(-job.count("task_bits") // 8)),
+                head=_range(runs, lambda job: job.count("head")),
                 gain=gain,
                 gain_note=gain_note,
             )
@@ -242,7 +242,8 @@ def _gain(
     if not runs or any(map(is_probe, runs)):
         return None, ""
     of_sweep = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
-    of_runs = [(job, float(job.metrics[PROBE])) for job in runs if isinstance(job.metrics.get(PROBE), int | float)]
+    measured = ((job, job.metrics.get(PROBE)) for job in runs)
+    of_runs = [(job, float(probe)) for job, probe in measured if isinstance(probe, int | float)]
     pairs = max(of_sweep, of_runs, key=len)
     if not pairs:
         return None, ""

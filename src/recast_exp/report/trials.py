@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from recast_exp.report.reading import Contents, DamagedError, Job, read_json, records
 from recast_exp.runs.layout import SEARCH
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import SearchRecord, TrialRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _is_trial(job: Job) -> bool:
     return job.setting("search", "trial") is not None or not job.config
 
 
-def _search(name: str, content: Mapping[str, Any]) -> Search:
+def _search(name: str, content: SearchRecord) -> Search:
     best = content["best"]
     return Search(
         name=name,
@@ -111,7 +111,7 @@ def _search(name: str, content: Mapping[str, Any]) -> Search:
     )
 
 
-def _trial(search: str, entry: Mapping[str, Any]) -> Trial:
+def _trial(search: str, entry: TrialRecord) -> Trial:
     epochs = {int(epoch): float(value) for epoch, value in entry["epochs"].items()}
     value = entry["value"] if entry["value"] is not None else epochs.get(max(epochs, default=0))
     return Trial(

@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
@@ -17,7 +16,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.runs.task_header import FROZEN, read_record
 
 
-def adopt(content: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
+def adopt(content: Mapping[str, object], task: str | Path) -> dict[str, object]:
     """A configuration with what a task file was trained with in the place of its own values.
 
     Args:
@@ -33,12 +32,14 @@ def adopt(content: Mapping[str, Any], task: str | Path) -> dict[str, Any]:
         node = adopted
         *sections, name = key.split(".")
         for section in sections:
-            node = node.setdefault(section, {})
+            inner = node.setdefault(section, {})
+            assert isinstance(inner, dict), key
+            node = inner
         node[name] = value
     return adopted
 
 
-def recorded(task: str | Path) -> dict[str, Any]:
+def recorded(task: str | Path) -> dict[str, object]:
     """The dotted keys, and their values, that a task file was trained with.
 
     Raises:
@@ -53,7 +54,7 @@ def recorded(task: str | Path) -> dict[str, Any]:
             f"task: {task} was saved by recast_exp.save_task, so it says nothing of a dataset; load it in "
             "Python with recast_exp.load_task"
         )
-    found = dict(keys.leaves(record["config"]))
+    found: dict[str, object] = dict(keys.leaves(record["config"]))
     for key in found:
         if key not in keys.FIELDS:
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")
@@ -63,10 +64,10 @@ def recorded(task: str | Path) -> dict[str, Any]:
 
 
 def contradictions(
-    asked: Mapping[str, Any],
+    asked: Mapping[str, object],
     task: str | Path,
     typed: Iterable[str],
-    chosen: Mapping[str, tuple[str, Mapping[str, Any]]],
+    chosen: Mapping[str, tuple[str, Mapping[str, object]]],
 ) -> Iterator[str]:
     """Compare what the user asked for with what the task file was trained with.
 
@@ -86,7 +87,7 @@ def contradictions(
     record = recorded(task)
     differing = {key for key, value in record.items() if asked.get(key) != value}
 
-    def line(key: str, got: Any, leave_out: str) -> str:
+    def line(key: str, got: str, leave_out: str) -> str:
         expected = keys.shown(record[key])
         return (
             f"{key}: expected {expected}, with which the task file {task} was trained, got {got}; leave {leave_out} out"
@@ -120,7 +121,8 @@ def resumed_overrides(folder: Path) -> list[str]:
         if not (folder / ".hydra" / name).is_file():
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
     path = folder / ".hydra" / "overrides.yaml"
-    found = grammar.without_start(str(text) for text in _load(path) or [])
+    saved = _load(path)
+    found = grammar.without_start(str(text) for text in (saved if isinstance(saved, list | dict) else []))
     for text in found:
         override = grammar.parse(text)
         key = override.key_or_group if override else ""
@@ -140,7 +142,7 @@ def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:
     return list(last.values())
 
 
-def differences(content: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def differences(content: Mapping[str, object], folder: Path) -> Iterator[str]:
     """Compare a composed configuration with the one that the run in `folder` was started with.
 
     Args:
@@ -165,7 +167,7 @@ def differences(content: Mapping[str, Any], folder: Path) -> Iterator[str]:
         )
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> Iterable[object] | None:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from recast_exp.config import keys, rules
 from recast_exp.config.schema import Config
@@ -30,7 +29,7 @@ class Planned:
 
     number: int
     asked: Asked
-    content: dict[str, Any]
+    content: dict[str, object]
     """Its composed configuration as nested mappings, with what its task file brings; interpolations as they stand."""
     settings: Config
     """The same, typed and resolved."""
@@ -77,5 +76,5 @@ def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
     return f"Recipe: {'; '.join([names, *parts])}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,18 +14,57 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
 from recast_exp.files import write_json
 from recast_exp.runs import layout
+from recast_exp.runs.results import Counts, Metrics, Results
 from recast_exp.runs.state import State
 from recast_exp.runs.task_header import read_record
 from recast_exp.system import is_main_process
 
 FORMAT = 1
+
+
+class Identity(TypedDict):
+    """What a job's own record and the plan of its sweep both say of it."""
+
+    overrides: list[str]
+    label: str
+    dataset: str
+    seed: int
+    recipe: NotRequired[dict[str, str]]
+    config: dict[str, object]
+
+
+_Validated = TypedDict("_Validated", {"val/accuracy": float | None})
+
+
+class Begun(Identity, _Validated):
+    """What a record says of any job, a job of a sweep or not."""
+
+    format: int
+    state: State
+    reason: str | None
+    exit_code: int | None
+    stage: str
+    pid: NotRequired[int]
+    host: NotRequired[str]
+    started: str
+    updated: str
+    epoch: int
+    epochs: int
+
+
+class Record(Begun):
+    """job.json."""
+
+    number: int | None
+    """In its sweep."""
+
 
 _KEYS = {
     *("format", "state", "reason", "exit_code", "number", "label", "stage", "dataset", "seed", "overrides", "config"),
@@ -33,10 +72,10 @@ _KEYS = {
 }
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read(folder: Path) -> Record | None:
     """The record of a job's folder; None where there is none, or none that can be read."""
     try:
-        record = json.loads((folder / layout.JOB).read_text(encoding="utf-8"))
+        record: Record = json.loads((folder / layout.JOB).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not set(record) >= _KEYS or not isinstance(record["config"], dict):
@@ -70,7 +109,7 @@ def begin(
     if not is_main_process(settings.trainer.devices):
         return
     now = _now()
-    record = {
+    record: Record = {
         "format": FORMAT,
         "state": State.RUNNING,
         "reason": None,
@@ -103,16 +142,17 @@ def planned_sources(folder: Path) -> dict[str, str]:
         return {}
 
 
-def update(folder: Path, **changes: Any) -> None:
+def update(folder: Path, **changes: object) -> None:
     """Change what a record says, and when; nothing where there is no record."""
     record = read(folder)
     if record is not None and is_main_process(_devices(record)):
-        write_json(folder / layout.JOB, record | {"updated": _now()} | changes)
+        write_json(folder / layout.JOB, {**record, "updated": _now(), **changes})
 
 
-def _devices(record: Mapping[str, Any]) -> int:
+def _devices(record: Record) -> int:
     """The number of devices of the run that a record speaks of."""
-    return int(record["config"].get("trainer", {}).get("devices", 1))
+    trainer = record["config"].get("trainer")
+    return int(trainer.get("devices", 1)) if isinstance(trainer, Mapping) else 1
 
 
 @contextlib.contextmanager
@@ -142,7 +182,7 @@ def clear(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
+def differences(record: Record, settings: Config) -> Iterator[str]:
     """What a job was started with and is asked for now: one line for each deciding key that differs."""
     if record["stage"] != settings.stage["name"]:
         yield f"started with stage={record['stage']}, not {settings.stage['name']}"
@@ -151,16 +191,16 @@ def differences(record: Mapping[str, Any], settings: Config) -> Iterator[str]:
         yield f"started with {key}={keys.shown(before)}, not {keys.shown(now)}"
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> Metrics:
     """The metrics of a finished run."""
-    metrics: dict[str, Any] = json.loads((folder / layout.METRICS).read_text(encoding="utf-8"))
+    metrics: Metrics = json.loads((folder / layout.METRICS).read_text(encoding="utf-8"))
     return metrics
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_results(folder: Path) -> Results:
     """The metrics and the counts of a finished run."""
-    parameters: dict[str, Any] = json.loads((folder / layout.PARAMETERS).read_text(encoding="utf-8"))
-    return read_metrics(folder), parameters
+    parameters: Counts = json.loads((folder / layout.PARAMETERS).read_text(encoding="utf-8"))
+    return Results(read_metrics(folder), parameters)
 
 
 def is_finished(folder: Path) -> bool:

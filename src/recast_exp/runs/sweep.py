@@ -14,7 +14,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
@@ -24,9 +24,78 @@ from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.plan import Planned, recipe_sources
+from recast_exp.runs.results import Results
 from recast_exp.runs.state import State
 
 FORMAT = 1
+
+
+class PlannedJob(job_record.Identity):
+    """A job as sweep.json lists it; `skipped` says why it is left out."""
+
+    number: int
+    folder: str
+    skipped: str | None
+
+
+class SweepRecord(TypedDict):
+    """sweep.json."""
+
+    format: int
+    version: str
+    command: str
+    created: str
+    jobs: list[PlannedJob]
+
+
+class Left(PlannedJob):
+    """A job that has recorded nothing yet."""
+
+    state: State
+    reason: str | None
+    exit_code: int | None
+
+
+class Recorded(job_record.Begun):
+    """The record of a job of a sweep, with its folder in that of the sweep."""
+
+    number: int
+    folder: str
+
+
+class TrialRecord(TypedDict):
+    """A trial as search.json lists it."""
+
+    number: int
+    folder: str
+    state: str
+    reason: str | None
+    exit_code: int | None
+    value: float | None
+    parameters: dict[str, str]
+    epochs: dict[str, float]
+    started: str | None
+    ended: str | None
+
+
+class BestTrial(TrialRecord):
+    """The best trial, with the command that runs its setting by itself."""
+
+    command: str
+
+
+class SearchRecord(TypedDict):
+    """search.json."""
+
+    format: int
+    metric: str
+    direction: str
+    n_trials: int
+    seed: int
+    space: dict[str, str]
+    overrides: list[str]
+    best: BestTrial | None
+    trials: list[TrialRecord]
 
 
 @dataclasses.dataclass
@@ -36,7 +105,7 @@ class Plan:
     folder: Path
     command: str
     """As it was typed."""
-    jobs: list[dict[str, Any]]
+    jobs: list[PlannedJob]
     """As in `sweep.json`; empty where a sweeper decides as it goes."""
 
     again: str
@@ -101,7 +170,13 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
             for job, label in zip(planned, labels, strict=True)
         ]
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        content = {"format": FORMAT, "version": __version__, "command": plan.command, "created": now, "jobs": plan.jobs}
+        content: SweepRecord = {
+            "format": FORMAT,
+            "version": __version__,
+            "command": plan.command,
+            "created": now,
+            "jobs": plan.jobs,
+        }
         if planned or not (folder / layout.SWEEP).is_file():  # a search that goes on may yet be refused
             write_json(folder / layout.SWEEP, content)
         yield plan
@@ -117,36 +192,35 @@ def searched(folder: Path) -> int | None:
         return None
 
 
-def all_records(plan: Plan) -> list[dict[str, Any]]:
+def all_records(plan: Plan) -> list[Recorded | Left]:
     """The records of all jobs that were planned, or of all that there are."""
-    found = {record["number"]: record for record in records(plan.folder, plan.jobs)}
-    missing = {"state": State.WAITING, "reason": None, "exit_code": None}
+    found: dict[int, Recorded | Left] = {record["number"]: record for record in records(plan.folder, plan.jobs)}
     for job in plan.jobs:
-        found.setdefault(job["number"], {**job, **missing})
+        found.setdefault(job["number"], {**job, "state": State.WAITING, "reason": None, "exit_code": None})
     return [found[number] for number in sorted(found)]
 
 
-def records(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def records(folder: Path, jobs: Sequence[PlannedJob] = ()) -> list[Recorded]:
     """The records of the jobs of a sweep, by number; `folder` is added.
 
     Args:
         folder: Folder of the sweep.
         jobs: Its jobs, if they are known; else all that have a folder there.
     """
-    found = []
+    found: list[Recorded] = []
     known = [folder / str(job["folder"]) / layout.JOB for job in jobs]
     for path in known or folder.glob(f"*/{layout.JOB}"):
         record = job_record.read(path.parent)
-        if record is not None and record["number"] is not None:
-            found.append({**record, "folder": str(path.parent.relative_to(folder))})
+        if record is not None and (number := record["number"]) is not None:
+            found.append({**record, "number": number, "folder": str(path.parent.relative_to(folder))})
     return sorted(found, key=lambda record: int(record["number"]))
 
 
-def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list[dict[str, Any]]]:
+def collect(folder: Path, jobs: Sequence[PlannedJob] = ()) -> dict[str, list[Results]]:
     """Results of the finished jobs of a sweep, by their overrides: without the seed, and without what all have.
 
     Returns:
-        Setting → one entry per job: its metrics, and its counts under `parameters`. Jobs without results are left out.
+        Setting → the results of each of its jobs. Jobs without results are left out.
     """
     found = [
         record
@@ -154,11 +228,10 @@ def collect(folder: Path, jobs: Sequence[dict[str, Any]] = ()) -> dict[str, list
         if record["stage"] == "adapt" and job_record.is_finished(folder / record["folder"])
     ]
     shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
-    settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    settings: dict[str, list[Results]] = defaultdict(list)
     for record in found:
         own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
-        metrics, parameters = job_record.read_results(folder / record["folder"])
-        settings[" ".join(own) or record["label"]].append({**metrics, "parameters": parameters})
+        settings[" ".join(own) or record["label"]].append(job_record.read_results(folder / record["folder"]))
     return dict(settings)
 
 

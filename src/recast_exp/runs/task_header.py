@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from recast_exp.errors import MissingInputError, UserError
 
@@ -22,10 +22,35 @@ FROZEN = "frozen:"
 The fingerprint in a file of the command line is that of the pretrained weights, which are gone after injection.
 """
 
+
+class Pretrained(TypedDict):
+    """The weights that a task was trained on."""
+
+    name: str
+    fingerprint: str
+
+
+class TaskRecord(TypedDict):
+    """The record of a task file; what comes after `config` may lack in a file that this package has not written."""
+
+    format: int
+    version: str
+    config: dict[str, Any]
+    bank: str | None
+    backbone: Pretrained
+    classes: list[str]
+    test_images: NotRequired[str]
+    input: dict[str, object]
+    eval_batch_size: int
+
+
+_Header = TypedDict("_Header", {"__metadata__": NotRequired[dict[str, str]]})
+"""The part of a header that is ours; next to it are the tensors."""
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: str | Path) -> TaskRecord:
     """Read the record of a task file from the header of its safetensors, with nothing but the standard library.
 
     Raises:
@@ -37,7 +62,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which does not exist")
     header = _header(path)
     try:
-        record = json.loads(header.get("__metadata__", {})[RECORD_KEY])
+        record: TaskRecord = json.loads(header.get("__metadata__", {})[RECORD_KEY])
         version = int(record["format"])
         known = version > FORMAT or isinstance(record["config"], dict)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -55,10 +80,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     bank = record.get("bank")
     if bank is not None and not (isinstance(bank, str) and _HASH.fullmatch(bank)):
         raise UserError(f"task: {path} names the bank {str(bank)[:80]!r}; expected 64 hexadecimal digits")
-    return dict(record)
+    return record
 
 
-def _has_interpolation(value: Any) -> bool:
+def _has_interpolation(value: object) -> bool:
     """Whether a text anywhere in a value would be resolved: to an environment variable, say."""
     if isinstance(value, Mapping):
         return any(map(_has_interpolation, (*value, *value.values())))
@@ -67,7 +92,7 @@ def _has_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> _Header:
     """The header of a safetensors file: eight bytes of length, then JSON, then the tensors it announces."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -82,4 +107,5 @@ def _header(path: Path) -> dict[str, Any]:
         ) from None
     if size < 8 + length + end:
         raise UserError(f"task: {path} is cut short: {size} bytes, where its header announces {8 + length + end}")
-    return dict(header)
+    found: _Header = header
+    return found

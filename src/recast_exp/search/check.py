@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from hydra.core.override_parser.types import Override
 
@@ -14,7 +13,7 @@ SWEEPER = "optuna"
 """The option of `hydra/sweeper` that searches."""
 
 
-def problems(settings: Mapping[str, Any], given: Sequence[Override]) -> Iterator[str]:
+def problems(settings: Mapping[str, object], given: Sequence[Override]) -> Iterator[str]:
     """Check a search as a whole; its keys and values are checked as those of any sweep.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import Callback
@@ -69,10 +69,10 @@ class Pruning(Callback):
         if self.epoch:
             raise Pruned(self.epoch, epochs, self.accuracy)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"epoch": self.epoch, "accuracy": self.accuracy}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Continue from a checkpoint."""
-        self.epoch, self.accuracy = state_dict["epoch"], state_dict["accuracy"]
+        self.epoch, self.accuracy = int(state_dict["epoch"]), state_dict["accuracy"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import SearchRecord, TrialRecord
 from recast_exp.search.space import Parameter
-from recast_exp.search.study import METRIC
+from recast_exp.search.study import METRIC, Settings
 
 FORMAT = 1
 REASON = "reason"
@@ -31,8 +32,8 @@ STATES = {
 
 
 def record(
-    study: Study, folder: Path, settings: dict[str, Any], fixed: Sequence[str], space: Sequence[Parameter]
-) -> dict[str, Any]:
+    study: Study, folder: Path, settings: Settings, fixed: Sequence[str], space: Sequence[Parameter]
+) -> SearchRecord:
     """Write search.json.
 
     Args:
@@ -47,7 +48,7 @@ def record(
     """
     trials = study.get_trials(deepcopy=False)
     chosen = best(trials)
-    content = {
+    content: SearchRecord = {
         "format": FORMAT,
         "metric": METRIC,
         "direction": "maximize",
@@ -55,7 +56,7 @@ def record(
         "seed": settings["seed"],
         "space": {parameter.key: parameter.described() for parameter in space},
         "overrides": list(fixed),
-        "best": chosen and {**_entry(chosen, space), "command": command(fixed, chosen, space)},
+        "best": {**_entry(chosen, space), "command": command(fixed, chosen, space)} if chosen else None,
         "trials": [_entry(trial, space) for trial in trials],
     }
     write_json(folder / layout.SEARCH, content)
@@ -81,7 +82,7 @@ def overrides(trial: FrozenTrial, space: Sequence[Parameter]) -> list[str]:
     return [f"{parameter.key}={parameter.text(trial.params[parameter.key])}" for parameter in space]
 
 
-def _entry(trial: FrozenTrial, space: Sequence[Parameter]) -> dict[str, Any]:
+def _entry(trial: FrozenTrial, space: Sequence[Parameter]) -> TrialRecord:
     drawn = {
         parameter.key: parameter.text(trial.params[parameter.key])
         for parameter in space
@@ -96,6 +97,10 @@ def _entry(trial: FrozenTrial, space: Sequence[Parameter]) -> dict[str, Any]:
         "value": trial.values[0] if trial.state == TrialState.COMPLETE else None,
         "parameters": drawn,
         "epochs": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},
-        "started": trial.datetime_start and trial.datetime_start.isoformat(timespec="seconds"),
-        "ended": trial.datetime_complete and trial.datetime_complete.isoformat(timespec="seconds"),
+        "started": _time(trial.datetime_start),
+        "ended": _time(trial.datetime_complete),
     }
+
+
+def _time(time: datetime.datetime | None) -> str | None:
+    return time.isoformat(timespec="seconds") if time else None

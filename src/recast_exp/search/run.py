@@ -7,11 +7,12 @@ checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,21 +27,23 @@ from recast_exp.errors import RecastError, first_line
 from recast_exp.files import write_text
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
+from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
+from recast_exp.runs.sweep import SearchRecord
 from recast_exp.search import results, space
 from recast_exp.search.space import Parameter
-from recast_exp.search.study import METRIC, open_study, resume_trial
+from recast_exp.search.study import METRIC, Settings, open_study, resume_trial
 
 
 def search(
-    content: Mapping[str, Any],
+    content: Mapping[str, object],
     written: str,
-    settings: Mapping[str, Any],
+    settings: Settings,
     arguments: Sequence[str],
     folder: Path,
     launcher: Launcher,
     loader: ConfigLoader,
-) -> dict[str, Any]:
+) -> SearchRecord:
     """Run the trials of a search that have not ended yet.
 
     Args:
@@ -65,7 +68,7 @@ def search(
     described = {parameter.key: parameter.described() for parameter in searched}
     study = open_study(Path(settings["storage"]), settings, content, described)
     write_text(folder / layout.MULTIRUN, written)
-    return _Search(study, folder, dict(settings), fixed, searched, launcher).run()
+    return _Search(study, folder, settings, fixed, searched, launcher).run()
 
 
 class _Search:
@@ -75,7 +78,7 @@ class _Search:
         self,
         study: Study,
         folder: Path,
-        settings: dict[str, Any],
+        settings: Settings,
         fixed: Sequence[str],
         searched: Sequence[Parameter],
         launcher: Launcher,
@@ -88,7 +91,7 @@ class _Search:
         self.launcher = launcher
         self.storage = Path(settings["storage"]).absolute()
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> SearchRecord:
         total, together = self.settings["n_trials"], self.settings["n_jobs"]
         if there := len(self._trials()):
             _say(f"Search {self.folder} goes on: {there} of {total} trials are there")
@@ -105,7 +108,7 @@ class _Search:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> SearchRecord:
         return results.record(self.study, self.folder, self.settings, self.fixed, self.searched)
 
     def _open(self, numbers: range) -> Iterator[list[FrozenTrial]]:
@@ -178,7 +181,7 @@ class _Search:
         return True
 
     @staticmethod
-    def _is_value(value: Any) -> bool:
+    def _is_value(value: object) -> TypeGuard[float]:
         return isinstance(value, int | float) and math.isfinite(value)
 
     def _finish(self, trial: FrozenTrial, value: float) -> None:
@@ -198,26 +201,27 @@ class _Search:
         best = results.best(self._trials())
         return f"best {100 * best.values[0]:.1f} % (trial {best.number})" if best else "none has finished"
 
-    def _attribute(self, trial: FrozenTrial, name: str, value: Any) -> None:
+    def _attribute(self, trial: FrozenTrial, name: str, value: object) -> None:
         resume_trial(self.study, trial).set_user_attr(name, value)
 
 
-def _is_of(record: Mapping[str, Any], trial: FrozenTrial) -> bool:
+def _is_of(record: Record, trial: FrozenTrial) -> bool:
     """Whether a job in a trial's folder is that trial, with its values: not what another sweep has left there."""
     values = dict(leaves(record["config"]))
     sampled = ((values[key], value) for key, value in trial.params.items() if key in values)
-    number = record["config"].get("search", {}).get("trial")
+    of_search = record["config"].get("search")
+    number = of_search.get("trial") if isinstance(of_search, dict) else None
     return bool(number == trial.number and all(_same(*pair) for pair in sampled))
 
 
-def _same(recorded: Any, drawn: Any) -> bool:
-    try:
-        return float(recorded) == float(drawn)
-    except (TypeError, ValueError):
-        return str(recorded) == str(drawn).strip("'\"")
+def _same(recorded: object, drawn: str | float) -> bool:
+    if isinstance(recorded, str | float | int):
+        with contextlib.suppress(ValueError):
+            return float(recorded) == float(drawn)
+    return str(recorded) == str(drawn).strip("'\"")
 
 
-def _accuracy(folder: Path) -> Any:
+def _accuracy(folder: Path) -> float | str | None:
     try:
         return job_record.read_metrics(folder).get(METRIC)
     except (OSError, ValueError):

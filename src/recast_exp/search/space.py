@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
@@ -85,7 +85,7 @@ class Parameter:
         """The values to check: every choice, or both ends."""
         return list(self.choices) or [self.text(self.low), self.text(self.high)]
 
-    def text(self, value: Any) -> str:
+    def text(self, value: str | float) -> str:
         """A sampled value as text of Hydra's grammar, floats to the last bit."""
         return str(value) if self.choices else repr(int(value) if self.whole else float(value))
 

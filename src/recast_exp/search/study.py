@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import optuna
 from hydra.errors import HydraException
@@ -28,6 +28,29 @@ STUDY = "recast_exp"
 METRIC = "val/accuracy"
 
 _REQUEST = "request"
+
+
+class Settings(TypedDict):
+    """The node `hydra.sweeper`, resolved."""
+
+    n_trials: int
+    n_jobs: int
+    seed: int
+    storage: str
+    params: dict[str, object] | None
+    sampler: dict[str, object]
+    pruner: dict[str, object]
+
+
+class Request(TypedDict):
+    """What a study was asked, as its storage keeps it."""
+
+    objective: str
+    seed: int
+    sampler: dict[str, object]
+    pruner: dict[str, object]
+    space: dict[str, str]
+    config: dict[str, object]
 
 
 class Reseeded(BaseSampler):
@@ -55,20 +78,18 @@ class Reseeded(BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Draw them."""
         return self._sampler(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    ) -> object:
         """Draw one parameter by itself."""
         return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
 
 
-def open_study(
-    storage: Path, settings: Mapping[str, Any], content: Mapping[str, Any], space: Mapping[str, str]
-) -> Study:
+def open_study(storage: Path, settings: Settings, content: Mapping[str, object], space: Mapping[str, str]) -> Study:
     """Create a study, or open the one that is there.
 
     Args:
@@ -82,7 +103,7 @@ def open_study(
     """
     quiet()
     sampler, pruner = settings["sampler"], settings["pruner"]
-    request = {
+    request: Request = {
         "objective": f"maximise {METRIC}",
         "seed": settings["seed"],
         "sampler": sampler,
@@ -94,7 +115,9 @@ def open_study(
     _mend(storage)
 
     def make(seed: int) -> BaseSampler:
-        made: BaseSampler = _make("sampler", sampler, seed=seed)
+        made = _make("sampler", sampler, seed=seed)
+        if not isinstance(made, BaseSampler):
+            raise _unexpected("sampler", sampler)
         return made
 
     make(0)
@@ -103,7 +126,7 @@ def open_study(
             storage=_storage(storage),
             study_name=STUDY,
             sampler=Reseeded(make, settings["seed"]),
-            pruner=_make("pruner", pruner),
+            pruner=_pruner(pruner),
             direction="maximize",
             load_if_exists=True,
         )
@@ -135,7 +158,7 @@ def load_trial(storage: str, number: int) -> Trial | None:
     pruner = study.user_attrs[_REQUEST]["pruner"]
     if foreign := [target for target in _targets(pruner) if not str(target).startswith("optuna.")]:
         raise UserError(f"search.storage: {storage} names the pruner {foreign[0]}; expected a pruner of Optuna")
-    study.pruner = _make("pruner", pruner)
+    study.pruner = _pruner(pruner)
     found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
     if not found:
         raise UserError(f"search.trial: {storage} has no trial {number}")
@@ -165,18 +188,26 @@ def _mend(storage: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _make(what: str, node: dict[str, Any], **more: Any) -> Any:
-    try:
-        made = instantiate(node, **more)
-    except HydraException as error:
-        reason = first_line(error.__cause__ or error)
-        raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
-    if not isinstance(made, BaseSampler if what == "sampler" else BasePruner):
-        raise UserError(f"hydra.sweeper.{what}: expected a {what} of Optuna, got {node.get('_target_')}")
+def _pruner(node: dict[str, object]) -> BasePruner:
+    made = _make("pruner", node)
+    if not isinstance(made, BasePruner):
+        raise _unexpected("pruner", node)
     return made
 
 
-def _targets(node: Any) -> Iterator[Any]:
+def _make(what: str, node: dict[str, object], **more: object) -> object:
+    try:
+        return instantiate(node, **more)
+    except HydraException as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
+
+
+def _unexpected(what: str, node: dict[str, object]) -> UserError:
+    return UserError(f"hydra.sweeper.{what}: expected a {what} of Optuna, got {node.get('_target_')}")
+
+
+def _targets(node: object) -> Iterator[object]:
     """All that a node would import: a file must not choose what is called here."""
     if isinstance(node, Mapping):
         for name, value in node.items():
@@ -188,13 +219,13 @@ def _targets(node: Any) -> Iterator[Any]:
             yield from _targets(value)
 
 
-def _comparable(content: Mapping[str, Any], space: Mapping[str, str]) -> dict[str, Any]:
+def _comparable(content: Mapping[str, object], space: Mapping[str, str]) -> dict[str, object]:
     """The deciding keys that the trials share."""
     searched = {key.lstrip("+") for key in space}
     return {key: value for key, value in keys.leaves(content) if key not in searched and keys.decides(key)}
 
 
-def _differences(asked: dict[str, Any], request: dict[str, Any]) -> Iterator[str]:
+def _differences(asked: Request, request: Request) -> Iterator[str]:
     for name in ("objective", "seed", "sampler", "pruner"):
         if asked[name] != request[name]:
             yield f"{name} {asked[name]}, not {request[name]}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from recast_exp.config.fields import build
 from recast_exp.config.schema import Config
@@ -49,7 +48,7 @@ def load(name: str) -> type[Stage]:
     return found[0]
 
 
-def from_config(node: Mapping[str, Any]) -> Stage:
+def from_config(node: Mapping[str, object]) -> Stage:
     """A stage with its options.
 
     Args:

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from recast_exp.config.schema import Config
 from recast_exp.config.variants import Variants
+from recast_exp.runs.results import Metrics
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Stage(ABC):
         return iter(())
 
     @abstractmethod
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Do it; the metrics, flat.
 
         Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 
@@ -14,7 +15,7 @@ class Adapt(Stage):
 
     accepts: ClassVar[tuple[str, ...]] = ("resume",)
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Adapt a backbone to a dataset."""
         from recast_exp.experiment import adaptation
 

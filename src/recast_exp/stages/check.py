@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 
@@ -12,7 +12,7 @@ from recast_exp.stages._base import Job, Stage
 class Check(Stage):
     """It has no options of its own."""
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Read the index, decode every image, and write the dataset's card."""
         from recast_exp.experiment import inspection
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from recast_exp.config import recipes, rules
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config, with_values
 from recast_exp.errors import UserError
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 
@@ -42,7 +42,7 @@ class Compare(Stage):
                 tried = rules.problems(with_values(settings, {key: value}))
                 yield from (f"stage.tune: {problem}" for problem in tried if problem not in own)
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Run every method with every seed, and set the results next to each other."""
         from recast_exp.experiment import comparison
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 
@@ -14,7 +15,7 @@ class Evaluate(Stage):
 
     requires: ClassVar[tuple[str, ...]] = ("task",)
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Test a task file; the settings already hold what the file says of itself."""
         from recast_exp.experiment import evaluation
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from recast_exp.config.schema import Config
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 
@@ -19,7 +19,7 @@ class Reconstruct(Stage):
         if settings.model.method != "recast":
             yield f"stage: expected a RECAST model for reconstruct, got model={settings.model.name} without templates"
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Build the bank, and report the errors and similarities of every layer."""
         from recast_exp.experiment import reconstruction
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class Report(Stage):
     requires: ClassVar[tuple[str, ...]] = ("path",)
     runs_in_sweep: ClassVar[bool] = False
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> Metrics:
         """Write the report of the folder `path` into it; nothing is trained, and nothing but records is read."""
         from recast_exp.report.build import write_report
 

@@ -1,0 +1,95 @@
+"""What the JSON files of results hold: of a run, a comparison, a reconstruction, the check of a dataset."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+Metrics = dict[str, float | str]
+"""`metrics.json`: numbers by their names, and in words what they depend on: the device, the versions."""
+
+
+class Counts(TypedDict):
+    """`parameters.json`: the numbers of parameters, by kind."""
+
+    coefficients: int
+    adapter: int
+    buffers: int
+    """Running statistics of the task."""
+    backbone_trained: int
+    adapter_norm: int
+    """Of `adapter`, the scales and shifts of the backbone's own normalisation layers."""
+    task_specific: int
+    """The sum of the first four."""
+    head: int
+    templates: int
+    frozen: int
+    total: int
+    task_bits: int
+    """The size of `task_specific`."""
+    task_file_bytes: int
+    layers: dict[str, dict[str, int]]
+    """Layer → kind → trained parameters, for each layer that has any."""
+
+
+class Results(NamedTuple):
+    """The results of a finished run."""
+
+    metrics: Metrics
+    parameters: Counts
+
+
+_Measured = TypedDict(
+    "_Measured",
+    {
+        "val/accuracy": float,
+        "val/accuracy/spread": float,
+        "test/accuracy": float,
+        "test/accuracy/spread": float,
+        "seconds/spread": float,
+    },
+)
+
+
+class Compared(_Measured):
+    """A row of `comparison.json`: mean and spread over a method's seeds, and what a task takes."""
+
+    seeds: int
+    task_specific: int
+    task_bits: int
+    head: int
+    seconds: float
+
+
+class Reconstruction(TypedDict):
+    """`reconstruction.json`: the bank, and how close it comes; of all layers the worst, and each layer."""
+
+    bank: str
+    hash: str
+    seconds: float
+    settings: dict[str, object]
+    relative_error: float
+    max_error: float
+    cosine_similarity: float
+    feature_similarity: float
+    layers: dict[str, dict[str, float]]
+
+
+class Sizes(TypedDict, total=False):
+    """Heights or widths of images, in pixels; empty without images."""
+
+    min: int
+    median: float
+    max: int
+
+
+class Inspection(TypedDict):
+    """`check.json`: what a dataset holds, before anything is chosen from it."""
+
+    verified: bool
+    official_classes: int
+    classes: int
+    official_images: dict[str, int]
+    height: Sizes
+    width: Sizes
+    bad: dict[str, str]
+    """Path → what is wrong with the image."""
