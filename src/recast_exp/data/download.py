@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 from recast_exp import __version__
@@ -62,6 +62,20 @@ class Archive:
     provides: str
     md5: str | None = None
     member: str | None = None
+
+
+class _State(TypedDict, total=False):
+    """The source of a partial file; empty if it is not known.
+
+    Attributes:
+        url: Its address.
+        validator: What changes with the file on the server, if the server says so.
+        total: Size of the whole file, if known.
+    """
+
+    url: str
+    validator: str | None
+    total: int | None
 
 
 class _ArchiveError(UserError):
@@ -260,7 +274,7 @@ def _record(root: Path, key: str, checksum: str) -> None:
         write_json(root / _CHECKSUMS, dict(sorted({**_checksums(root / _CHECKSUMS), key: checksum}.items())))
 
 
-def _checksums(record: Path) -> dict[str, Any]:
+def _checksums(record: Path) -> dict[str, object]:
     """Read the recorded checksums. Users edit them, so a damaged file is reported rather than ignored."""
     try:
         checksums = json.loads(record.read_text(encoding="utf-8"))
@@ -327,7 +341,7 @@ def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool
         raise _NetworkError("the connection was closed", begun=True)
 
 
-def _open(url: str, start: int, validator: str | None) -> Any:
+def _open(url: str, start: int, validator: str | None) -> http.client.HTTPResponse:
     """Request a URL from byte `start` on if its file still has that validator, otherwise all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": f"recast-exp/{__version__}"})
     if start:
@@ -335,7 +349,8 @@ def _open(url: str, start: int, validator: str | None) -> Any:
         if validator:
             request.add_header("If-Range", validator)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+        return response
     except urllib.error.HTTPError as error:
         error.close()
         if start and error.code == 416:  # the file is shorter than `start`
@@ -347,7 +362,7 @@ def _open(url: str, start: int, validator: str | None) -> Any:
         raise _NetworkError(error, begun=False) from error
 
 
-def _extent(response: Any) -> tuple[int, int | None]:
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """The first byte of a response, -1 if unknown, and the size of the whole file, if known."""
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
@@ -362,7 +377,7 @@ def _extent(response: Any) -> tuple[int, int | None]:
     return start, None if total is None else start + total
 
 
-def _validator(response: Any) -> str | None:
+def _validator(response: http.client.HTTPResponse) -> str | None:
     """A value that changes with the file on the server. Weak ETags do not count: they can stay when bytes change."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
@@ -434,10 +449,10 @@ def _writing(target: object) -> Iterator[None]:
         raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> _State:
     """Read the source of a partial file; empty if it is not known."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state: _State = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
