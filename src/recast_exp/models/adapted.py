@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,35 @@ from recast_exp.torch_state import seeded
 
 CHANGE = "coefficients/change"  # the name of the measure, over all groups; one group's is below it
 KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot
+
+
+class Packer(Protocol):
+    """A module that packs its parameter for a task file.
+
+    Attributes:
+        bits: Bits of one entry of the packed parameter.
+    """
+
+    bits: int
+
+    def pack(self) -> Tensor:
+        """The packed parameter."""
+
+    def unpack(self, packed: Tensor) -> None:
+        """Load a packed parameter."""
+
+
+@runtime_checkable
+class TimmModel(Protocol):
+    """What timm's models have in common."""
+
+    num_classes: int
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...] | list[nn.Module] | None:
+        """The classifier; some models have several."""
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the model a new classifier; none for 0 classes."""
 
 
 @dataclass
@@ -59,13 +88,13 @@ class AdaptedModel:
         tensors |= {f"buffers/{name}": self.network.get_buffer(path) for name, path in self.buffers.items()}
         return tensors
 
-    def packers(self) -> dict[str, Any]:
+    def packers(self) -> dict[str, Packer]:
         """`kind/public name` → the module that packs this parameter for a task file, in less than a byte per entry."""
         owners = {
             f"adapter/{name}": self.network.get_submodule(path.rpartition(".")[0])
             for name, path in self.trainable.get("adapter", {}).items()
         }
-        return {name: owner for name, owner in owners.items() if hasattr(owner, "pack")}
+        return {name: owner for name, owner in owners.items() if _packs(owner)}
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of the task file: `task_tensors`, some of them packed."""
@@ -100,6 +129,10 @@ class AdaptedModel:
         for kind in kinds:
             for _, parameter in self.parameters(kind):
                 parameter.requires_grad_(True)
+
+
+def _packs(module: nn.Module) -> TypeGuard[Packer]:
+    return hasattr(module, "pack")
 
 
 def assemble(
@@ -174,8 +207,7 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
 
 
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
-    timm_model: Any = network
-    timm_model.reset_classifier(num_classes)
+    reset_classifier(network, num_classes)
     names = head_parameters(network)
     if not names:
         raise UserError(
@@ -184,10 +216,16 @@ def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
     return names
 
 
+def reset_classifier(network: nn.Module, num_classes: int) -> None:
+    """Give a timm model a new classifier; none for 0 classes."""
+    assert isinstance(network, TimmModel)
+    network.reset_classifier(num_classes)
+
+
 def head_parameters(network: nn.Module) -> dict[str, str]:
     """The names of the parameters of a timm model's classifier, each with itself as its public name."""
-    timm_model: Any = network
-    classifier = timm_model.get_classifier()
+    assert isinstance(network, TimmModel)
+    classifier = network.get_classifier()
     modules = classifier if isinstance(classifier, tuple | list) else [classifier]
     of_head = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return {name: name for name, parameter in network.named_parameters() if id(parameter) in of_head}
