@@ -13,8 +13,9 @@ from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.transforms import InputSpec
 from recast_exp.files import alone_at, json_hash, replacing
-from recast_exp.models.adapted import assemble_full, reset_classifier
+from recast_exp.models.adapted import assemble_full
 from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, Pretraining, digits_resnet, digits_vit
+from recast_exp.models.timm_model import timm_model
 from recast_exp.torch_state import seeded
 from recast_exp.training.loop import fit, quiet
 from recast_exp.training.recipe import Recipe
@@ -69,6 +70,6 @@ def _pretrain(name: str, options: Pretraining) -> nn.Module:
     with quiet():
         result = fit(recipe, adapted, data, description=f"pretraining {name}")
     log.info("%s: validation accuracy %.1f %% on its own digits", name, 100 * result.metrics["val/accuracy"])
-    reset_classifier(network, 0)
+    timm_model(network).reset_classifier(0)
     network.eval()
     return network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
+from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, inject
 from recast_exp.torch_state import seeded
 
@@ -34,19 +35,6 @@ class Packer(Protocol):
 
     def unpack(self, packed: Tensor) -> None:
         """Load a packed parameter."""
-
-
-@runtime_checkable
-class TimmModel(Protocol):
-    """What timm's models have in common."""
-
-    num_classes: int
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...] | list[nn.Module] | None:
-        """The classifier; some models have several."""
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Give the model a new classifier; none for 0 classes."""
 
 
 @dataclass
@@ -207,7 +195,7 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
 
 
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
-    reset_classifier(network, num_classes)
+    timm_model(network).reset_classifier(num_classes)
     names = head_parameters(network)
     if not names:
         raise UserError(
@@ -216,16 +204,9 @@ def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
     return names
 
 
-def reset_classifier(network: nn.Module, num_classes: int) -> None:
-    """Give a timm model a new classifier; none for 0 classes."""
-    assert isinstance(network, TimmModel)
-    network.reset_classifier(num_classes)
-
-
 def head_parameters(network: nn.Module) -> dict[str, str]:
     """The names of the parameters of a timm model's classifier, each with itself as its public name."""
-    assert isinstance(network, TimmModel)
-    classifier = network.get_classifier()
+    classifier = timm_model(network).get_classifier()
     modules = classifier if isinstance(classifier, tuple | list) else [classifier]
     of_head = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return {name: name for name, parameter in network.named_parameters() if id(parameter) in of_head}

@@ -15,6 +15,8 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from recast_exp.models.timm_model import timm_model
+
 SIZE = 16
 PRETRAINED_CFG = {
     "input_size": (3, SIZE, SIZE),
@@ -83,7 +85,6 @@ def _timm_kwargs(kwargs: Mapping[str, object]) -> dict[str, object]:
 
 
 def _registered(name: str, network: nn.Module) -> nn.Module:
-    config = {"architecture": name, **PRETRAINED_CFG}
-    for attribute in ("pretrained_cfg", "default_cfg"):
-        setattr(network, attribute, config)
+    model = timm_model(network)
+    model.pretrained_cfg = model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
     return network

@@ -26,16 +26,10 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import cache_folder
 from recast_exp.models import task_file
-from recast_exp.models.adapted import (
-    AdaptedModel,
-    TimmModel,
-    assemble,
-    head_parameters,
-    reset_classifier,
-    running_statistics,
-)
+from recast_exp.models.adapted import AdaptedModel, assemble, head_parameters, running_statistics
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.create import input_of
+from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, TemplateCombination
 from recast_exp.recast import merge as merge_templates
@@ -133,10 +127,10 @@ def save_task(
     """
     path = Path(path).expanduser()
     adapted = _task_of(model, banks)
-    assert isinstance(model, TimmModel)
-    names = [str(name) for name in (range(model.num_classes) if classes is None else classes)]
-    if len(names) != model.num_classes:
-        raise UserError(f"classes: expected {model.num_classes} names, one for each logit, got {len(names)}")
+    num_classes = timm_model(model).num_classes
+    names = [str(name) for name in (range(num_classes) if classes is None else classes)]
+    if len(names) != num_classes:
+        raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = _settings(model)
     record = task_file.make_record(
         adapted,
@@ -216,7 +210,7 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
     """
     _check_plain(model)
     bank = _bank_of(task, banks)
-    reset_classifier(model, 0)
+    timm_model(model).reset_classifier(0)
     of_library = task.fingerprint.startswith(FROZEN)
     if not of_library:
         _check_weights(task, fingerprint(model))

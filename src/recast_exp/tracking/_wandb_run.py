@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -105,21 +105,22 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
         log.info("W&B: %s (%s)", mode, reason)
     adapter = [run.adapter] if run.adapter != "none" else []
     parts = [run.model, *adapter, run.dataset]
-    options: dict[str, Any] = {
-        "id": run_id(run.config, run_dir),
-        "resume": "allow",
-        "dir": run_dir,
-        "entity": logger.entity,
-        "project": logger.project,
-        "group": (logger.group or run.group or "")[-GROUP:] or None,
-        "job_type": run.stage,
-        "name": "-".join([*parts, str(run.seed)]),
-        "tags": [text[:TAG] for text in dict.fromkeys((*parts, f"seed{run.seed}"))],
-        "config": {**run.flat(), "config": dict(run.config)},
-        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
-    }
+    init = functools.partial(
+        wandb.init,
+        id=run_id(run.config, run_dir),
+        resume="allow",
+        dir=run_dir,
+        entity=logger.entity,
+        project=logger.project,
+        group=(logger.group or run.group or "")[-GROUP:] or None,
+        job_type=run.stage,
+        name="-".join([*parts, str(run.seed)]),
+        tags=[text[:TAG] for text in dict.fromkeys((*parts, f"seed{run.seed}"))],
+        config={**run.flat(), "config": dict(run.config)},
+        settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+    )
     try:
-        started = wandb.init(mode=mode, **options)
+        started = init(mode=mode)
     except wandb.errors.Error as error:
         if mode != "online" or logger.mode == "online":
             raise UserError(
@@ -127,7 +128,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
                 "connection"
             ) from error
         log.info("W&B: offline (%s)", _line(error))
-        started = wandb.init(mode="offline", **options)
+        started = init(mode="offline")
     started.define_metric("epoch")
     started.define_metric("*", step_metric="epoch", step_sync=True)
     if started.url:

@@ -34,7 +34,7 @@ class RunFacts:
     config: Mapping[str, object]
     group: str | None = None
 
-    def flat(self) -> dict[str, object]:
+    def flat(self) -> dict[str, str | int]:
         """The facts that tell the runs of a project apart, by the names under which trackers keep them."""
         return {name: getattr(self, name) for name in ("method", "model", "adapter", "dataset", "seed")}
 
