@@ -20,7 +20,7 @@ Example:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recast_exp.adapters import Adapter, inject_adapter
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
 else:  # not for type checkers, to which every misspelt name would be one of this package
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """Import a public name when it is first used (PEP 562)."""
         if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

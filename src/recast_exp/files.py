@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -46,7 +45,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write `value` to `path` atomically, as indented JSON; NaN and infinity are refused, as JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -64,7 +63,7 @@ def alone_at(path: Path) -> Iterator[None]:
         yield
 
 
-def json_hash(value: Any, length: int = 16) -> str:
+def json_hash(value: object, length: int = 16) -> str:
     """Hash a JSON-able value, independent of the order of its keys. For cache keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 

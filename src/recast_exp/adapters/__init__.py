@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +112,7 @@ def load(name: str) -> type[Adapter]:
     return adapter_class
 
 
-def from_config(node: Mapping[str, Any]) -> Adapter:
+def from_config(node: Mapping[str, object]) -> Adapter:
     """The adapter of a configuration.
 
     Args:

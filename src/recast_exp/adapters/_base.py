@@ -11,9 +11,9 @@ import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
@@ -122,11 +122,10 @@ def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[t
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
     """Register the module of an adapter at a layer, with the device and the dtype that the layer computes with."""
-    weighted: Any = layer
     # Not a parameter of a parametrisation: RECAST's coefficients are float32 in a bfloat16 model
     plain = (parameter for path, parameter in layer.named_parameters() if "parametrizations." not in path)
     weight = next(plain, None)
-    layer.add_module(name, adapter.to(weighted.weight if weight is None else weight))
+    layer.add_module(name, adapter.to(weight_of(layer) if weight is None else weight))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
@@ -138,10 +137,23 @@ def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
     Returns:
         The name of the module below the layer.
     """
-    weighted: Any = layer
-    depth = len(weighted.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else 0
-    parametrize.register_parametrization(layer, "weight", adapter.to(weighted.weight.device), unsafe=True)
+    depth = len(parametrizations(layer)) if parametrize.is_parametrized(layer, "weight") else 0
+    parametrize.register_parametrization(layer, "weight", adapter.to(weight_of(layer).device), unsafe=True)
     return f"parametrizations.weight.{depth}"
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight that a layer computes with: its own, or the result of its parametrisations."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def parametrizations(layer: nn.Module) -> nn.ModuleList:
+    """The parametrisations of a layer's weight, in the order in which they are computed."""
+    modules = layer.get_submodule("parametrizations.weight")
+    assert isinstance(modules, nn.ModuleList)
+    return modules
 
 
 def detach(layer: nn.Module, name: str) -> None:

@@ -12,11 +12,14 @@ import copy
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from recast_exp.config import fields
 from recast_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _BOOLEANS = {
     **dict.fromkeys(("yes", "y", "on", "true"), True),
@@ -24,7 +27,7 @@ _BOOLEANS = {
 }
 
 
-def check(owner: Any) -> None:
+def check(owner: DataclassInstance) -> None:
     """Convert every field of a dataclass instance to its declared type, in place, and check its range.
 
     Raises:
@@ -46,7 +49,7 @@ def check(owner: Any) -> None:
         raise UserError("; ".join(wrong))
 
 
-def _accepted(field: dataclasses.Field[Any]) -> str:
+def _accepted(field: dataclasses.Field[object]) -> str:
     """Describe the accepted values; without postponed annotations, the field's type is a class instead of its name."""
     named = copy.copy(field)
     if isinstance(field.type, type):
@@ -54,7 +57,7 @@ def _accepted(field: dataclasses.Field[Any]) -> str:
     return fields.accepted(named)
 
 
-def _convert(value: Any, hint: Any) -> Any:
+def _convert(value: object, hint: object) -> object:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _plain(value)
@@ -73,7 +76,7 @@ def _convert(value: Any, hint: Any) -> Any:
     raise TypeError(hint)
 
 
-def _convert_to_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
+def _convert_to_one_of(value: object, hints: tuple[object, ...]) -> object:
     if value is None and type(None) in hints:
         return None
     for hint in hints:
@@ -84,19 +87,19 @@ def _convert_to_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
     raise TypeError(hints)
 
 
-def _integer(value: Any) -> int:
-    if type(value) in (int, str):
+def _integer(value: object) -> int:
+    if type(value) is int or type(value) is str:
         return int(value)
     raise TypeError
 
 
-def _number(value: Any) -> float:
-    if type(value) in (float, int, str):
+def _number(value: object) -> float:
+    if type(value) is float or type(value) is int or type(value) is str:
         return float(value)
     raise TypeError
 
 
-def _boolean(value: Any) -> bool:
+def _boolean(value: object) -> bool:
     if isinstance(value, bool | int):
         return bool(value)
     if isinstance(value, str):
@@ -105,28 +108,28 @@ def _boolean(value: Any) -> bool:
     raise TypeError
 
 
-def _string(value: Any) -> str:
+def _string(value: object) -> str:
     if value is None or (isinstance(value, bytes | Mapping | Sequence) and not isinstance(value, str)):
         raise TypeError
     return str(value)
 
 
-_SCALARS: dict[Any, Any] = {int: _integer, float: _number, bool: _boolean, str: _string}
+_SCALARS: dict[object, Callable[[object], object]] = {int: _integer, float: _number, bool: _boolean, str: _string}
 
 
-def _sequence(value: Any) -> Sequence[Any]:
+def _sequence(value: object) -> Sequence[object]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return value
     raise TypeError
 
 
-def _mapping(value: Any) -> Mapping[Any, Any]:
+def _mapping(value: object) -> Mapping[object, object]:
     if isinstance(value, Mapping):
         return value
     raise TypeError
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Turn nested mappings and sequences, which may be nodes of OmegaConf, into dicts and lists."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}

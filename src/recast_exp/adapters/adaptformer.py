@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules
+from recast_exp.adapters._base import Adapter, attach, backbone_modules, weight_of
 from recast_exp.config.fields import option
 
 NAME = "adaptformer"
@@ -39,10 +38,11 @@ class AdaptFormer(Adapter):
         """Add a bottleneck to every block."""
         names: dict[str, str] = {}
         for path, block in _blocks(network):
-            adapter = Bottleneck(block.norm2.weight.shape[0], self.width, self.scale)
+            norm = block.get_submodule("norm2")
+            adapter = Bottleneck(weight_of(norm).shape[0], self.width, self.scale)
             attach(block, NAME, adapter)
-            block.norm2.register_forward_pre_hook(adapter.before_norm)
-            block.drop_path2.register_forward_hook(adapter.after_branch)
+            norm.register_forward_pre_hook(adapter.before_norm)
+            block.get_submodule("drop_path2").register_forward_hook(adapter.after_branch)
             names |= {name: name for part, _ in adapter.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
         return names
 
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
         return output + added
 
 
-def _blocks(network: nn.Module) -> list[tuple[str, Any]]:
+def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The blocks that normalise before the MLP. Blocks that normalise after it declare norm2 after mlp."""
     blocks = []
     for path, module in backbone_modules(network):

@@ -9,7 +9,6 @@ arXiv 1906.07697.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,7 @@ class FiLM(Adapter):
         names: dict[str, str] = {}
         for path, layer in list(backbone_modules(network)):
             if isinstance(layer, NORMS) and layer.weight is not None:
-                norm: Any = layer
-                adapter = Modulation(len(norm.weight), _channels(layer))
+                adapter = Modulation(len(layer.weight), _channels(layer))
                 attach(layer, NAME, adapter)
                 layer.register_forward_hook(adapter.forward)
                 names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("scale", "shift")}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ class MeLo(Adapter):
         """Add the updates to the weights and remove the modules, unless RECAST's own `merge` has done so."""
         for _, layer in _layers(network):
             if hasattr(layer, NAME):
-                adapter: Any = layer.get_submodule(NAME)
+                adapter = layer.get_submodule(NAME)
                 layer.weight.copy_(adapter(layer.weight))
                 detach(layer, NAME)
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters._base import Adapter, backbone_modules, parametrize_weight
+from recast_exp.adapters._base import Adapter, backbone_modules, parametrizations, parametrize_weight
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
@@ -77,7 +76,7 @@ class Piggyback(Adapter):
     def merge(network: nn.Module) -> None:
         """Set the masked weights to zero and remove the masks."""
         for _, layer in _layers(network):
-            if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[-1], Mask):
+            if parametrize.is_parametrized(layer, "weight") and isinstance(parametrizations(layer)[-1], Mask):
                 parametrized = type(layer)  # shared with deep copies, which stay parametrised
                 layer.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(parametrized.__dict__))
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -126,5 +125,5 @@ class Mask(nn.Module):
         self.mask.copy_(torch.from_numpy(kept).view_as(self.mask) * self.start)
 
 
-def _layers(network: nn.Module) -> list[tuple[str, Any]]:
+def _layers(network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
     return [(path, layer) for path, layer in backbone_modules(network) if isinstance(layer, nn.Linear | nn.Conv2d)]

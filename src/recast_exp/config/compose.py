@@ -7,7 +7,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from hydra.core.config_store import ConfigStore
@@ -100,7 +99,7 @@ class Composer:
         except _ERRORS as error:
             raise UserError(describe(error)) from error
 
-    def option_content(self, group: str, option: str) -> dict[str, Any]:
+    def option_content(self, group: str, option: str) -> dict[str, object]:
         """The dotted keys that an option of a group sets by itself, interpolations as they stand."""
         loaded = self.loader.repository.load_config(f"{group}/{option}")
         if loaded is None or not isinstance(loaded.config, DictConfig):
@@ -165,7 +164,7 @@ class Composer:
             except MissingConfigException as error:  # a user's file may choose a seed that has no preset
                 if not self._is_new_seed(error):
                     raise
-        content: dict[str, Any] = {}
+        content: dict[str, object] = {}
         sources: dict[str, str] = {}
         for file, part in parts:
             sources |= dict.fromkeys(hydra_api.merge(content, part), file)
@@ -196,7 +195,7 @@ def is_sweep(whole: DictConfig) -> bool:
     return bool(whole.hydra.mode == RunMode.MULTIRUN)
 
 
-def sweep_parameters(whole: DictConfig) -> dict[str, Any]:
+def sweep_parameters(whole: DictConfig) -> dict[str, object]:
     """What a file sets under hydra.sweeper.params."""
     found = OmegaConf.to_container(OmegaConf.create(OmegaConf.select(whole, "hydra.sweeper.params") or {}))
     assert isinstance(found, dict)

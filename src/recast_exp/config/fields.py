@@ -10,14 +10,29 @@ import difflib
 import enum
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.errors import UserError
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Default = TypeVar("Default")
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+class Limits(TypedDict, total=False):
+    """What bounds a value, as `key` takes it."""
+
+    ge: float | None
+    gt: float | None
+    le: float | None
+    lt: float | None
+    choices: tuple[str, ...] | None
+    path: bool
 
 
 class Role(enum.StrEnum):
@@ -41,7 +56,7 @@ class Role(enum.StrEnum):
 
 def key(
     role: Role,
-    default: Any,
+    default: Default,
     help: str,
     *,
     ge: float | None = None,
@@ -50,7 +65,7 @@ def key(
     lt: float | None = None,
     choices: tuple[str, ...] | None = None,
     path: bool = False,
-) -> Any:
+) -> Default:
     """Declare a configuration key: role, default, help, bounds (inclusive `ge`/`le`, exclusive `gt`/`lt`) or choices.
 
     `path=True` marks a file or folder: such values are taken literally on the command line (spaces, `=`, any letter).
@@ -67,7 +82,7 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
+def option(default: Default, help: str, **limits: Unpack[Limits]) -> Default:
     """Declare an option of a plug-in, a field of its dataclass: default, help, and limits as `key` takes them.
 
     Its role is that of the node: an adapter's options describe the model.
@@ -75,7 +90,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return key(Role.MODEL, default, help, **limits)
 
 
-def type_name(field: dataclasses.Field[Any]) -> str:
+def type_name(field: dataclasses.Field[object]) -> str:
     """Say a key's type as a user would: `int | None` becomes `an integer or null`."""
     words = {
         "int": "an integer",
@@ -92,7 +107,7 @@ def type_name(field: dataclasses.Field[Any]) -> str:
     return " or ".join(words.get(part.strip(), part.strip()) for part in str(field.type).split("|"))
 
 
-def accepted(field: dataclasses.Field[Any]) -> str:
+def accepted(field: dataclasses.Field[object]) -> str:
     """Say what a key takes: its choices, or its type and range."""
     metadata = field.metadata
     if "choices" in metadata:
@@ -106,7 +121,7 @@ def accepted(field: dataclasses.Field[Any]) -> str:
     return f"{kind} {bounds}".strip() + null
 
 
-def range_problem(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+def range_problem(name: str, field: dataclasses.Field[object], value: object) -> str | None:
     """Say in one line what is wrong with the range of a value; None when it is in range, or null."""
     if value is None:
         return None
@@ -123,7 +138,7 @@ def range_problem(name: str, field: dataclasses.Field[Any], value: Any) -> str |
     return f"{name}: expected {accepted(field)}, got {value!r}" if wrong else None
 
 
-def build(kind: type[Options], values: Mapping[str, Any], prefix: str, owner: str) -> Options:
+def build(kind: type[Options], values: Mapping[str, object], prefix: str, owner: str) -> Options:
     """Make a plug-in's options from a node of the configuration.
 
     Args:
@@ -135,7 +150,7 @@ def build(kind: type[Options], values: Mapping[str, Any], prefix: str, owner: st
     Raises:
         UserError: If options are unknown, of the wrong type or out of range. One line for all of them.
     """
-    known = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(kind) if field.init}
     node = OmegaConf.structured(kind)
     OmegaConf.set_readonly(node, False)  # that of a frozen dataclass is
     problems = []

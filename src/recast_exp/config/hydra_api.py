@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -62,13 +62,13 @@ class Loader(ConfigLoaderImpl):
 
     def __init__(self, path: ConfigSearchPath) -> None:
         super().__init__(path)
-        self.jobs: dict[tuple[str, ...], Mapping[str, Any]] = {}
+        self.jobs: dict[tuple[str, ...], Mapping[str, object]] = {}
         """By its overrides, each job's composed configuration, as plain values with their interpolations."""
         self.file: Path | None = None
         """sweep.json, which has the same for a launcher's other processes."""
         self._shared: dict[str, CachingConfigRepository] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"jobs": {}, "_shared": {}}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -84,7 +84,7 @@ class Loader(ConfigLoaderImpl):
             cfg.hydra.job.override_dirname = ",".join(sorted(sweep_overrides))
         return cfg
 
-    def _checked(self, overrides: tuple[str, ...]) -> Mapping[str, Any] | None:
+    def _checked(self, overrides: tuple[str, ...]) -> Mapping[str, object] | None:
         if not self.jobs and self.file is not None and self.file.is_file():
             jobs = json.loads(self.file.read_text(encoding="utf-8"))["jobs"]
             self.jobs = {tuple(job["overrides"]): job["config"] for job in jobs if job.get("config")}
@@ -103,7 +103,7 @@ class Loader(ConfigLoaderImpl):
         return self._shared[known]
 
 
-def put(whole: DictConfig, content: Mapping[str, Any]) -> None:
+def put(whole: DictConfig, content: Mapping[str, object]) -> None:
     """Put a job's configuration, as it was checked, in the place of the one that Hydra composed with its own node."""
     with open_dict(whole):
         for name in [name for name in whole if name != "hydra"]:
@@ -126,7 +126,7 @@ def groups(loader: Loader, name: str, overrides: Sequence[str]) -> dict[str, lis
     return {group: options for group, options in sorted(found.items()) if options}
 
 
-Part = tuple[str, dict[str, Any]]
+Part = tuple[str, dict[str, object]]
 """A file below the folder of the configuration, without its extension, and what it sets, by section."""
 
 
@@ -217,7 +217,7 @@ def _part(repository: CachingConfigRepository, path: str, package: str) -> Part:
     return path, plain
 
 
-def run(loader: Loader, cfg: DictConfig, task: Callable[[DictConfig], Any]) -> Any:
+def run(loader: Loader, cfg: DictConfig, task: Callable[[DictConfig], object]) -> object:
     """Run one job.
 
     Args:
@@ -242,7 +242,7 @@ def run(loader: Loader, cfg: DictConfig, task: Callable[[DictConfig], Any]) -> A
     return returned.return_value
 
 
-def sweep(loader: Loader, cfg: DictConfig, task: Callable[[DictConfig], Any]) -> Any:
+def sweep(loader: Loader, cfg: DictConfig, task: Callable[[DictConfig], object]) -> object:
     """Run the jobs of a sweep through its sweeper and its launcher.
 
     Args:
@@ -264,22 +264,23 @@ def _context(loader: Loader, cfg: DictConfig) -> HydraContext:
     return HydraContext(config_loader=loader, callbacks=Callbacks(cfg))
 
 
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> Iterator[str]:
+def merge(base: dict[str, object], over: Mapping[str, object]) -> Iterator[str]:
     """Merge a nested mapping into another in place, as OmegaConf does: mappings key by key, all else replaced.
 
     Yields:
         The dotted names of the values that were set.
     """
     for name, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(name), dict) and value:
-            yield from (f"{name}.{inner}" for inner in merge(base[name], value))
+        present = base.get(name)
+        if isinstance(value, dict) and isinstance(present, dict) and value:
+            yield from (f"{name}.{inner}" for inner in merge(present, value))
         else:
-            if not (isinstance(value, dict) and isinstance(base.get(name), dict)):
+            if not (isinstance(value, dict) and isinstance(present, dict)):
                 base[name] = copy.deepcopy(value)
             yield from (f"{name}{inner}" for inner in _leaves(value))
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: object) -> Iterator[str]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from (f".{name}{rest}" for rest in _leaves(inner))

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,9 +34,9 @@ def is_recorded(key: str) -> bool:
     return role_of(key) is Role.MODEL or (role_of(key) is Role.NAME and "." in key)
 
 
-def recorded(settings: Config) -> dict[str, Any]:
+def recorded(settings: Config) -> dict[str, object]:
     """The part of a configuration that a task file records, as nested mappings."""
-    content: dict[str, Any] = {}
+    content: dict[str, object] = {}
     for name, value in dataclasses.asdict(settings).items():
         if name in SECTIONS:
             if inner := {key: item for key, item in value.items() if is_recorded(f"{name}.{key}")}:
@@ -47,7 +46,7 @@ def recorded(settings: Config) -> dict[str, Any]:
     return content
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """The keys on which results depend and whose values differ.
 
     Args:
@@ -67,14 +66,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _default(key: str) -> Any:
+def _default(key: str) -> object:
     field = FIELDS.get(key)
     if field is None:
         return None
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def field_of(key: str) -> dataclasses.Field[Any] | None:
+def field_of(key: str) -> dataclasses.Field[object] | None:
     """The schema's field of a dotted key; an entry of a mapping has the mapping's."""
     return FIELDS.get(key) or FIELDS.get(mapping_of(key))
 
@@ -122,7 +121,7 @@ def unknown_option(group: str, option: str, options: Iterable[str]) -> str:
     return f"{group}: expected one of {listed}, got {option!r}{hint}"
 
 
-def value_problems(key: str, value: Any) -> Iterator[str]:
+def value_problems(key: str, value: object) -> Iterator[str]:
     """Check the type and range of one value against the schema, apart from all others.
 
     Args:
@@ -158,23 +157,21 @@ def value_problems(key: str, value: Any) -> Iterator[str]:
         yield problem
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a user would type it, strings in quotes."""
     return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else repr(value)
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     )
 
 
-def _is_lossy(field: dataclasses.Field[Any], value: Any) -> bool:
+def _is_lossy(field: dataclasses.Field[object], value: object) -> bool:
     """Whether OmegaConf would take the value by cutting it: 2.5 as the integer 2, or 2 as true."""
     if "bool" in str(field.type):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, float) and "int" in str(field.type) and not value.is_integer()
 
 
-def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(nested: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Flatten sections to dotted keys; a mapping that is a key's value stays whole."""
     for name, value in nested.items():
         full = f"{prefix}{name}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from recast_exp.config import grammar, keys
 from recast_exp.errors import UserError
@@ -18,7 +17,7 @@ ALSO = "dataset.transform", "dataset.batch_size"
 class Trial:
     """A recipe, and how it validated."""
 
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     accuracy: float
     loss: float
 
@@ -42,18 +41,18 @@ class Search:
         return max(self.trials, key=lambda t: (t.accuracy, -t.loss) if by_accuracy else (-t.loss, t.accuracy))
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, object]:
         """That of the best; empty, so that nothing is changed, where there was nothing to try."""
         return self.best.recipe if self.trials else {}
 
 
-def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
+def parse(texts: Sequence[str]) -> dict[str, list[object]]:
     """Key → values to try.
 
     Raises:
         UserError: If a text is not `key=value,value`, or the key is none of a recipe, or it does not take a value.
     """
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[object]] = {}
     for text in texts:
         override = grammar.parse(text)
         if override is None or "=" not in text:
@@ -64,7 +63,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
             near = keys.nearest(key, [name for name in keys.FIELDS if name.partition(".")[0] in SECTIONS])
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"stage.tune: expected keys of {', '.join(SECTIONS)}, and {also}, got {text!r}{hint}")
-        values = [override.value()]
+        values: list[object] = [override.value()]
         if override.is_sweep_override():
             if override.is_interval_sweep():
                 raise UserError(f"stage.tune: expected values separated by commas, got {text!r}")
@@ -77,9 +76,9 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def search(
-    start: dict[str, Any],
-    choices: dict[str, list[Any]],
-    validate: Callable[[dict[str, Any]], tuple[float, float]],
+    start: dict[str, object],
+    choices: dict[str, list[object]],
+    validate: Callable[[dict[str, object]], tuple[float, float]],
     by: str = "accuracy",
 ) -> Search:
     """Try the values of one key after another, keeping the best of the earlier ones; no recipe is tried twice.

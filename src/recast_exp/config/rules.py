@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from recast_exp.config.fields import range_problem
 from recast_exp.config.keys import FIELDS
@@ -43,9 +42,9 @@ def problems(settings: Config, *, multirun: bool = False) -> list[str]:
     return found + list(_combinations(settings, multirun))
 
 
-def value_of(settings: Config, name: str) -> Any:
+def value_of(settings: Config, name: str) -> object:
     """The value of a dotted key; of an entry of a mapping, too."""
-    node: Any = settings
+    node: object = settings
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else getattr(node, part)
     return node

@@ -219,7 +219,7 @@ class Config:
 # fmt: on
 
 
-def fields(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+def fields(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:
     """Yield every leaf key of the schema with its dotted name, in the order of the file."""
     hints = {field.name: field for field in dataclasses.fields(schema)}
     for name, field in hints.items():
@@ -241,20 +241,21 @@ def typed(cfg: DictConfig) -> Config:
     return settings
 
 
-def with_values(settings: Config, values: Mapping[str, Any]) -> Config:
+def with_values(settings: Config, values: Mapping[str, object]) -> Config:
     """A copy of settings with other values, by dotted key; an entry of a mapping (`adapter.rank`) may be a new one.
 
     Sections that do not change are shared with the original.
     """
-    changed: Any = settings
+    changed: object = settings
     for name, value in values.items():
         changed = _replaced(changed, name.split("."), value)
     assert isinstance(changed, Config)
     return changed
 
 
-def _replaced(node: Any, path: list[str], value: Any) -> Any:
+def _replaced(node: object, path: list[str], value: object) -> object:
     name, *rest = path
     if isinstance(node, dict):
         return node | {name: _replaced(node.get(name, {}), rest, value) if rest else value}
+    assert dataclasses.is_dataclass(node) and not isinstance(node, type)
     return dataclasses.replace(node, **{name: _replaced(getattr(node, name), rest, value) if rest else value})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 
 from recast_exp.data.episodes import Episodes, EpisodeSampler
-from recast_exp.data.loader import EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
+from recast_exp.data.loader import Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
 from recast_exp.data.types import SPLITS, ImageSet
@@ -129,7 +128,7 @@ class ImageDataModule(lightning.LightningDataModule):
         images, labels = dataset.batch(keys, alter=True)[:2]
         return images, labels
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Alter the images of a batch, if the loader has not done so, and normalise them, on the device."""
         images, labels, *amounts = batch
         if amounts:

@@ -24,9 +24,11 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import TracebackType
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from recast_exp import __version__
@@ -62,6 +64,30 @@ class Archive:
     provides: str
     md5: str | None = None
     member: str | None = None
+
+
+class _Response(Protocol):
+    """A response over http or ftp."""
+
+    status: int | None
+    headers: Message
+
+    def read1(self, size: int, /) -> bytes: ...
+
+    def __enter__(self) -> _Response: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> object: ...
+
+
+@dataclass(frozen=True)
+class _State:
+    """The source of a partial file: the URL, what changes with the file there, its size; None is unknown."""
+
+    url: str | None = None
+    validator: str | None = None
+    total: int | None = None
 
 
 class _ArchiveError(UserError):
@@ -150,7 +176,7 @@ def fetch(url: str, path: Path, *, description: str) -> None:
                         f"check the network and its proxy settings, or put the file at {path}"
                     ) from error
                 if pause is None:
-                    total = _read_state(state).get("total")
+                    total = _read_state(state).total
                     received = _megabytes(_size(part)) + (f" of {_megabytes(total)}" if total else "")
                     raise UserError(
                         f"{description}: {url} keeps breaking off ({error}) after {received}; "
@@ -260,7 +286,7 @@ def _record(root: Path, key: str, checksum: str) -> None:
         write_json(root / _CHECKSUMS, dict(sorted({**_checksums(root / _CHECKSUMS), key: checksum}.items())))
 
 
-def _checksums(record: Path) -> dict[str, Any]:
+def _checksums(record: Path) -> dict[str, object]:
     """Read the recorded checksums. Users edit them, so a damaged file is reported rather than ignored."""
     try:
         checksums = json.loads(record.read_text(encoding="utf-8"))
@@ -283,18 +309,18 @@ def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool
     from tqdm import tqdm
 
     earlier = _read_state(state)
-    resumable = earlier.get("url") == url and (earlier.get("validator") or earlier.get("total"))
+    resumable = earlier.url == url and (earlier.validator or earlier.total)
     size = _size(part) if resumable else 0
-    if size and size == earlier.get("total"):
+    if size and size == earlier.total:
         return  # killed just before it was renamed
-    with _open(url, size, earlier.get("validator")) as response:
+    with _open(url, size, earlier.validator) as response:
         start, total = _extent(response)
-        if start and (start != size or earlier.get("total") not in (total, None)):
+        if start and (start != size or earlier.total not in (total, None)):
             part.unlink()
             raise _NetworkError("the file on the server has changed", begun=True)
         if not start:  # a new download, or the file on the server has changed, or the server cannot continue one
             part.unlink(missing_ok=True)
-            write_json(state, {"url": url, "validator": _validator(response), "total": total})
+            write_json(state, asdict(_State(url, _validator(response), total)))
             size = 0
         free = shutil.disk_usage(part.parent).free
         if total is not None and total - size > free:
@@ -327,7 +353,7 @@ def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool
         raise _NetworkError("the connection was closed", begun=True)
 
 
-def _open(url: str, start: int, validator: str | None) -> Any:
+def _open(url: str, start: int, validator: str | None) -> _Response:
     """Request a URL from byte `start` on if its file still has that validator, otherwise all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": f"recast-exp/{__version__}"})
     if start:
@@ -335,7 +361,8 @@ def _open(url: str, start: int, validator: str | None) -> Any:
         if validator:
             request.add_header("If-Range", validator)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        response: _Response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        return response
     except urllib.error.HTTPError as error:
         error.close()
         if start and error.code == 416:  # the file is shorter than `start`
@@ -347,7 +374,7 @@ def _open(url: str, start: int, validator: str | None) -> Any:
         raise _NetworkError(error, begun=False) from error
 
 
-def _extent(response: Any) -> tuple[int, int | None]:
+def _extent(response: _Response) -> tuple[int, int | None]:
     """The first byte of a response, -1 if unknown, and the size of the whole file, if known."""
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
@@ -362,7 +389,7 @@ def _extent(response: Any) -> tuple[int, int | None]:
     return start, None if total is None else start + total
 
 
-def _validator(response: Any) -> str | None:
+def _validator(response: _Response) -> str | None:
     """A value that changes with the file on the server. Weak ETags do not count: they can stay when bytes change."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
@@ -434,13 +461,13 @@ def _writing(target: object) -> Iterator[None]:
         raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> _State:
     """Read the source of a partial file; empty if it is not known."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
+        return _State()
+    return _State(state.get("url"), state.get("validator"), state.get("total")) if isinstance(state, dict) else _State()
 
 
 def _size(path: Path) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,9 +23,10 @@ from recast_exp.errors import RecastError
 
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+Assembled = TypeVar("Assembled")
 
 
-class ImageDataset(Dataset[Any]):
+class ImageDataset(Dataset[tuple[Tensor, int]]):
     """The samples of one split, in batches of backbone inputs.
 
     Args:
@@ -37,7 +39,7 @@ class ImageDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, store: Store, labels: NDArray[Any], augmentation: Augmentation, seed: int, *, alter: bool = True
+        self, store: Store, labels: NDArray[np.int64], augmentation: Augmentation, seed: int, *, alter: bool = True
     ) -> None:
         self.store = store
         self.labels = torch.from_numpy(labels)
@@ -206,7 +208,7 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
 
-class ImageLoader(DataLoader[Any]):
+class ImageLoader(DataLoader[tuple[Tensor, int]]):
     """A DataLoader that raises a worker's `RecastError` unchanged.
 
     A plain one raises it with the worker's traceback as its message. So the dataset returns such an error in place of
@@ -242,7 +244,7 @@ class ImageLoader(DataLoader[Any]):
             generator=torch.Generator(),  # otherwise each start samples a number from the caller's generator
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield batches, as `ImageDataset.batch` makes them.
 
         Raises:
@@ -266,6 +268,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _unchanged(batch: Any) -> Any:
+def _unchanged(batch: Assembled) -> Assembled:
     """Return the batch: the dataset has assembled it."""
     return batch

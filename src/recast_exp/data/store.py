@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import PIL
@@ -143,7 +143,7 @@ class PixelStore:
         height, width = self._shapes[index]
         return self._pixels[self._ends[index] - 3 * height * width : self._ends[index]].view(3, height, width)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)
         if isinstance(self._source, Path):
             state["_pixels"] = None  # mapped again by the process that receives it

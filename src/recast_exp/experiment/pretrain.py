@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
@@ -15,7 +14,8 @@ from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.transforms import InputSpec
 from recast_exp.files import alone_at, json_hash, replacing
 from recast_exp.models.adapted import assemble_full
-from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, digits_resnet, digits_vit
+from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, Pretraining, digits_resnet, digits_vit
+from recast_exp.models.timm_model import timm_model
 from recast_exp.torch_state import seeded
 from recast_exp.training.loop import fit, quiet
 from recast_exp.training.recipe import Recipe
@@ -45,7 +45,7 @@ def pretrained_weights(name: str, cache: Path) -> Path:
     return path
 
 
-def _pretrain(name: str, options: dict[str, Any]) -> nn.Module:
+def _pretrain(name: str, options: Pretraining) -> nn.Module:
     """Train all weights on the source digits with the project's own training loop."""
     dataset = DatasetConfig(name="digits", part="source", transform="shift", batch_size=options["batch_size"])
     recipe = Recipe(
@@ -70,7 +70,6 @@ def _pretrain(name: str, options: dict[str, Any]) -> nn.Module:
     with quiet():
         result = fit(recipe, adapted, data, description=f"pretraining {name}")
     log.info("%s: validation accuracy %.1f %% on its own digits", name, 100 * result.metrics["val/accuracy"])
-    timm_model: Any = network
-    timm_model.reset_classifier(0)
+    timm_model(network).reset_classifier(0)
     network.eval()
     return network

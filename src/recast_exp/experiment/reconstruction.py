@@ -90,6 +90,6 @@ def feature_similarity(original: nn.Module, rebuilt: nn.Module, layers: list[str
 def _batch(experiment: Experiment) -> Tensor:
     """The first validation images, normalised."""
     data = experiment.data()
-    images, labels = next(iter(data.val_dataloader()))
+    images, labels = next(iter(data.val_dataloader()))[:2]
     normalised, _ = data.on_after_batch_transfer((images[:FEATURE_IMAGES], labels[:FEATURE_IMAGES]), 0)
     return normalised

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,28 @@ from torch.nn.modules.batchnorm import _NormBase
 from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
+from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, inject
 from recast_exp.torch_state import seeded
 
 CHANGE = "coefficients/change"  # the name of the measure, over all groups; one group's is below it
 KINDS = ("coefficients", "adapter", "backbone", "head")  # the kinds of trained parameters, as in every file and plot
+
+
+class Packer(Protocol):
+    """A module that packs its parameter for a task file.
+
+    Attributes:
+        bits: Bits of one entry of the packed parameter.
+    """
+
+    bits: int
+
+    def pack(self) -> Tensor:
+        """The packed parameter."""
+
+    def unpack(self, packed: Tensor) -> None:
+        """Load a packed parameter."""
 
 
 @dataclass
@@ -59,13 +76,13 @@ class AdaptedModel:
         tensors |= {f"buffers/{name}": self.network.get_buffer(path) for name, path in self.buffers.items()}
         return tensors
 
-    def packers(self) -> dict[str, Any]:
+    def packers(self) -> dict[str, Packer]:
         """`kind/public name` → the module that packs this parameter for a task file, in less than a byte per entry."""
         owners = {
             f"adapter/{name}": self.network.get_submodule(path.rpartition(".")[0])
             for name, path in self.trainable.get("adapter", {}).items()
         }
-        return {name: owner for name, owner in owners.items() if hasattr(owner, "pack")}
+        return {name: owner for name, owner in owners.items() if _packs(owner)}
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of the task file: `task_tensors`, some of them packed."""
@@ -100,6 +117,10 @@ class AdaptedModel:
         for kind in kinds:
             for _, parameter in self.parameters(kind):
                 parameter.requires_grad_(True)
+
+
+def _packs(module: nn.Module) -> TypeGuard[Packer]:
+    return hasattr(module, "pack")
 
 
 def assemble(
@@ -174,8 +195,7 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
 
 
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
-    timm_model: Any = network
-    timm_model.reset_classifier(num_classes)
+    timm_model(network).reset_classifier(num_classes)
     names = head_parameters(network)
     if not names:
         raise UserError(
@@ -186,8 +206,7 @@ def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
 
 def head_parameters(network: nn.Module) -> dict[str, str]:
     """The names of the parameters of a timm model's classifier, each with itself as its public name."""
-    timm_model: Any = network
-    classifier = timm_model.get_classifier()
+    classifier = timm_model(network).get_classifier()
     modules = classifier if isinstance(classifier, tuple | list) else [classifier]
     of_head = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return {name: name for name, parameter in network.named_parameters() if id(parameter) in of_head}

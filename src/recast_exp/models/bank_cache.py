@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,7 +106,7 @@ def _path(cache: Path, content_hash: str) -> Path:
     return cache / "banks" / f"{content_hash}.safetensors"
 
 
-def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) -> dict[str, Any]:
+def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) -> dict[str, object]:
     """All that a bank depends on, apart from the groups."""
     return {
         "backbone": backbone.name,
@@ -117,7 +116,7 @@ def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) 
     }
 
 
-def _options(mimicry: MimicryConfig) -> dict[str, Any]:
+def _options(mimicry: MimicryConfig) -> dict[str, object]:
     """The solver's options: the keys of the section that it takes, and `mimicry.options`. None is the default."""
     with section("mimicry."):
         check_options(mimicry.name, mimicry.options)
@@ -127,19 +126,22 @@ def _options(mimicry: MimicryConfig) -> dict[str, Any]:
 
 
 def _mimic(
-    backbone: Backbone, groups: list[Group], recast: RecastConfig, mimicry: MimicryConfig, settings: dict[str, Any]
+    backbone: Backbone, groups: list[Group], recast: RecastConfig, mimicry: MimicryConfig, settings: dict[str, object]
 ) -> Banks:
     options = {name: value for name, value in _options(mimicry).items() if value is not None}
-    run = partial(
-        mimic,
-        backbone.network,
-        groups,
-        solver=mimicry.name,
-        num_sets=recast.num_coefficient_sets,
-        seed=mimicry.seed,
-        settings=settings,
-        **options,
-    )
+
+    def run(progress: Callable[[], None] = lambda: None) -> Banks:
+        return mimic(
+            backbone.network,
+            groups,
+            solver=mimicry.name,
+            num_sets=recast.num_coefficient_sets,
+            seed=mimicry.seed,
+            settings=settings,
+            progress=progress,
+            **options,
+        )
+
     solver = SOLVERS.load(mimicry.name)
     if not hasattr(solver, "num_steps"):
         return run()
@@ -155,7 +157,7 @@ def _mimic(
             weight = layer_module(backbone.network, group.layers[0]).weight.detach()
             total += solver.num_steps(weight.expand(len(group.layers), *weight.shape), options.get("steps"))
         task = progress.add_task("", total=total)
-        return run(progress=lambda: progress.advance(task))
+        return run(lambda: progress.advance(task))
 
 
 def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone) -> None:

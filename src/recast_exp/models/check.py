@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from recast_exp.adapters import NoAdapter, check_adapter, from_config
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
@@ -17,7 +16,9 @@ from recast_exp.recast.solvers import check_options
 log = logging.getLogger(__name__)
 
 
-def check_model(model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, Any]) -> None:
+def check_model(
+    model: ModelConfig, recast: RecastConfig, mimicry: MimicryConfig, adapter: Mapping[str, object]
+) -> None:
     """Refuse a backbone that timm does not know, that has no layers to group, or that has no place for the adapter.
 
     No weights are loaded.

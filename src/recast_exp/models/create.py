@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
 
 import timm
 import torch
@@ -49,7 +49,7 @@ def backbone_name(model: ModelConfig) -> str:
     return model.backbone
 
 
-def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
+def create_network(name: str, img_size: int | None, pretrained: bool = False) -> nn.Module:
     """Create a timm model without a classifier.
 
     A model whose weights depend on the input size is created for that size.
@@ -57,7 +57,7 @@ def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
     Args:
         name: timm name, with or without a tag.
         img_size: Input size in pixels; None is the model's own.
-        **kwargs: Further arguments of `timm.create_model`.
+        pretrained: Whether to load the weights that timm has pinned.
 
     Raises:
         UserError: If the model does not take this input size.
@@ -65,14 +65,14 @@ def create_network(name: str, img_size: int | None, **kwargs: Any) -> nn.Module:
     if img_size is not None:
         entrypoint = timm.model_entrypoint(name.partition(".")[0])
         try:
-            return timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)
+            return timm.create_model(name, num_classes=0, img_size=img_size, pretrained=pretrained)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
             log.debug("%s accepts any input size (%s)", entrypoint.__name__, error)
         except AssertionError as error:
             raise UserError(f"model.img_size: expected a size that {name} takes, got {img_size} ({error})") from error
-    return timm.create_model(name, num_classes=0, **kwargs)
+    return timm.create_model(name, num_classes=0, pretrained=pretrained)
 
 
 def blueprint(model: ModelConfig) -> nn.Module:
@@ -115,7 +115,7 @@ def input_of(network: nn.Module, model: ModelConfig) -> InputSpec:
     )
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
     numbers = [float(value) for value in values]
     first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     return first, second, third

@@ -7,12 +7,15 @@ seed, and keeps the weights in the user's cache.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
 
 from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from recast_exp.models.timm_model import timm_model
 
 SIZE = 16
 PRETRAINED_CFG = {
@@ -22,8 +25,23 @@ PRETRAINED_CFG = {
     "crop_pct": 1.0,
     "interpolation": "bilinear",
 }
+
+
+class Pretraining(TypedDict):
+    """How a backbone is trained, and its size: a ViT's width, heads and patch, or a ResNet's channels."""
+
+    epochs: int
+    lr: float
+    batch_size: int
+    seed: int
+    width: NotRequired[int]
+    heads: NotRequired[int]
+    patch: NotRequired[int]
+    channels: NotRequired[list[int]]
+
+
 # All that the weights depend on; the key of the cached file.
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, Pretraining] = {
     "digits_vit": {"epochs": 24, "lr": 1e-3, "batch_size": 32, "seed": 0, "width": 96, "heads": 3, "patch": 4},
     "digits_resnet": {"epochs": 30, "lr": 2e-3, "batch_size": 32, "seed": 0, "channels": [16, 24, 32, 48]},
 }
@@ -31,7 +49,7 @@ EMBEDDED = tuple(RECIPES)
 
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
-def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def digits_vit(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """A ViT with 12 blocks, as deep as a ViT-S, for 16 px images."""
     recipe = RECIPES["digits_vit"]
     defaults: dict[str, Any] = {
@@ -46,7 +64,7 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
-def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def digits_resnet(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """A ResNet with the blocks of a ResNet-34 and few channels, for 16 px images."""
     defaults: dict[str, Any] = {
         "block": BasicBlock,
@@ -57,7 +75,7 @@ def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _registered("digits_resnet", ResNet(**(defaults | stem | _timm_kwargs(kwargs))))
 
 
-def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _timm_kwargs(kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments without those that timm passes to every model for its own bookkeeping."""
     return {
         name: value
@@ -67,6 +85,6 @@ def _timm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _registered(name: str, network: nn.Module) -> nn.Module:
-    timm_model: Any = network
-    timm_model.pretrained_cfg = timm_model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
+    model = timm_model(network)
+    model.pretrained_cfg = model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
     return network

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from recast_exp.adapters import from_config
 from recast_exp.config.schema import ModelConfig
 
 
-def method_label(label: str, model: ModelConfig, adapter: Mapping[str, Any]) -> str:
+def method_label(label: str, model: ModelConfig, adapter: Mapping[str, object]) -> str:
     """The label of a method: the given one, or else that of its model, of its adapter, or of both.
 
     An adapter on a frozen backbone goes by its own label.
@@ -28,13 +27,13 @@ def method_label(label: str, model: ModelConfig, adapter: Mapping[str, Any]) -> 
     return added if model.method == "frozen" else f"{own} + {added}"
 
 
-def short_name(model: ModelConfig, adapter: Mapping[str, Any]) -> str:
+def short_name(model: ModelConfig, adapter: Mapping[str, object]) -> str:
     """A method by the names of its options: `vit_att`, or `vit_att + melo`."""
     name = adapter["name"]
     return model.name if name == "none" else f"{model.name} + {name}"
 
 
-def run_title(model: ModelConfig, adapter: Mapping[str, Any], dataset: str, seed: int | None = None) -> str:
+def run_title(model: ModelConfig, adapter: Mapping[str, object], dataset: str, seed: int | None = None) -> str:
     """The title of a run: its method, dataset, backbone, and its seed if it has one alone."""
     backbone = str(model.backbone)
     if model.weights:

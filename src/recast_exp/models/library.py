@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble, head_parameters, running_statistics
 from recast_exp.models.bank_cache import bank_by_hash
 from recast_exp.models.create import input_of
+from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, TemplateCombination
 from recast_exp.recast import merge as merge_templates
@@ -126,10 +127,10 @@ def save_task(
     """
     path = Path(path).expanduser()
     adapted = _task_of(model, banks)
-    network: Any = model
-    names = [str(name) for name in (range(network.num_classes) if classes is None else classes)]
-    if len(names) != network.num_classes:
-        raise UserError(f"classes: expected {network.num_classes} names, one for each logit, got {len(names)}")
+    num_classes = timm_model(model).num_classes
+    names = [str(name) for name in (range(num_classes) if classes is None else classes)]
+    if len(names) != num_classes:
+        raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = _settings(model)
     record = task_file.make_record(
         adapted,
@@ -209,8 +210,7 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
     """
     _check_plain(model)
     bank = _bank_of(task, banks)
-    network: Any = model
-    network.reset_classifier(0)
+    timm_model(model).reset_classifier(0)
     of_library = task.fingerprint.startswith(FROZEN)
     if not of_library:
         _check_weights(task, fingerprint(model))
@@ -325,9 +325,16 @@ def _frozen_fingerprint(adapted: AdaptedModel) -> str:
     return f"{FROZEN}{digest.hexdigest()}"
 
 
+class _Origin(TypedDict, total=False):
+    """What is used of timm's record of a model."""
+
+    architecture: str
+    tag: str
+
+
 def _settings(model: nn.Module) -> ModelConfig:
     """What a task file says of the backbone: its timm name, and the input size where it is not the weights' own."""
-    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    config: _Origin = getattr(model, "pretrained_cfg", None) or _Origin()
     name, tag = config.get("architecture") or type(model).__name__, config.get("tag")
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height = size[0] if isinstance(size, tuple) else size

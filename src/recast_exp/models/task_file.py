@@ -26,7 +26,7 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, read_record
 
 
-def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+def make_record(adapted: AdaptedModel, config: Mapping[str, object], **facts: object) -> dict[str, object]:
     """The record of a task file: the configuration of the model, the bank's hash, and the given facts.
 
     Args:
@@ -38,7 +38,7 @@ def make_record(adapted: AdaptedModel, config: Mapping[str, Any], **facts: Any) 
     return {"format": FORMAT, "version": __version__, "config": dict(config), "bank": bank, **facts}
 
 
-def write_task(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def write_task(path: Path, tensors: dict[str, Tensor], record: Mapping[str, object]) -> None:
     """Write a task file atomically.
 
     Args:
@@ -97,12 +97,12 @@ def copy_into(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
             packers[name].unpack(tensors[name])
 
 
-def input_record(spec: InputSpec) -> dict[str, Any]:
+def input_record(spec: InputSpec) -> dict[str, object]:
     """The preprocessing as the record keeps it."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
 
 
-def input_of_record(entries: Mapping[str, Any]) -> InputSpec:
+def input_of_record(entries: Mapping[str, object]) -> InputSpec:
     """The inverse of `input_record`.
 
     Raises:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,7 +89,7 @@ class Banks:
     groups: tuple[Group, ...]
     templates: dict[str, Tensor] = field(repr=False)
     coefficients: dict[str, Tensor] = field(repr=False)
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
     @functools.cached_property
     def hash(self) -> str:

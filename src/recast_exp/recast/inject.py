@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,9 @@ def mimic(
     solver: str = "closed_form",
     num_sets: int = 2,
     seed: int = 42,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, object] | None = None,
     progress: Callable[[], None] = lambda: None,
-    **options: Any,
+    **options: object,
 ) -> Banks:
     """Neural Mimicry (arXiv 2411.16870): find templates and coefficients that rebuild a model's weights.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,7 +29,7 @@ class TensorBoardRun(TensorBoardLogger, Tracker):
         self._facts = run.flat()
 
     @rank_zero_only
-    def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
+    def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:
         """Log the results of a finished run.
 
         They go to a separate series, `tensorboard/results`: in the series of the epochs, they would add a point to the

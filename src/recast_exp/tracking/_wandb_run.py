@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -30,6 +30,9 @@ from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs.task_header import read_record
 from recast_exp.tracking.base import RunFacts, Tracker
+
+if TYPE_CHECKING:
+    from wandb.plot.custom_chart import CustomChart
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +52,12 @@ class WandbRun(WandbLogger, Tracker):
         run: The facts about the job.
     """
 
-    def __init__(self, started: Any, run: RunFacts) -> None:
+    def __init__(self, started: wandb.Run | None, run: RunFacts) -> None:
         super().__init__(experiment=started)
         self._run = run
 
     @rank_zero_only
-    def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
+    def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:
         """Send the results of a finished job, its plots, and its task file as an artifact.
 
         If they cannot be sent, a warning is logged and the job still succeeds: its results are in its folder.
@@ -102,21 +105,22 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
         log.info("W&B: %s (%s)", mode, reason)
     adapter = [run.adapter] if run.adapter != "none" else []
     parts = [run.model, *adapter, run.dataset]
-    options: dict[str, Any] = {
-        "id": run_id(run.config, run_dir),
-        "resume": "allow",
-        "dir": run_dir,
-        "entity": logger.entity,
-        "project": logger.project,
-        "group": (logger.group or run.group or "")[-GROUP:] or None,
-        "job_type": run.stage,
-        "name": "-".join([*parts, str(run.seed)]),
-        "tags": [text[:TAG] for text in dict.fromkeys((*parts, f"seed{run.seed}"))],
-        "config": {**run.flat(), "config": dict(run.config)},
-        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
-    }
+    init = functools.partial(
+        wandb.init,
+        id=run_id(run.config, run_dir),
+        resume="allow",
+        dir=run_dir,
+        entity=logger.entity,
+        project=logger.project,
+        group=(logger.group or run.group or "")[-GROUP:] or None,
+        job_type=run.stage,
+        name="-".join([*parts, str(run.seed)]),
+        tags=[text[:TAG] for text in dict.fromkeys((*parts, f"seed{run.seed}"))],
+        config={**run.flat(), "config": dict(run.config)},
+        settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+    )
     try:
-        started = wandb.init(mode=mode, **options)
+        started = init(mode=mode)
     except wandb.errors.Error as error:
         if mode != "online" or logger.mode == "online":
             raise UserError(
@@ -124,7 +128,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
                 "connection"
             ) from error
         log.info("W&B: offline (%s)", _line(error))
-        started = wandb.init(mode="offline", **options)
+        started = init(mode="offline")
     started.define_metric("epoch")
     started.define_metric("*", step_metric="epoch", step_sync=True)
     if started.url:
@@ -132,7 +136,7 @@ def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
     return WandbRun(started, run)
 
 
-def choose_mode(asked: str) -> tuple[Any, str]:
+def choose_mode(asked: str) -> tuple[Literal["online", "offline", "disabled"], str]:
     """Choose W&B's mode for `logger.mode`. Nobody is ever prompted at the terminal.
 
     `auto` follows W&B's own settings (WANDB_MODE, `wandb offline`). If these allow online, it is online if there is an
@@ -193,7 +197,7 @@ def connection_problem(url: str) -> str:
     return problem[0]
 
 
-def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
+def run_id(config: Mapping[str, object], run_dir: Path) -> str:
     """The id of a job's W&B run: a new one, unless a job with the same settings was started in this folder.
 
     Only the settings on which results depend are compared (`keys.decides`). A record of version 0.1 holds a hash
@@ -214,7 +218,7 @@ def run_id(config: Mapping[str, Any], run_dir: Path) -> str:
     return new
 
 
-def confusion_matrix(run_dir: Path) -> dict[str, Any]:
+def confusion_matrix(run_dir: Path) -> dict[str, CustomChart]:
     """`confusion_matrix` → W&B's own chart of `predictions.csv`; empty if there are too many classes."""
     path = run_dir / layout.PREDICTIONS
     classes = json.loads((run_dir / layout.DATASET).read_text(encoding="utf-8"))["classes"] if path.is_file() else []
@@ -228,7 +232,7 @@ def confusion_matrix(run_dir: Path) -> dict[str, Any]:
     return {"confusion_matrix": chart}
 
 
-def task_artifact(path: Path, run: RunFacts, summary: Mapping[str, Any]) -> wandb.Artifact:
+def task_artifact(path: Path, run: RunFacts, summary: Mapping[str, object]) -> wandb.Artifact:
     """A task file as an artifact, with the main facts of its record.
 
     There is one artifact for each method and dataset; its versions are the seeds. The file is not copied to W&B's

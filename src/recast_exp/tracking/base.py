@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
@@ -32,10 +31,10 @@ class RunFacts:
     dataset: str
     seed: int
     stage: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     group: str | None = None
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, str | int]:
         """The facts that tell the runs of a project apart, by the names under which trackers keep them."""
         return {name: getattr(self, name) for name in ("method", "model", "adapter", "dataset", "seed")}
 
@@ -44,7 +43,7 @@ class Tracker(Logger):
     """A Lightning logger that also receives the results of a run, and is closed at its end."""
 
     @abstractmethod
-    def report(self, run_dir: Path, summary: Mapping[str, Any]) -> None:
+    def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:
         """Receive the results of a finished run.
 
         Args:

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from recast_exp.config.schema import Config, LoggerConfig
 from recast_exp.errors import Pruned, UserError, section
@@ -98,10 +97,10 @@ def report_results(trackers: Sequence[Tracker], run_dir: Path) -> None:
         tracker.report(run_dir, summary)
 
 
-def results(run_dir: Path) -> dict[str, Any]:
+def results(run_dir: Path) -> dict[str, object]:
     """The results of a run, flat: those of metrics.json under their own names, the counts as `parameters/…`."""
-    metrics: dict[str, Any]
-    counts: dict[str, Any]
+    metrics: dict[str, object]
+    counts: dict[str, object]
     metrics, counts = (
         json.loads((run_dir / name).read_text(encoding="utf-8")) for name in (layout.METRICS, layout.PARAMETERS)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -61,13 +60,13 @@ def own_rank(devices: int) -> Iterator[None]:
     if devices > 1:
         yield
         return
-    holder: Any = rank_zero_only  # a function that holds the rank as its attribute
-    before = holder.rank
-    holder.rank = 0
+    holder = vars(rank_zero_only)  # a function that holds the rank as its attribute
+    before = holder["rank"]
+    holder["rank"] = 0
     try:
         yield
     finally:
-        holder.rank = before
+        holder["rank"] = before
 
 
 def thread_count(trainer: TrainerConfig) -> int:

@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import Callback
@@ -45,7 +44,7 @@ class History(Callback):
         self._started, self._validating, self._images = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Count the images of all processes."""
         assert isinstance(trainer.train_dataloader, ImageLoader)
@@ -75,11 +74,11 @@ class History(Callback):
         for tracker in trainer.loggers:
             tracker.log_metrics(row, step=trainer.global_step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The content of a checkpoint."""
         return {"rows": self.rows}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, list[dict[str, float]]]) -> None:
         """Continue from a checkpoint."""
         self.rows = list(state_dict["rows"])
 

@@ -22,6 +22,7 @@ import lightning as L  # noqa: N812
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
@@ -65,14 +66,16 @@ class FitResult:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are either complete or absent, and are read without unpickling code."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         """Write to a temporary file, sync it to disk, and replace the old one."""
         with replacing(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, object]:
         """Read a checkpoint of plain tensors and containers."""
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
         return checkpoint
 
 
@@ -251,7 +254,7 @@ class Snapshots(Callback):
             self.best, self.epoch = accuracy, trainer.current_epoch
             self.tensors = {name: tensor.cpu().clone() for name, tensor in self._adapted.task_tensors().items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The content of a checkpoint."""
         return {"best": self.best, "epoch": self.epoch, "tensors": self.tensors}
 
@@ -361,13 +364,15 @@ class _ProgressBar(TQDMProgressBar):
         super().__init__(leave=False)
         self._description = description
 
-    def init_train_tqdm(self) -> Any:
+    def init_train_tqdm(self) -> Tqdm:
         """Lightning's bar with the description as its title."""
         bar = super().init_train_tqdm()
         bar.set_description(self._description)
         return bar
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Leave out the version number that a logger adds."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
@@ -96,7 +97,7 @@ class TaskModule(L.LightningModule):
         share: Share = getattr(self.trainer, loader).batch_sampler.share(batch_idx)
         return share
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups and schedule of the configuration."""
         optimizer = make_optimizer(self.adapted, self.recipe.optimizer, self.objective.trains)
         if self.objective_state is not None:
@@ -176,7 +177,7 @@ class TaskModule(L.LightningModule):
                 if group["name"] != "head":
                     gradient_free(group["params"])
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Leave the frozen parameters out of checkpoints: 87 MB for a ViT-S, whose task parameters take a few kB."""
         checkpoint["trunk"] = self.adapted.trunk
         if self.objective_state is not None:

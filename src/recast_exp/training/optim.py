@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -29,7 +28,7 @@ def make_optimizer(adapted: AdaptedModel, options: OptimizerConfig, kinds: Seque
         "backbone": (options.backbone_lr, options.backbone_weight_decay),
         "head": (None, options.head_weight_decay),
     }
-    groups: list[dict[str, Any]] = []
+    groups: list[dict[str, object]] = []
     for kind in kinds:
         parameters = [parameter for _, parameter in adapted.parameters(kind)]
         if parameters:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from recast_exp.data.sets._torchvision import reading, unverified
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import RecastError, UserError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from recast_exp.config.schema import DatasetConfig
 
 _ARRAYS = {
@@ -24,7 +26,20 @@ _ARRAYS = {
 """All names that a pickle of arrays and plain containers refers to."""
 
 
-def read_batches(dataset_class: Any, root: Path, cfg: DatasetConfig) -> Official:
+class _Batches(Protocol):
+    """What is used of torchvision's classes `CIFAR10` and `CIFAR100`."""
+
+    train_list: ClassVar[list[list[str]]]
+    test_list: ClassVar[list[list[str]]]
+    meta: ClassVar[dict[str, str]]
+    data: ArrayLike
+    targets: list[int]
+    classes: list[str]
+
+    def __init__(self, root: Path, train: bool) -> None: ...
+
+
+def read_batches(dataset_class: type[_Batches], root: Path, cfg: DatasetConfig) -> Official:
     """Read CIFAR-10 or CIFAR-100. The images are kept in memory.
 
     Args:
@@ -60,10 +75,11 @@ def read_batches(dataset_class: Any, root: Path, cfg: DatasetConfig) -> Official
 
 
 class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ARRAYS:
             raise UserError(f"{module}.{name}")
-        return super().find_class(module, name)
+        found: object = super().find_class(module, name)
+        return found
 
 
 def _refuse_code(path: Path) -> None:

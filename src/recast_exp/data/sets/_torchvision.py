@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from recast_exp.data.types import Samples
 from recast_exp.errors import RecastError, UserError
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
+
+Dataset = TypeVar("Dataset")
+
+
+class Indexed(Protocol):
+    """A torchvision dataset that was made with `loader=Path`: paths of images, and their labels."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Path, int]: ...
 
 
 @contextlib.contextmanager
@@ -37,7 +47,7 @@ def reading(cfg: DatasetConfig, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def samples(dataset: Any) -> Samples:
+def samples(dataset: Indexed) -> Samples:
     """List the paths and labels of a torchvision dataset that was made with `loader=Path`, so that none is decoded."""
     import numpy as np
 
@@ -45,17 +55,17 @@ def samples(dataset: Any) -> Samples:
     return Samples(paths, np.array(labels, dtype=np.int64))
 
 
-def unverified(dataset_class: Any) -> Any:
+def unverified(dataset_class: type[Dataset]) -> type[Dataset]:
     """Derive a class of torchvision that does not compare checksums, if its public attributes hold them."""
-    attributes: dict[str, Any] = {
+    attributes: dict[str, object] = {
         name: [[*entry[:-1], None] for entry in getattr(dataset_class, name)]
         for name in ("train_list", "test_list")
         if hasattr(dataset_class, name)
     }
-    if hasattr(dataset_class, "split_list"):
-        attributes["split_list"] = {split: [*entry[:-1], None] for split, entry in dataset_class.split_list.items()}
-    if hasattr(dataset_class, "meta"):
-        attributes["meta"] = {**dataset_class.meta, "md5": None}
+    if (lists := getattr(dataset_class, "split_list", None)) is not None:
+        attributes["split_list"] = {split: [*entry[:-1], None] for split, entry in lists.items()}
+    if (meta := getattr(dataset_class, "meta", None)) is not None:
+        attributes["meta"] = {**meta, "md5": None}
     # Some classes derive the name of their folder from their own name
     return type(dataset_class.__name__, (dataset_class,), attributes) if attributes else dataset_class
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,12 @@ from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from recast_exp.config.schema import DatasetConfig
+
+    Images = NDArray[np.uint8] | tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,11 @@ class _Set:
     """
 
     entries: tuple[str, ...]
-    splits: Mapping[str, Mapping[str, Any]]
+    splits: Mapping[str, Mapping[str, str | bool]]
     by_hand: str = ""
 
 
-def _split(**names: str) -> dict[str, dict[str, Any]]:
+def _split(**names: str) -> dict[str, dict[str, str | bool]]:
     return {split: {"split": name} for split, name in names.items()}
 
 
@@ -50,8 +55,8 @@ def _idx(name: str, *parts: str) -> tuple[str, ...]:
 
 
 _TRAIN_VAL_TEST, _TRAIN_TEST = _split(train="train", val="val", test="test"), _split(train="train", test="test")
-_TRAIN_OR_NOT: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
-_ALL: dict[str, dict[str, Any]] = {"all": {}}
+_TRAIN_OR_NOT: dict[str, dict[str, str | bool]] = {"train": {"train": True}, "test": {"train": False}}
+_ALL: dict[str, dict[str, str | bool]] = {"all": {}}
 _BALANCED = {split: {**arguments, "split": "balanced"} for split, arguments in _TRAIN_OR_NOT.items()}
 _SETS = {
     "Caltech101": _Set(("caltech101/101_ObjectCategories",), _ALL),
@@ -160,7 +165,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     return _official(cfg, first, pairs, data_dir)
 
 
-def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) -> dict[str, object]:
     """The user's arguments, checked against those of the class."""
     selecting = {argument for arguments in _SETS[cfg.name].splits.values() for argument in arguments}
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
@@ -183,7 +188,9 @@ def _unfinished(cfg: DatasetConfig, data_dir: Path) -> Path:
     return data_dir / ".downloads" / f"torchvision-{cfg.name}.unfinished"
 
 
-def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments: Mapping[str, Any]) -> None:
+def _download(
+    cfg: DatasetConfig, data_dir: Path, dataset_class: Callable[..., object], arguments: Mapping[str, object]
+) -> None:
     """Let torchvision download the missing entries, in one process at a time. An interrupted download is continued.
 
     torchvision assumes that an existing folder is complete. So entries that a killed run may have unpacked in part are
@@ -192,7 +199,7 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
     from filelock import FileLock
     from torchvision.datasets import utils
 
-    def retrieve(url: str, filename: str | Path, *_: Any, **__: Any) -> None:
+    def retrieve(url: str, filename: str | Path, *_: object, **__: object) -> None:
         try:
             fetch(url, Path(filename), description=f"dataset {cfg.name}")
         except RecastError as error:
@@ -237,11 +244,11 @@ def _download(cfg: DatasetConfig, data_dir: Path, dataset_class: Any, arguments:
             utils._urlretrieve = original
 
 
-def _pairs(name: str, dataset: Any) -> tuple[Any, Sequence[int | None]]:
+def _pairs(name: str, dataset: Any) -> tuple[Images, Sequence[int | None]]:
     """The images (paths or an array) and the labels of one split."""
     import numpy as np
 
-    pairs: list[tuple[Any, Any]]
+    pairs: list[tuple[Any, int | None]]
     if name == "Caltech101":
         folders = [Path(dataset.root, "101_ObjectCategories", category) for category in dataset.categories]
         pairs = [(folders[y] / f"image_{i:04d}.jpg", y) for i, y in zip(dataset.index, dataset.y, strict=True)]
@@ -264,8 +271,8 @@ def _pairs(name: str, dataset: Any) -> tuple[Any, Sequence[int | None]]:
 
 def _official(
     cfg: DatasetConfig,
-    names: Sequence[Any] | None,
-    pairs: Mapping[str, tuple[Any, Sequence[int | None]]],
+    names: Sequence[str | Sequence[str]] | None,
+    pairs: Mapping[str, tuple[Images, Sequence[int | None]]],
     data_dir: Path,
 ) -> Official:
     """Number the classes from 0; without names, the existing labels become the names."""
