@@ -148,6 +148,6 @@ def build(tiny: Callable[..., Config]) -> Callable[..., Run]:
         settings = tiny(*texts)
         experiment = Experiment.open(settings)
         banks, _ = experiment.banks()
-        return Run(settings, experiment.recipe, experiment, experiment.adapt(banks), experiment.data())
+        return Run(settings, experiment.recipe, experiment, experiment.adapt(banks), experiment.data(plain=True))
 
     return build

@@ -30,7 +30,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def example(page: str, language: str) -> str:
-    (block,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    """The module, preset or project file of a page: its first block in that language."""
+    block, *_ = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     return block
 
 
@@ -45,7 +46,7 @@ def plugged(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     importlib.invalidate_caches()
     assert name in registry.names()
-    assert OmegaConf.create(example(page, "yaml")) == {"name": name}
+    assert OmegaConf.create(example(page, "yaml")).name == name
     yield tmp_path
     sys.modules.pop(f"{registry.package}.{name}", None)
 

@@ -12,6 +12,7 @@ from recast_exp import heads
 from recast_exp.config.compose import conf_dir
 from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.heads import Features, Head, choose
+from recast_exp.heads.best import Best
 
 SOLVED = [name for name in heads.names() if heads.load(name).solved]
 
@@ -91,6 +92,8 @@ def test_shifted_and_scaled_features_change_no_decision(head: Head) -> None:
     train, val, test = blobs(80, spread=1.2), blobs(60, seed=1, spread=1.2), blobs(200, seed=2, spread=1.2)
     if head.name == "nearest_mean":
         head.settings = lambda: [{"centre": "mean"}]  # type: ignore[method-assign]
+    if isinstance(head, Best):
+        head.heads.remove("nearest_mean")
 
     def moved(features: Features) -> Features:
         return Features(features.values.double() * 30 + 5, features.labels, features.num_classes)

@@ -55,7 +55,14 @@ def show_adaptation(title: str, method: str, select: str, metrics: Metrics, para
         f"Epoch {int(metrics['epoch'])} of {int(metrics['epochs'])} is reported ({select}); "
         f"{metrics['seconds']:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
-    _print(title, table, _counts(parameters), epochs)
+    trained = epochs if metrics["epochs"] else f"Nothing was trained by gradient descent; on {metrics['device']}."
+    _print(title, table, _counts(parameters), *_heads(metrics), trained)
+
+
+def _heads(metrics: Metrics) -> list[str]:
+    """Which heads validation has chosen, in one line; none where none was solved."""
+    heads = [f"{what}: {metrics[key]}" for what, key in (("head", "head"), ("probe", "probe/head")) if key in metrics]
+    return [f"Solved {', '.join(heads)} (the best by validation)."] if heads else []
 
 
 def show_evaluation(title: str, path: Path, metrics: Metrics, parameters: Counts) -> None:

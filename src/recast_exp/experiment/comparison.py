@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from recast_exp import adapters
+from recast_exp import adapters, heads
 from recast_exp.config import recipes
 from recast_exp.config.rules import value_of
 from recast_exp.config.schema import Config, with_values
@@ -120,7 +120,7 @@ def methods(settings: Config, variants: Variants) -> dict[str, Config]:
     recast = settings.model.method == "recast"
     base = with_values(settings, {**common, "adapter": {"name": "none"}})
     frozen = {"model.method": "frozen", "model.label": PROBE}
-    rows = {PROBE: with_values(base, frozen)}
+    rows = {PROBE: with_values(base, {**frozen, "training": {"name": "joint"}})}  # nothing trains through its head
     if recast:
         rows |= {each.model.label: each for each in (base, *_siblings(base, variants, common))}
     for name in adapters.fitting(functools.partial(blueprint, settings.model)):
@@ -210,6 +210,8 @@ def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
     """Try recipes of one method with the first seeds. Where only a head trains, what the rest does is not tried."""
     choices = dict(tuning.choices)
     if settings.model.method == "frozen" and settings.adapter["name"] == "none":
+        if heads.from_config(settings.head).solved:
+            choices.clear()
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
     seeds = tuning.seeds
 

@@ -325,9 +325,11 @@ def trainer_for(
         loggers: Trackers.
         run_dir: Folder for checkpoints; None makes none.
         description: Title of the progress bar.
-        alone: Whether this process computes by itself, whatever the number of devices of the run.
+        alone: Whether this process computes by itself, on all images, whatever devices and limit the run has.
     """
-    options = dataclasses.replace(recipe.trainer, devices=1, strategy="auto") if alone else recipe.trainer
+    options = (
+        dataclasses.replace(recipe.trainer, devices=1, strategy="auto", limit_batches=None) if alone else recipe.trainer
+    )
     check_device(options)
     show = _bars.get() and sys.stderr.isatty()
     if show:
