@@ -26,6 +26,7 @@ from recast_exp.runs.plan import Asked
 from recast_exp.training.recipe import Recipe
 
 TINY = (
+    "training=joint",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "trainer.limit_batches=2",
@@ -79,7 +80,8 @@ def compose() -> Callable[..., Config]:
     checker = JobChecker(composer, multirun=False, resumed=None, inputs=False)
 
     def compose(*texts: str) -> Config:
-        rewritten = grammar.rewrite(texts, multirun=False)
+        last = {grammar.key(text): text for text in texts}  # of two values, as on the command line
+        rewritten = grammar.rewrite(last.values(), multirun=False)
         options = tuple(text for text in rewritten if grammar.key(text) in groups and grammar.key(text) != "seed")
         checked = checker.check(Asked(options, tuple(text for text in rewritten if text not in options), {}))
         if checked.errors:

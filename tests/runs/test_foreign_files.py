@@ -98,7 +98,10 @@ def test_a_runs_folder_sets_only_keys_of_the_program(tmp_path: Path, override: s
 
 def test_a_runs_own_overrides_are_taken(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "model=vit_att", "+adapter.rank=2", "launcher=joblib", "seed='7'")
-    assert resumed_overrides(folder) == ["model=vit_att", "+adapter.rank=2", "seed='7'"]
+    assert resumed_overrides(folder) == ["training=joint", "model=vit_att", "+adapter.rank=2", "seed='7'"]
+    # An older version wrote no objective down, and knew this one only
+    (folder / ".hydra" / "config.yaml").write_text("training: {name: through_head}\n", encoding="utf-8")
+    assert resumed_overrides(folder)[0] == "model=vit_att"
 
 
 def test_nothing_of_a_foreign_file_happens(tmp_path: Path) -> None:

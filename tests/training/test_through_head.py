@@ -230,7 +230,6 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (("model=vit_frozen",), "training: expected joint where nothing trains but the head, got through_head"),
         (("head=linear",), "head: expected one that is solved with training=through_head, such as best, got linear"),
         (("trainer.head_first_epochs=1",), "trainer.head_first_epochs: expected 0 with training=through_head"),
         (("trainer=ddp", "trainer.devices=2"), "training: expected joint with trainer.devices=2, got through_head"),

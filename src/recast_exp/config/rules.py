@@ -50,6 +50,11 @@ def value_of(settings: Config, name: str) -> object:
     return node
 
 
+def trains_only_head(settings: Config) -> bool:
+    """Whether nothing trains but the head: a frozen model without an adapter."""
+    return settings.model.method == "frozen" and settings.adapter["name"] == "none"
+
+
 def unfit(settings: Config) -> str | None:
     """Say in one line why a model and an adapter do not fit together, whatever the backbone; None if they may."""
     adapter = settings.adapter["name"]

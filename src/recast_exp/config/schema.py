@@ -203,7 +203,7 @@ class Config:
         Role.TRAINING, "last", "which epoch is reported: the last, or the best by validation", choices=("last", "best")
     )
     adapter: dict[str, Any] = key(Role.MODEL, {"name": "none"}, "name and options of a second method on the backbone")
-    head: dict[str, Any] = key(Role.TRAINING, {"name": "linear"}, "name and options of the head: trained with the rest, or solved")
+    head: dict[str, Any] = key(Role.TRAINING, {"name": "linear", "calibrate": False}, "name and options of the head: trained with the rest, or solved")
     training: dict[str, Any] = key(Role.TRAINING, {"name": "joint"}, "name and options of the training objective")
     stage: dict[str, Any] = key(Role.CONTROL, {"name": "adapt"}, "name and options of the stage: adapt, evaluate, compare, …")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

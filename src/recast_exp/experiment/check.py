@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recast_exp import heads
+from recast_exp.config.rules import trains_only_head
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
 from recast_exp.models.check import check_model
@@ -19,7 +20,11 @@ def check_experiment(settings: Config) -> None:
     check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
     head, objective = heads.from_config(settings.head), objectives.from_config(settings.training)
     name = settings.training["name"]
+    if trains_only_head(settings):
+        return
     if objective.solves_head and not head.solved:
-        raise UserError(f"head: expected one that is solved with training={name}, such as best, got {head.name}")
+        raise UserError(
+            f"head: expected one that is solved with training={name}, such as best, got {head.name}; choose one, or add training=joint"
+        )
     for line in objective.problems(settings):
         raise UserError(line)

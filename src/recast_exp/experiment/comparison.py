@@ -17,7 +17,7 @@ from statistics import fmean
 
 from recast_exp import adapters, heads
 from recast_exp.config import recipes
-from recast_exp.config.rules import value_of
+from recast_exp.config.rules import trains_only_head, value_of
 from recast_exp.config.schema import Config, with_values
 from recast_exp.config.variants import Variants
 from recast_exp.display import console, plots
@@ -120,7 +120,7 @@ def methods(settings: Config, variants: Variants) -> dict[str, Config]:
     recast = settings.model.method == "recast"
     base = with_values(settings, {**common, "adapter": {"name": "none"}})
     frozen = {"model.method": "frozen", "model.label": PROBE}
-    rows = {PROBE: with_values(base, {**frozen, "training": {"name": "joint"}})}  # nothing trains through its head
+    rows = {PROBE: with_values(base, frozen)}
     if recast:
         rows |= {each.model.label: each for each in (base, *_siblings(base, variants, common))}
     for name in adapters.fitting(functools.partial(blueprint, settings.model)):
@@ -209,7 +209,7 @@ def _chosen(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mappi
 def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
     """Try recipes of one method with the first seeds. Where only a head trains, what the rest does is not tried."""
     choices = dict(tuning.choices)
-    if settings.model.method == "frozen" and settings.adapter["name"] == "none":
+    if trains_only_head(settings):
         if heads.from_config(settings.head).solved:
             choices.clear()
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}

@@ -8,6 +8,7 @@ from pathlib import Path
 from recast_exp import heads
 from recast_exp.adapters import Adapter, from_config
 from recast_exp.config import keys
+from recast_exp.config.rules import trains_only_head
 from recast_exp.config.schema import Config
 from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import PLAIN, ImageDataModule, requests
@@ -24,6 +25,7 @@ from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
 from recast_exp.training import objectives
 from recast_exp.training.objectives import Objective
+from recast_exp.training.objectives.joint import Joint
 from recast_exp.training.recipe import Recipe
 
 
@@ -73,8 +75,8 @@ class Experiment:
 
     @property
     def objective(self) -> Objective:
-        """What a training step minimises."""
-        return objectives.from_config(self.settings.training)
+        """What a training step minimises. Where only a head trains, there is nothing to train through it."""
+        return Joint() if trains_only_head(self.settings) else objectives.from_config(self.settings.training)
 
     @property
     def head(self) -> Head:

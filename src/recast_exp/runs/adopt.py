@@ -130,6 +130,9 @@ def resumed_overrides(folder: Path) -> list[str]:
             raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
         if "${" in text:
             raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
+    configuration = _load(folder / ".hydra" / "config.yaml")
+    if isinstance(configuration, dict) and "training" not in configuration:
+        found.insert(0, "training=joint")  # all that older versions could do, whatever is the default now
     return found
 
 

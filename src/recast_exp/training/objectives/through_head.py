@@ -65,8 +65,6 @@ class ThroughHead(Objective):
     def problems(cls, settings: Config) -> Iterator[str]:
         """Refuse what the objective has no use for."""
         trainer = settings.trainer
-        if settings.model.method == "frozen" and settings.adapter["name"] == "none":
-            yield "training: expected joint where nothing trains but the head, got through_head; add an adapter"
         if trainer.devices > 1:
             yield f"training: expected joint with trainer.devices={trainer.devices}, got through_head; use one device"
         if trainer.head_first_epochs:
