@@ -86,6 +86,26 @@ def test_targets_are_globs_over_layer_names() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("vit_tiny_patch16_224", ["blocks.9", "blocks.10", "blocks.11"]),  # in the order of numbers, not of letters
+        ("resnet26", ["layer3.1", "layer4.0", "layer4.1"]),
+        ("convnext_atto", ["stages.2.blocks.5", "stages.3.blocks.0", "stages.3.blocks.1"]),
+    ],
+)
+def test_the_last_blocks_alone_can_be_taken(name: str, blocks: list[str]) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    layers = [layer for group in find_groups(model, last_blocks=3) for layer in group.layers]
+    assert {block for block in blocks if any(layer.startswith(f"{block}.") for layer in layers)} >= set(blocks[1:])
+    assert all(layer.startswith(tuple(f"{block}." for block in blocks)) for layer in layers)
+    every = [group.layers for group in find_groups(model)]
+    assert [group.layers for group in find_groups(model, last_blocks=100)] == every
+    with pytest.raises(UserError, match="^last_blocks: expected at least 1, got 0"):
+        find_groups(model, last_blocks=0)
+
+
 @pytest.mark.parametrize("num_templates", [1, 2])
 def test_num_templates_is_taken_over(num_templates: int) -> None:
     groups = find_groups(Net(6), num_groups=2, num_templates=num_templates)

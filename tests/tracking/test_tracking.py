@@ -575,7 +575,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_documented_tracker_of_another_package(outside: Path, weights: dict[str, Path], tmp_path: Path) -> None:
-    typed_in = ("logger=lines", "model=vit_frozen", "head=linear", "training=joint", "dataset.batch_size=8", "trainer.accelerator=cpu",
+    typed_in = ("logger=lines", "model=vit_frozen", "head=linear", "training=joint", "dataset.batch_size=8",
+                "trainer.accelerator=cpu",
                 "trainer.max_epochs=1", "trainer.limit_batches=2", "probe=false",
                 f"model.weights={weights['digits_vit']}")  # fmt: skip
     settings = typed(Composer(config_dir=str(outside)).compose(grammar.rewrite(typed_in, multirun=False)).cfg)

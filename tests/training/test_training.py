@@ -123,7 +123,7 @@ def test_two_processes_train_as_one(compose: Callable[..., Config], weights: dic
     Each forward pass of a ResNet under DDP exchanges its buffers, so unequally many batches would hang here.
     """
     options = (
-        "model=resnet", f"model.weights={weights['digits_resnet']}", "dataset.batch_size=134",
+        "training=joint", "model=resnet", f"model.weights={weights['digits_resnet']}", "dataset.batch_size=134",
         "dataset.eval_batch_size=179", "trainer.max_epochs=2", "trainer.num_threads=1", "probe=false", "optimizer=sgd",
         "optimizer.coefficients_pull=0.1", "optimizer.label_smoothing=0.1",
     )  # fmt: skip

@@ -41,6 +41,7 @@ class RecastConfig:
     """How the weights are grouped and rewritten."""
 
     targets: list[str] | None = key(Role.MODEL, None, "glob patterns over layer names (blocks.*.attn.qkv); null takes every layer that can be grouped")
+    last_blocks: int | None = key(Role.MODEL, None, "take only layers of this number of blocks, from the end of the model; null takes all", ge=1)
     num_groups: int | None = key(Role.MODEL, None, "groups per stage and layer name; null makes groups of two (or three) layers", ge=1)
     num_templates: int | None = key(Role.MODEL, None, "templates per group; null is the group's size (exact)", ge=1)
     num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1)

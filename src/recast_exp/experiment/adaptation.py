@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -141,12 +140,11 @@ def _train(
     else:
         name = experiment.settings.model.name
         result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
-    started = time.perf_counter()
     finished = finish_head(recipe, adapted, data, head, features)
     if not finished.changed:
         return result
     measured = validate_model(recipe, adapted, data)
-    measured |= {"head/temperature": finished.temperature, "head/seconds": time.perf_counter() - started}
+    measured["head/temperature"] = finished.temperature
     return FitResult(result.metrics | measured, result.history, {"head": finished.description})
 
 

@@ -24,7 +24,8 @@ def check_experiment(settings: Config) -> None:
         return
     if objective.solves_head and not head.solved:
         raise UserError(
-            f"head: expected one that is solved with training={name}, such as best, got {head.name}; choose one, or add training=joint"
+            f"head: expected one that is solved with training={name}, such as best, got {head.name}; choose one, or "
+            "add training=joint"
         )
     for line in objective.problems(settings):
         raise UserError(line)

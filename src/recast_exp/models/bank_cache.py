@@ -34,6 +34,7 @@ def groups_of(backbone: Backbone, recast: RecastConfig) -> list[Group]:
             num_groups=recast.num_groups,
             num_templates=recast.num_templates,
             granularity=recast.granularity,
+            last_blocks=recast.last_blocks,
         )
 
 

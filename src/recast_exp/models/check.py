@@ -55,4 +55,5 @@ def check_model(
                 num_groups=recast.num_groups,
                 num_templates=recast.num_templates,
                 granularity=recast.granularity,
+                last_blocks=recast.last_blocks,
             )

@@ -48,6 +48,7 @@ def find_groups(
     num_groups: int | None = None,
     num_templates: int | None = None,
     granularity: str = "layer",
+    last_blocks: int | None = None,
 ) -> list[Group]:
     """Group the Linear and Conv2d layers of a model (arXiv 2411.16870). The model is not changed.
 
@@ -58,6 +59,7 @@ def find_groups(
             the number of layers is odd.
         num_templates: Number n of templates of each group; None is the number of its layers, which is exact.
         granularity: The part of a weight that has coefficients of its own: `layer`, `projection` or `head`.
+        last_blocks: Take only layers of this number of blocks, counted from the end of the model; None takes all.
 
     Returns:
         The groups, in the model's order.
@@ -73,12 +75,15 @@ def find_groups(
         >>> groups[0].name, groups[0].layers
         ('blocks.attn.qkv.0', ('blocks.0.attn.qkv', 'blocks.1.attn.qkv'))
     """
-    for argument, number in (("num_groups", num_groups), ("num_templates", num_templates)):
+    numbers = {"num_groups": num_groups, "num_templates": num_templates, "last_blocks": last_blocks}
+    for argument, number in numbers.items():
         if number is not None and number < 1:
             raise UserError(f"{argument}: expected at least 1, got {number}")
     if granularity not in GRANULARITIES:
         raise UserError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
     columns = _columns(model)
+    if last_blocks is not None:
+        columns = _of_last_blocks(columns, last_blocks)
     if targets is not None:
         targets = [targets] if isinstance(targets, str) else list(targets)
         _check_patterns(model, targets, columns)
@@ -167,6 +172,26 @@ def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[st
                 columns.setdefault((stage, place, tuple(module.weight.shape)), []).append(name)
                 break
     return columns
+
+
+def _of_last_blocks(
+    columns: dict[tuple[str, str, tuple[int, ...]], list[str]], last_blocks: int
+) -> dict[tuple[str, str, tuple[int, ...]], list[str]]:
+    """The columns without the layers of earlier blocks; all where the model has no more blocks than that."""
+    block_of = {
+        name: ".".join(name.split(".")[: stage.count(".") + 2])
+        for (stage, _, _), layers in columns.items()
+        for name in layers
+    }
+    order = sorted(set(block_of.values()), key=_in_order)
+    kept = set(order[-last_blocks:])
+    found = {key: [name for name in layers if block_of[name] in kept] for key, layers in columns.items()}
+    return {key: layers for key, layers in found.items() if layers}
+
+
+def _in_order(block: str) -> list[tuple[str, int]]:
+    """The place of a block in its model: `stages.2.blocks.10` comes after `stages.2.blocks.9`."""
+    return [(stem, int(number or -1)) for stem, number in re.findall(r"(\D*)(\d*)\.?", block)]
 
 
 def _is_stage(module: nn.Module) -> bool:

@@ -66,7 +66,10 @@ class ThroughHead(Objective):
         """Refuse what the objective has no use for."""
         trainer = settings.trainer
         if trainer.devices > 1:
-            yield f"training: expected joint with trainer.devices={trainer.devices}, got through_head; use one device"
+            yield (
+                f"training: expected joint with trainer.devices={trainer.devices}, got through_head; add "
+                "training=joint, or use one device"
+            )
         if trainer.head_first_epochs:
             yield (
                 f"trainer.head_first_epochs: expected 0 with training=through_head, whose head does not train, got "
