@@ -9,24 +9,27 @@ new option, adapter, stage or dataset needs no edit here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from sphinx.application import Sphinx
 
-from recast_exp import adapters, stages
+from recast_exp import adapters, heads, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
 from recast_exp.config.fields import accepted
 from recast_exp.data.types import SPLITS
 from recast_exp.plugins import DATASETS
+from recast_exp.training import objectives
 
 TITLES = {
     "model": "The backbone and what trains in it",
     "recast": "Templates and coefficients",
     "mimicry": "The solver that finds templates and coefficients",
+    "head": "The classifier: trained with the rest, or solved",
+    "training": "What gradient descent minimises",
     "adapter": "A second method on the backbone",
     "method": "A row of the results: model, adapter and recipe together",
     "dataset": "Images, splits and batches",
@@ -59,8 +62,8 @@ def page(conf: Path | None = None) -> str:
         lines += _options(conf / group, group)
         if group == "adapter":
             lines += _adapters()
-        elif group == "stage":
-            lines += _stages()
+        elif group in _PLUGINS:
+            lines += _plugins(group)
         elif group == "search":
             lines += _search(conf)
         lines += _keys({name: field for name, field in keys.items() if name.startswith(f"{group}.")})
@@ -178,11 +181,25 @@ def _adapters() -> Iterator[str]:
             yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_keys(fields))
 
 
-def _stages() -> Iterator[str]:
-    """The options of each stage."""
-    for name in stages.names():
-        if fields := {f"stage.{field.name}": field for field in dataclasses.fields(stages.load(name))}:
-            yield from (f"### stage={name}", "", *_keys(fields))
+_PLUGINS: dict[str, tuple[Callable[[], list[str]], Callable[[str], type]]] = {
+    "head": (heads.names, heads.load),
+    "stage": (stages.names, stages.load),
+    "training": (objectives.names, objectives.load),
+}
+"""Group → names and classes of its options."""
+
+
+def _plugins(group: str) -> Iterator[str]:
+    """The options of each option of a group."""
+    names, load = _PLUGINS[group]
+    known: set[str] = set()  # an option that several have is described in full once, and has one place in the index
+    for name in names():
+        if fields := {f"{group}.{field.name}": field for field in dataclasses.fields(load(name))}:
+            own = {key: field for key, field in fields.items() if key not in known}
+            yield from (f"### {group}={name}", "", *_keys(own))
+            for key in [key for key in fields if key in known]:
+                yield from (f"`{key}`", f": Takes {accepted(fields[key])}; default {_default(fields[key])}.", "")
+            known |= fields.keys()
 
 
 def _search(conf: Path) -> Iterator[str]:

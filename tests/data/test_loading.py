@@ -498,3 +498,23 @@ def test_loader_processes_do_not_grow(tmp_path: Path, mode: str) -> None:
         sizes.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private")))
     gc.unfreeze()
     assert max(sizes[4:]) - sizes[3] < 2000  # kB
+
+
+@pytest.mark.slow
+def test_loader_processes_start_within_those_of_joblib() -> None:
+    """joblib's processes start others by "loky", which takes none but its own."""
+    pytest.importorskip("joblib")
+    code = (
+        "import joblib.externals.loky, multiprocessing, numpy as np\n"
+        "multiprocessing.set_start_method('loky', force=True)\n"
+        "from recast_exp.data.datamodule import ImageDataModule\n"
+        "from recast_exp.data.transforms import InputSpec\n"
+        "from recast_exp.data.types import ImageSet, Samples\n"
+        "samples = Samples(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 2)\n"
+        "images = ImageSet('six', ('a', 'b'), dict.fromkeys(('train', 'val', 'test'), samples))\n"
+        "spec = InputSpec(8, (0.5,) * 3, (0.5,) * 3, 1.0, 'bilinear')\n"
+        "data = ImageDataModule(images, spec, 'none', 2, 2, 0, num_workers=1)\n"
+        "print(sum(len(labels) for _, labels in data.test_dataloader()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr

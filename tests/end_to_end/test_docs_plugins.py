@@ -18,10 +18,10 @@ import timm
 import torch
 from omegaconf import OmegaConf
 
-from recast_exp import stages
+from recast_exp import heads, stages
 from recast_exp.config.schema import Config, LoggerConfig
 from recast_exp.errors import UserError
-from recast_exp.plugins import SOLVERS, STAGES, TRACKERS, Registry
+from recast_exp.plugins import HEADS, SOLVERS, STAGES, TRACKERS, Registry
 from recast_exp.recast import find_groups, mimic
 from recast_exp.tracking.base import RunFacts
 from support.running import run_stage
@@ -46,13 +46,31 @@ def plugged(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     importlib.invalidate_caches()
     assert name in registry.names()
-    assert OmegaConf.create(example(page, "yaml")).name == name
+    preset = OmegaConf.create(example(page, "yaml"))
+    assert preset.get(registry.kind, preset).name == name
     yield tmp_path
     sys.modules.pop(f"{registry.package}.{name}", None)
 
 
 def of(registry: Registry, page: str, name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("plugged", [(registry, page, name)], indirect=True, ids=[name])
+
+
+@of(HEADS, "adding-a-head.md", "diagonal")
+def test_the_example_head_works(plugged: Path) -> None:
+    preset = OmegaConf.create(example("adding-a-head.md", "yaml")).head
+    assert heads.from_config(preset) == heads.load("diagonal")()
+    labels = torch.arange(60) % 3
+    values = torch.nn.functional.one_hot(labels, 6).float() + 0.2 * torch.randn(60, 6)
+    features = heads.Features(values, labels, 3)
+    chosen = heads.choose(heads.from_config(preset), features, features)
+    assert chosen.trial.accuracy > 0.9
+    within = torch.stack([values[labels == number].double().var(0, correction=0) for number in range(3)]).mean(0)
+    (solution,) = heads.load("diagonal")().solve(features, [{"floor": 0.01}])
+    means = torch.stack([values[labels == number].double().mean(0) for number in range(3)])
+    torch.testing.assert_close(solution.weight, means / within)
+    best = heads.from_config({"name": "best", "heads": ["lda", "diagonal"]})
+    assert {setting["head"] for setting in best.settings()} == {"lda", "diagonal"}
 
 
 @of(SOLVERS, "adding-a-solver.md", "first_weights")

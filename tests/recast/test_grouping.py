@@ -102,7 +102,7 @@ def test_the_last_blocks_alone_can_be_taken(name: str, blocks: list[str]) -> Non
     assert all(layer.startswith(tuple(f"{block}." for block in blocks)) for layer in layers)
     every = [group.layers for group in find_groups(model)]
     assert [group.layers for group in find_groups(model, last_blocks=100)] == every
-    with pytest.raises(UserError, match="^last_blocks: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=r"^last_blocks: expected at least 1, got 0"):
         find_groups(model, last_blocks=0)
 
 

@@ -7,6 +7,7 @@ stopped. The sampler yields (epoch, index) keys: that way the epoch reaches work
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -241,6 +242,7 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
+            multiprocessing_context=_start_method() if num_workers else None,
             generator=torch.Generator(),  # otherwise each start samples a number from the caller's generator
         )
 
@@ -260,6 +262,15 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
         # the frames that it passed often form one), that would take five seconds.
         self._iterator = None
         raise batch
+
+
+def _start_method() -> str | None:
+    """Python's own way to start processes where a library has set one of its own; None leaves the choice to Python.
+
+    The processes of `launcher=joblib` start others by "loky", which knows only processes of its own.
+    """
+    known = multiprocessing.get_all_start_methods()
+    return None if multiprocessing.get_start_method() in known else known[0]
 
 
 def derive_seed(*parts: int | str) -> int:
