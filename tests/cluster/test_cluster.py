@@ -25,7 +25,7 @@ from support.running import run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]  # each process imports torch anew
 
-RUN = ("model=vit_frozen", "trainer=debug", "dataset.batch_size=8", "probe=false")
+RUN = ("model=vit_frozen", "training=joint", "trainer=debug", "dataset.batch_size=8", "probe=false")
 RATES = ("1e-3", "2e-3", "3e-3", "4e-3", "1e30")
 FAILURE = "optimizer.lr: training diverged"
 
