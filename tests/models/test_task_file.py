@@ -60,6 +60,7 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
         (["model=vit_att", "recast.granularity=projection"], 144, 6, 12 * 3 * 384**2),
         (["model=vit_att", "recast.granularity=head"], 48 * 3 * 6, 6, 12 * 3 * 384**2),
         (["model=vit_mlp", "recast.granularity=head"], 48 * (4 * 6 + 6), 12, 12 * 8 * 384**2),
+        (["model=vit_mlp", "recast.granularity=row"], 48 * (4 * 384 + 384), 12, 12 * 8 * 384**2),
         (["model=vit_att", "recast.num_coefficient_sets=1"], 24, 6, 12 * 3 * 384**2),
         (["model=vit_att", "recast.num_groups=3", "recast.num_templates=2"], 48, 3, 6 * 3 * 384**2),
         (

@@ -123,7 +123,7 @@ def test_num_templates_is_taken_over(num_templates: int) -> None:
         ({"targets": ["stem"]}, ("targets: ", "'stem'")),
         ({"num_templates": 0}, ("num_templates: expected at least 1, got 0",)),
         ({"num_groups": -1}, ("num_groups: expected at least 1, got -1",)),
-        ({"granularity": "row"}, ("granularity: expected one of layer, projection, head, got 'row'",)),
+        ({"granularity": "column"}, ("granularity: expected one of layer, projection, head, row, got 'column'",)),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -237,6 +237,7 @@ def attention(rows: int, heads: int = 2, name: str = "qkv") -> nn.Module:
         (256, "proj", "projection", 1),
         (256, "proj", "head", 4),
         (100, "proj", "head", 1),
+        (100, "proj", "row", 100),
     ],
 )
 def test_granularity_decides_the_blocks(rows: int, name: str, granularity: str, blocks: int) -> None:
@@ -246,7 +247,7 @@ def test_granularity_decides_the_blocks(rows: int, name: str, granularity: str, 
 
 def test_blocks_are_the_rows_of_a_projection_and_of_a_head() -> None:
     """Disturbing one block's coefficients moves that projection's, or head's, rows alone."""
-    for granularity, blocks in (("projection", 3), ("head", 6)):
+    for granularity, blocks in (("projection", 3), ("head", 6), ("row", 24)):
         model = attention(24)
         banks = mimic(model, find_groups(model, granularity=granularity))
         inject(model, banks)

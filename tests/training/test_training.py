@@ -266,6 +266,27 @@ def test_early_stopping_waits_for_its_patience(build: Build) -> None:
     assert losses.index(min(losses)) == len(losses) - 3
 
 
+def test_validation_can_be_rarer_and_never_misses_the_last_epoch(build: Build, epochs: list[dict[str, Tensor]]) -> None:
+    """The task is that of validating in each epoch; epochs without a validation say nothing of it."""
+    run = build(*RUINOUS, "trainer.max_epochs=4", "trainer.validate_every=2")
+    result = fit(run.recipe, run.adapted, run.data)
+    assert ["val/loss" in row for row in result.history] == [False, True, False, True]
+    each = build(*RUINOUS, "trainer.max_epochs=4")
+    expected = fit(each.recipe, each.adapted, each.data).history
+    assert equal(run.adapted.task_tensors(), each.adapted.task_tensors())
+    assert [row["val/loss"] for row in result.history[1::2]] == [row["val/loss"] for row in expected[1::2]]
+
+    best = build(*RUINOUS, "trainer.max_epochs=4", "trainer.validate_every=2", "select=best")
+    reported = fit(best.recipe, best.adapted, best.data).metrics
+    accuracies = [row["val/accuracy"] for row in expected[1::2]]
+    assert reported["val/accuracy"] == max(accuracies)
+    assert reported["epoch"] == 2 * accuracies.index(max(accuracies)) + 2
+    assert equal(best.adapted.task_tensors(), epochs[int(reported["epoch"]) - 1]) or reported["epoch"] == 4
+
+    rare = build(*RUINOUS, "trainer.max_epochs=3", "trainer.validate_every=9")
+    assert ["val/loss" in row for row in fit(rare.recipe, rare.adapted, rare.data).history] == [False, False, True]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> None:
     options = ("optimizer.lr=0.3", "optimizer.weight_decay=0.01", "optimizer.head_weight_decay=0.02")
@@ -413,6 +434,7 @@ RESUMED = {
     "batchnorm": ("model=resnet", "model.batchnorm_statistics=update"),
     "sgd, warm-up": ("model=vit_att", "optimizer=sgd", "scheduler=cosine", "scheduler.warmup_epochs=2"),
     "full": ("model=resnet_full",),
+    "rare validation": (*RUINOUS, "select=best", "trainer.validate_every=2", "trainer.max_epochs=4"),
     "early stopping": (*RUINOUS, "trainer.early_stopping=1", "optimizer.lr=1e-2", "trainer.max_epochs=5"),
 }
 EPOCHS = ("trainer.max_epochs=3",)

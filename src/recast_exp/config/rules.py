@@ -92,6 +92,11 @@ def _combinations(settings: Config, multirun: bool) -> Iterator[str]:
             f"trainer.head_first_epochs: expected less than trainer.max_epochs={trainer.max_epochs}, got "
             f"{trainer.head_first_epochs}"
         )
+    if trainer.validate_every < trainer.max_epochs and trainer.max_epochs % trainer.validate_every:
+        yield (
+            f"trainer.validate_every: expected a divisor of trainer.max_epochs={trainer.max_epochs}, got "
+            f"{trainer.validate_every}"
+        )
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         yield "trainer.precision: expected 32-true or bf16-mixed on the CPU, got 16-mixed"
     if trainer.devices > 1 and trainer.strategy != "ddp":

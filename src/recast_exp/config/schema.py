@@ -45,7 +45,7 @@ class RecastConfig:
     num_groups: int | None = key(Role.MODEL, None, "groups per stage and layer name; null makes groups of two (or three) layers", ge=1)
     num_templates: int | None = key(Role.MODEL, None, "templates per group; null is the group's size (exact)", ge=1)
     num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1)
-    granularity: str = key(Role.MODEL, "layer", "one coefficient vector per weight, per projection (q, k, v) or per head", choices=("layer", "projection", "head"))
+    granularity: str = key(Role.MODEL, "layer", "one coefficient vector per weight, per projection (q, k, v), per head or per output row", choices=("layer", "projection", "head", "row"))
 
 
 @dataclass
@@ -156,8 +156,11 @@ class TrainerConfig:
     max_epochs: int = key(Role.TRAINING, 100, "epochs", ge=1)
     gradient_clip: float = key(Role.TRAINING, 1.0, "gradient norm limit; 0 is off", ge=0)
     head_first_epochs: int = key(Role.TRAINING, 0, "epochs in which only the head trains", ge=0)
+    validate_every: int = key(
+        Role.TRAINING, 1, "epochs from one validation to the next; the last epoch always has one", ge=1
+    )
     early_stopping: int | None = key(
-        Role.TRAINING, None, "stop after this number of epochs without a better validation loss", ge=1
+        Role.TRAINING, None, "stop after this number of validations without a better loss", ge=1
     )
     compile: bool = key(Role.CONTROL, False, "compile the model with torch.compile")
     limit_batches: int | None = key(Role.MODEL, None, "batches per epoch, for debugging", ge=1)

@@ -32,15 +32,14 @@ DISTINCT = [mpl.colormaps[name](i) for name, count in (("tab10", 10), ("Dark2", 
 
 def learning_curves(history: list[dict[str, float]], path: Path, *, reported: int) -> None:
     """Loss and accuracy over the epochs, training and validation, with the reported epoch marked."""
-    epochs = [row["epoch"] for row in history]
     with mpl.rc_context(PLACED):
         figure = Figure(figsize=(8, 3.2))
         figure.subplots_adjust(0.08, 0.15, 0.98, 0.96, wspace=0.25)
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for part, color in (("train", TRAIN), ("val", VAL)):
-                values = [row[f"{part}/{name}"] for row in history]
+                points = [(row["epoch"], row[key]) for row in history if (key := f"{part}/{name}") in row]
                 label = "training" if part == "train" else "validation"
-                axes.plot(epochs, values, color=color, marker="o" if len(epochs) < 3 else None, label=label)
+                axes.plot(*zip(*points, strict=True), color=color, marker="o" if len(points) < 3 else None, label=label)
             axes.axvline(reported, color="black", linewidth=0.8, linestyle=":", label="reported epoch")
             axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from recast_exp.errors import UnknownNameError, UserError
 
-GRANULARITIES = ("layer", "projection", "head")
+GRANULARITIES = ("layer", "projection", "head", "row")
 MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convolutions): the head size of common ViTs
 
 
@@ -58,7 +58,8 @@ def find_groups(
         num_groups: Number of groups for each stage and place; None makes groups of two layers, and one of three where
             the number of layers is odd.
         num_templates: Number n of templates of each group; None is the number of its layers, which is exact.
-        granularity: The part of a weight that has coefficients of its own: `layer`, `projection` or `head`.
+        granularity: The part of a weight that has coefficients of its own: `layer`, `projection`, `head` or
+            `row`.
         last_blocks: Take only layers of this number of blocks, counted from the end of the model; None takes all.
 
     Returns:
@@ -236,13 +237,15 @@ def _group_sizes(place: str, layers: int, num_groups: int | None) -> list[int]:
 
 
 def _num_blocks(model: nn.Module, layer: str, granularity: str) -> int:
-    """B for a layer: the fused q, k, v (projection), every head's rows (head), else one."""
+    """B for a layer: the fused q, k, v (projection), every head's rows (head), every row (row), else one."""
     rows = layer_module(model, layer).weight.shape[0]
     parent, _, place = layer.rpartition(".")
     heads = getattr(model.get_submodule(parent), "num_heads", None)
     fused = 3 if place == "qkv" and rows % 3 == 0 else 1
     if granularity == "layer":
         return 1
+    if granularity == "row":
+        return int(rows)
     if granularity == "projection":
         return fused
     if (

@@ -50,6 +50,8 @@ class Pruning(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, and stop if need be. The last epoch ends by itself: there is nothing left to save."""
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return
         epoch, accuracy = trainer.current_epoch + 1, trainer.callback_metrics["val/accuracy"].item()
         storage, number = self._trial.storage, self._trial._trial_id
         reported = storage.get_trial(number).intermediate_values

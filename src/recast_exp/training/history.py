@@ -33,6 +33,7 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.running = False
         self._started = self._validating = 0.0
+        self._validated = False
         self._images = 0
         self._learning_rates: dict[str, float] = {}
 
@@ -42,6 +43,7 @@ class History(Callback):
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._learning_rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
         self._started, self._validating, self._images = time.perf_counter(), 0.0, 0
+        self._validated = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -52,6 +54,7 @@ class History(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop counting training time."""
+        self._validated = True
         self._validating -= time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,14 +65,15 @@ class History(Callback):
         """Add the epoch's row, rewrite metrics.csv, and send the row to the trackers."""
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        row |= {name: metrics[name] for name in sorted(metrics) if name.startswith(("train/", "val/"))}
+        measured = ("train/", "val/") if self._validated else ("train/",)  # else those of an earlier epoch
+        row |= {name: metrics[name] for name in sorted(metrics) if name.startswith(measured)}
         row |= self._learning_rates | self._measure()
         row["images"] = self._images
         row["seconds"] = time.perf_counter() - self._started - self._validating
         self.rows.append(row)
         if self.path and trainer.is_global_zero:
             write_text(self.path, as_csv(self.rows))
-            accuracy = {"val/accuracy": row.get("val/accuracy")}
+            accuracy = {name: row[name] for name in ("val/accuracy",) if name in row}
             job_record.update(self.path.parent, epoch=int(row["epoch"]), **accuracy)
         for tracker in trainer.loggers:
             tracker.log_metrics(row, step=trainer.global_step)

@@ -247,7 +247,7 @@ class Snapshots(Callback):
         self.epoch = 0
         self.tensors: dict[str, Tensor] = {}
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the parameters if the epoch is the best so far."""
         accuracy = trainer.callback_metrics["val/accuracy"].item()
         if accuracy > self.best:
@@ -342,6 +342,7 @@ def trainer_for(
             strategy=options.strategy,
             precision=options.precision,  # type: ignore[arg-type]  # one of the schema's choices
             max_epochs=options.max_epochs,
+            check_val_every_n_epoch=min(options.validate_every, options.max_epochs),
             gradient_clip_val=options.gradient_clip or None,
             limit_train_batches=options.limit_batches or 1.0,
             limit_val_batches=options.limit_batches or 1.0,

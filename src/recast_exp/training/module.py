@@ -149,8 +149,9 @@ class TaskModule(L.LightningModule):
         Raises:
             UserError: If the epoch's loss is not finite.
         """
+        measured = self.trainer.callback_metrics
         for name in ("train/loss", "val/loss"):
-            loss = self.trainer.callback_metrics[name].item()
+            loss = measured[name].item() if name in measured else 0.0  # not validated yet
             if not math.isfinite(loss):
                 raise UserError(
                     f"optimizer.lr: training diverged, {name} is {loss} in epoch {self.current_epoch + 1}; lower "
