@@ -171,6 +171,11 @@ def test_each_mistake_has_one_line(
         (["--cfg", "job", "-m"], "--multirun and --cfg are mutually exclusive"),
         (["--resolve"], "--resolve: expected together with --cfg (--cfg job --resolve), got it alone"),
         (["stage=compare", "stage.seeds=[]"], "stage.seeds: expected at least one seed, got an empty list"),
+        (["stage=compare", "stage.draws=[]"], "stage.draws: expected at least one draw, got an empty list"),
+        (
+            ["trainer.max_epochs=6", "trainer.validate_every=4"],
+            "trainer.validate_every: expected a divisor of trainer.max_epochs=6, got 4",
+        ),
         (
             ["stage=compare", "stage.tune_seeds=2"],
             "stage.tune_seeds: expected 1 without stage.tune, as nothing is tried, got 2",

@@ -20,7 +20,7 @@ from recast_exp.data.sets import cub
 from recast_exp.data.types import ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.plugins import DATASETS
-from support.fixtures_data import make_cub, make_folder, write_image
+from support.fixtures_data import make_cub, make_flowers, make_folder, write_image
 from support.helpers import assert_one_line, load
 
 ROOT = Path(__file__).parents[2]
@@ -437,6 +437,19 @@ def test_the_authors_split_takes_all_images_at_random(birds: Path) -> None:
     assert len(set.union(*everything.values())) == sum(map(len, everything.values())) == 60
     assert everything["test"] & files(official, "train")
     assert files(load("cub", birds, split="random_80_20", split_seed=5), "test") != everything["test"]
+
+
+def test_official_validation_images_can_be_redrawn(tmp_path: Path) -> None:
+    make_flowers(tmp_path)
+    official = load("flowers", tmp_path)
+    pool = files(official, "train") | files(official, "val")
+    drawn = [load("flowers", tmp_path, split="redrawn", val_fraction=0.5, split_seed=seed) for seed in (0, 1)]
+    for each in drawn:
+        assert files(each, "test") == files(official, "test")
+        assert files(each, "train") | files(each, "val") == pool
+        assert not files(each, "train") & files(each, "val")
+        assert len(files(each, "train")) == len(files(each, "val"))
+    assert files(drawn[0], "train") != files(drawn[1], "train")
 
 
 def test_one_training_image_per_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -45,7 +45,7 @@ def test_a_task_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_comparison_of_several_seeds_names_none(capsys: pytest.CaptureFixture[str]) -> None:
-    row: dict[str, Any] = {"task_specific": 48, "task_bits": 1536, "seeds": 3, "seconds": 5.0}
+    row: dict[str, Any] = {"task_specific": 48, "task_bits": 1536, "runs": 3, "seconds": 5.0}
     row |= {f"{part}/accuracy{spread}": 0.5 for part in ("val", "test") for spread in ("", "/spread")}
     console.show_comparison(TITLE.rpartition(" · ")[0], {"RECAST-Att": row})
     out = shown(capsys)

@@ -58,7 +58,7 @@ def test_methods_beside_each_other(
         accuracies = [json.loads((run / "metrics.json").read_text())["test/accuracy"] for run in runs]
         assert row["test/accuracy"] == metrics[f"{name}/test/accuracy"] == pytest.approx(statistics.fmean(accuracies))
         assert row["test/accuracy/spread"] == pytest.approx(statistics.stdev(accuracies))
-        assert row["seeds"] == 2
+        assert row["runs"] == 2
     assert summary["RECAST-Att"]["task_specific"] == 48
     piggyback = summary["RECAST-Att + Piggyback"]
     assert piggyback["task_bits"] == piggyback["task_specific"] - 48 + 32 * 48
@@ -79,7 +79,7 @@ def test_methods_beside_each_other(
 
 
 def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "seeds": 3, "seconds": 53.2}
+    row = {"task_specific": 1_348_704, "task_bits": 32 * 1_348_704, "runs": 3, "seconds": 53.2}
     row |= {f"{part}/accuracy{spread}": 0.9876 for part in ("val", "test") for spread in ("", "/spread")}
     console.show_comparison("vit_att on digits", {"RECAST-Att + AdaptFormer": row})
     out = capsys.readouterr().out
@@ -120,6 +120,61 @@ def test_a_preset_is_taken_whole_and_a_folder_of_the_users_own_has_more(tiny: Co
     rows = methods(tiny, "model=vit_att", "optimizer.weight_decay=0.5", "recast.num_groups=3", config_dir=tmp_path)
     assert rows["RECAST-Heads"].optimizer.weight_decay == 0.5
     assert rows["RECAST-Att"].recast.num_groups == 3
+
+
+def test_draws_of_the_images_in_place_of_seeds(
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared("stage=compare", "model=vit_att", "stage.methods=[linear probe]", "stage.draws=[0,3]")
+    runs = [tmp_path / "runs" / "linear_probe" / f"draw {draw}" for draw in (0, 3)]
+    configs = [json.loads((run / "job.json").read_text())["config"] for run in runs]
+    assert [config["dataset"]["split_seed"] for config in configs] == [0, 3]
+    assert configs[0]["seed"] == configs[1]["seed"]
+    accuracies = [json.loads((run / "metrics.json").read_text())["test/accuracy"] for run in runs]
+    row = json.loads((tmp_path / "comparison.json").read_text())["linear probe"]
+    assert row["runs"] == 2
+    assert row["test/accuracy"] == pytest.approx(statistics.fmean(accuracies))
+    assert "2 draw(s)" in capsys.readouterr().out
+
+
+def test_methods_of_the_users_own_on_the_same_backbone(tiny: Compose) -> None:
+    composer = Composer()
+    typed = ["stage=compare", "model=vit_att", "optimizer.lr=0.5", "recast.num_groups=3"]
+    more = {
+        "rows": "model=vit_mlp recast.granularity=row optimizer.lr=0.25",
+        "gains": "recast.num_groups=12 recast.num_templates=null",
+        "VeRA": "model=vit_frozen adapter=peft adapter.method=VERA",
+    }
+    rows = comparison.methods(tiny(*typed), Variants(composer, typed), more)
+    assert list(rows)[-3:] == list(more)
+    assert {name: (row.label, row.stage["name"]) for name, row in rows.items() if name in more} == {
+        name: (name, "adapt") for name in more
+    }
+    own = rows["rows"]
+    assert (own.recast.granularity, own.recast.num_groups, own.optimizer.lr) == ("row", 6, 0.25)
+    assert own.recast.targets == ["*.mlp.fc1", "*.mlp.fc2"]
+    assert (rows["gains"].recast.num_groups, rows["gains"].optimizer.lr) == (12, 0.5)
+    assert (rows["VeRA"].model.method, rows["VeRA"].adapter["method"]) == ("frozen", "VERA")
+    assert len({row.model.backbone for row in rows.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"MeLo": "adapter=melo"}, "stage.more: expected labels of their own, got 'MeLo'"),
+        ({"x": "model=vit_mpl"}, "stage.more: x: model: expected one of"),
+        ({"x": "recast.granularty=row"}, "stage.more: x: recast.granularty=row: expected an option of a group, or"),
+        ({"x": "recast.num_groups=40"}, "stage.more: x: recast.num_groups: expected at most 12"),
+        ({"x": "model=vit_frozen adapter=peft adapter.method=VARE"}, "stage.more: x: adapter.method: expected one of"),
+    ],
+)
+def test_what_cannot_be_added_is_refused_before_anything_runs(
+    more: dict[str, str], expected: str, tiny: Compose
+) -> None:
+    typed = ["stage=compare", "model=vit_att"]
+    with pytest.raises(UserError) as error:
+        comparison.methods(tiny(*typed), Variants(Composer(), typed), more)
+    assert_one_line(error, expected)
 
 
 def test_a_method_that_there_is_not(compared: Compared) -> None:

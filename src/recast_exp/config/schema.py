@@ -81,7 +81,7 @@ class DatasetConfig:
     level: str | None = key(Role.MODEL, None, "level of the labels, for datasets that have levels")
     options: dict[str, Any] = key(Role.MODEL, {}, "more arguments of the torchvision class (dataset=torchvision)")
     classes: list[str] | None = key(Role.MODEL, None, "names, or glob patterns over the names, of the classes to keep")
-    split: str = key(Role.MODEL, "official", "the official split; or all images divided at random, as the authors do", choices=("official", "random_80_20"))
+    split: str = key(Role.MODEL, "official", "the official split; the official test images, with new validation images drawn from all others; or all images divided at random, as the authors do", choices=("official", "redrawn", "random_80_20"))
     val_fraction: float = key(Role.MODEL, 0.2, "share of the training images set aside where there is no validation split", gt=0, lt=1)
     split_seed: int = key(Role.MODEL, 0, "seed of every choice of images (validation, random split, shots); the same for all runs", ge=0, lt=2**32)
     shots: int | None = key(Role.MODEL, None, "training images of each class, chosen at random", ge=1)

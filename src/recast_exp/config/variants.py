@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from recast_exp.config import grammar, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import Config, typed
+from recast_exp.errors import UserError
 
 _OF_A_METHOD = "model", "recast", "adapter"
 """Sections in which an option decides, not what was typed with another one: they make a method what it is."""
@@ -42,14 +43,17 @@ class Variants:
         """The options of a group, those of the user's `--config-dir` among them."""
         return self._groups.get(group, [])
 
-    def compose(self, *choices: str) -> Config:
-        """The settings of the command with other options (`adapter=melo`).
+    def compose(self, *overrides: str) -> Config:
+        """The settings of the command with other options and values (`adapter=melo`, `recast.num_groups=12`).
 
-        Values that were typed stay as they are, except where they belong to an option that is replaced.
+        Values that were typed stay as they are, except where they belong to an option that is replaced, or are replaced
+        themselves.
 
         Raises:
             UserError: If it cannot be composed.
         """
+        choices = [text for text in overrides if grammar.key(text) in self._groups]
+        values = [text for text in overrides if text not in choices]
         replaced = {grammar.key(text) for text in choices}
         options = [text for text in self._options if grammar.key(text) not in {*replaced, "method"}]
         fixed: set[str] = set()
@@ -60,10 +64,14 @@ class Variants:
             fixed |= {"adapter"} if group == "adapter" else set()
         composed = self._composer.compose([*options, *choices])
         cfg = copy.deepcopy(composed.cfg)
-        for text in self._values:
+        for text in values:
+            if grammar.parse(text) is None or "=" not in text or keys.field_of(grammar.key(text)) is None:
+                raise UserError(f"{text}: expected an option of a group, or key=value of a key that there is")
+        own = [(text, {grammar.key(text), keys.mapping_of(grammar.key(text))}) for text in self._values]
+        for text in (*(text for text, names in own if not names & fixed), *values):
             override = grammar.parse(text)
-            key = grammar.key(text)
-            if override is None or key in fixed or (keys.mapping_of(key) or key) in fixed:
+            if override is None:
                 continue
+            key = grammar.key(text)
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=keys.is_open(key))
         return typed(cfg)

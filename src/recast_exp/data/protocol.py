@@ -169,6 +169,8 @@ def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[st
         everything = splits["all"]
         parts = split_by_class(everything.labels, UNDIVIDED, cfg.split_seed, classes)
         return {split: everything.select(part) for split, part in zip(SPLITS, parts, strict=True)}
+    if cfg.split == "redrawn":
+        return {"train": _join([splits[name] for name in ("train", "val") if name in splits]), "test": splits["test"]}
     return splits
 
 

@@ -92,22 +92,27 @@ def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts)
     _print(title, table, _counts(parameters))
 
 
-def show_comparison(title: str, rows: Mapping[str, Compared]) -> None:
-    """Show a row for each method: the size of a task, and accuracy as mean ± standard deviation over the seeds."""
+def show_comparison(title: str, rows: Mapping[str, Compared], repeat: str = "seed") -> None:
+    """Show a row for each method: the size of a task, and accuracy as mean ± standard deviation over its runs.
+
+    Args:
+        title: What was compared.
+        rows: Label → its row.
+        repeat: What the runs of a method differ in, "seed" or "draw".
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
     for column in ("params", "bytes", "val", "test", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
         cells = [f"{100 * accuracy:.1f}" for accuracy in (row["val/accuracy"], row["test/accuracy"])]
-        if row["seeds"] > 1:
+        if row["runs"] > 1:
             spreads = [f"{100 * spread:.1f}" for spread in (row["val/accuracy/spread"], row["test/accuracy/spread"])]
             cells = [f"{cell} ± {spread}" for cell, spread in zip(cells, spreads, strict=True)]
         size = f"{-(-row['task_bits'] // 8):,}"
         table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
-    seeds = sorted({row["seeds"] for row in rows.values()})
-    counted = " or ".join(map(str, seeds))
-    caption = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} seed(s)."
+    counted = " or ".join(map(str, sorted({row["runs"] for row in rows.values()})))
+    caption = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} {repeat}(s)."
     _print(title, table, caption)
 
 

@@ -9,21 +9,25 @@ import functools
 import io
 import json
 import logging
+import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 
 from recast_exp import adapters, heads
-from recast_exp.config import recipes
+from recast_exp.config import recipes, rules
 from recast_exp.config.rules import trains_only_head, value_of
-from recast_exp.config.schema import Config, with_values
+from recast_exp.config.schema import Config, ModelConfig, with_values
 from recast_exp.config.variants import Variants
 from recast_exp.display import console, plots
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import UserError
 from recast_exp.experiment.adaptation import adapt, validate
+from recast_exp.experiment.check import check_experiment
 from recast_exp.files import write_json, write_text
 from recast_exp.models.create import blueprint
 from recast_exp.models.label import run_title
@@ -45,13 +49,31 @@ class Tuning:
 
     Attributes:
         choices: Key → the values to try; nothing is chosen where it is empty.
-        seeds: The seeds that each value is tried with; their means are compared.
+        repeats: How many of the repeats each value is tried with; their means are compared.
         by: What is compared on the validation images, "accuracy" or "loss".
     """
 
     choices: Mapping[str, list[object]]
-    seeds: Sequence[int]
+    repeats: int
     by: str
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What each method is run with: several seeds, or several draws of the training images.
+
+    Attributes:
+        key: "seed" or "dataset.split_seed".
+        values: Its values.
+    """
+
+    key: str
+    values: Sequence[int]
+
+    @property
+    def word(self) -> str:
+        """What one of them is called."""
+        return "seed" if self.key == "seed" else "draw"
 
 
 def run(
@@ -61,14 +83,14 @@ def run(
     methods: Mapping[str, Config],
     *,
     chosen: Sequence[str] | None,
-    seeds: Sequence[int],
+    repeats: Repeats,
     tuning: Tuning,
 ) -> Metrics:
-    """Run every method with every seed, and set the results next to each other.
+    """Run every method with every seed or draw, and set the results next to each other.
 
     Where there are recipes to try, each method's is chosen first, on the validation images: the values of one key after
-    another, the best of the earlier ones kept. The test images are looked at once for each seed, with the chosen
-    recipe.
+    another, the best of the earlier ones kept. The test images are looked at once for each seed or draw, with the
+    chosen recipe.
 
     A run that is finished in the folder already, with the same configuration, is not repeated: the same command with
     the same hydra.run.dir goes on where it was stopped.
@@ -79,11 +101,11 @@ def run(
         group: Folder of the sweep that it belongs to.
         methods: Label → settings of each method.
         chosen: Those of them to run, by name or glob pattern; None for all.
-        seeds: The seeds that each is run with.
+        repeats: The seeds or draws that each is run with.
         tuning: How recipes are chosen.
 
     Returns:
-        `LABEL/test/accuracy` → mean over the seeds.
+        `LABEL/test/accuracy` → mean over the seeds or draws.
 
     Raises:
         UserError: If a pattern matches no method.
@@ -94,27 +116,37 @@ def run(
     for name, method in rows.items():
         folder, recipe = layout.compared(run_dir, slug(name)), {}
         if tuning.choices:
-            tried[name] = _tune(tuning, method, folder)
+            tried[name] = _tune(tuning, repeats, method, folder)
             recipe = tried[name].recipe
             if trials := _trials(tried):  # a linear probe alone may have had nothing to try
                 write_text(run_dir / layout.RECIPES, _as_csv(trials))
         results[name] = []
-        for seed in seeds:
-            results[name].append(_run(*_place(method, seed, recipe, folder), name, group or str(run_dir)))
+        for value in repeats.values:
+            place = _place(method, repeats, value, recipe, folder)
+            results[name].append(_run(*place, name, group or str(run_dir), f"{repeats.word} {value}"))
             _write(run_dir, results)
         plots.comparison(_compared(rows, summarize(results)), layout.plot(run_dir, "comparison"))
     summary = summarize(results)
-    console.show_comparison(run_title(settings.model, settings.adapter, settings.dataset.name), summary)
+    console.show_comparison(run_title(settings.model, settings.adapter, settings.dataset.name), summary, repeats.word)
     log.info("Results: %s", run_dir)
     say_how_to_sync(run_dir)
     return {f"{name}/test/accuracy": row["test/accuracy"] for name, row in summary.items()}
 
 
-def methods(settings: Config, variants: Variants) -> dict[str, Config]:
+def methods(settings: Config, variants: Variants, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Config]:
     """Label → settings of every method that fits the backbone.
 
     The linear probe, the RECAST model of `settings` and its siblings (the other RECAST options of `model=` for its
-    family), each adapter on the frozen backbone and on the RECAST model, with its preset, and full fine-tuning.
+    family), each adapter on the frozen backbone and on the RECAST model, with its preset, full fine-tuning, and those
+    that the user adds.
+
+    Args:
+        settings: The settings of the command.
+        variants: What composes the command with other options.
+        more: Label → overrides, separated by spaces, of further methods on the same backbone.
+
+    Raises:
+        UserError: If one of those cannot be made, or has the label of another.
     """
     common = {"probe": False, "label": "", "stage": {"name": "adapt"}}
     recast = settings.model.method == "recast"
@@ -134,16 +166,44 @@ def methods(settings: Config, variants: Variants) -> dict[str, Config]:
     full = {"method": "full", "label": FULL, "batchnorm_statistics": "update"}
     model = {f"model.{name}": value for name, value in full.items()}
     rows[FULL] = with_values(base, {**model, "optimizer.backbone_lr": backbone_lr})
+    for label, overrides in more.items():
+        if slug(label) in map(slug, rows):
+            raise UserError(f"stage.more: expected labels of their own, got {label!r}, which is that of another method")
+        rows[label] = _added(base.model, label, shlex.split(overrides), variants, common)
     return rows
 
 
 def slug(name: str) -> str:
     """A method's label as the name of a folder."""
-    return name.replace(" ", "_")
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
+def _added(
+    backbone: ModelConfig, label: str, overrides: Sequence[str], variants: Variants, common: Mapping[str, object]
+) -> Config:
+    """A method of the user's on the backbone of the others; checked, as hours may pass before it is run."""
+    adapter = [] if any(text.startswith("adapter=") for text in overrides) else ["adapter=none"]
+    try:
+        composed = variants.compose(*adapter, *overrides)
+        model = composed.model
+        same = dataclasses.replace(
+            backbone,
+            name=model.name,
+            label=label,
+            method=model.method,
+            batchnorm_statistics=model.batchnorm_statistics,
+        )
+        settings = dataclasses.replace(with_values(composed, {**common, "label": label}), model=same)
+        for problem in rules.problems(settings):
+            raise UserError(problem)
+        check_experiment(settings)
+    except UserError as error:
+        raise UserError(f"stage.more: {label}: {error}") from error
+    return settings
 
 
 def summarize(results: Mapping[str, list[Results]]) -> dict[str, Compared]:
-    """For each method that has results: mean and spread over its seeds, and what a task takes."""
+    """For each method that has results: mean and spread over its seeds or draws, and what a task takes."""
     return {name: _summary(runs) for name, runs in results.items() if runs}
 
 
@@ -154,7 +214,7 @@ def _summary(runs: Sequence[Results]) -> Compared:
     )
     counts = runs[0].parameters
     return {
-        "seeds": len(runs),
+        "runs": len(runs),
         "task_specific": counts["task_specific"],
         "task_bits": counts["task_bits"],
         "head": counts["head"],
@@ -206,19 +266,19 @@ def _chosen(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mappi
     return {name: each for name, each in rows.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
-    """Try recipes of one method with the first seeds. Where only a head trains, what the rest does is not tried."""
+def _tune(tuning: Tuning, repeats: Repeats, settings: Config, folder: Path) -> recipes.Search:
+    """Try recipes of one method. Where only a head trains, what the rest does is not tried."""
     choices = dict(tuning.choices)
     if trains_only_head(settings):
         if heads.from_config(settings.head).solved:
             choices.clear()
         choices = {key: values for key, values in choices.items() if key not in NOT_OF_A_HEAD}
-    seeds = tuning.seeds
+    values = repeats.values[: tuning.repeats]
 
     def validated(recipe: Mapping[str, object]) -> tuple[float, float]:
-        measured = [_validated(*_place(settings, seed, recipe, folder), folder.name) for seed in seeds]
+        measured = [_validated(*_place(settings, repeats, value, recipe, folder), folder.name) for value in values]
         accuracy, loss = (fmean(metrics[f"val/{what}"] for metrics in measured) for what in ("accuracy", "loss"))
-        over = f" over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        over = f" over {len(values)} {repeats.word}s" if len(values) > 1 else ""
         log.info(
             "%s, %s: validation accuracy %.1f %%, loss %.3f%s",
             folder.name,
@@ -232,8 +292,8 @@ def _tune(tuning: Tuning, settings: Config, folder: Path) -> recipes.Search:
     found = recipes.search({key: value_of(settings, key) for key in choices}, choices, validated, tuning.by)
     for trial in found.trials:
         if trial is not found.best:  # of a recipe that lost, the metrics are kept, not the weights
-            for seed in seeds:
-                layout.checkpoint(_place(settings, seed, trial.recipe, folder)[1]).unlink(missing_ok=True)
+            for value in values:
+                layout.checkpoint(_place(settings, repeats, value, trial.recipe, folder)[1]).unlink(missing_ok=True)
     return found
 
 
@@ -254,10 +314,13 @@ def describe(recipe: Mapping[str, object]) -> str:
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in recipe.items()) or "as configured"
 
 
-def _place(settings: Config, seed: int, recipe: Mapping[str, object], folder: Path) -> tuple[Config, Path]:
+def _place(
+    settings: Config, repeats: Repeats, value: int, recipe: Mapping[str, object], folder: Path
+) -> tuple[Config, Path]:
     """The settings and the folder of one run of a method."""
-    job = with_values(settings, {"seed": seed, **recipe})
-    return job, folder / " ".join([str(seed), *([describe(recipe)] if recipe else [])])
+    job = with_values(settings, {repeats.key: value, **recipe})
+    name = str(value) if repeats.key == "seed" else f"draw {value}"
+    return job, folder / " ".join([name, *([describe(recipe)] if recipe else [])])
 
 
 def _claim(settings: Config, run_dir: Path) -> bool:
@@ -270,8 +333,8 @@ def _claim(settings: Config, run_dir: Path) -> bool:
     return known
 
 
-def _run(settings: Config, run_dir: Path, name: str, group: str | None) -> Results:
-    """The results of one method with one seed; trained, continued, or read where they are there already."""
+def _run(settings: Config, run_dir: Path, name: str, group: str | None, repeat: str) -> Results:
+    """The results of one method with one seed or draw; trained, continued, or read where they are there already."""
     started = time.perf_counter()
     if not (_claim(settings, run_dir) and job_record.is_finished(run_dir)):
         job_record.begin(run_dir, settings, label=name, overrides=[])
@@ -282,7 +345,7 @@ def _run(settings: Config, run_dir: Path, name: str, group: str | None) -> Resul
     results = read_results(run_dir)
     seconds = time.perf_counter() - started
     accuracy = 100 * float(results.metrics["test/accuracy"])
-    log.info("%s, seed %d: test accuracy %.1f %% (%.0f s)", name, settings.seed, accuracy, seconds)
+    log.info("%s, %s: test accuracy %.1f %% (%.0f s)", name, repeat, accuracy, seconds)
     return results
 
 

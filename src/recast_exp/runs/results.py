@@ -51,9 +51,9 @@ _Measured = TypedDict(
 
 
 class Compared(_Measured):
-    """A row of `comparison.json`: mean and spread over a method's seeds, and what a task takes."""
+    """A row of `comparison.json`: mean and spread over a method's seeds or draws, and what a task takes."""
 
-    seeds: int
+    runs: int
     task_specific: int
     task_bits: int
     head: int

@@ -18,17 +18,20 @@ class Compare(Stage):
     """What is compared, and how the recipe of each method is chosen."""
 
     seeds: list[int] = option([42, 1998, 3142592], "seeds")
+    draws: list[int] | None = option(None, "draws of training and validation images (dataset.split_seed) to run instead of the seeds")  # fmt: skip # noqa: E501
+    more: dict[str, str] = option({}, "further methods: label → overrides, separated by spaces (model=vit_mlp recast.granularity=row)")  # fmt: skip # noqa: E501
     methods: list[str] | None = option(None, "methods by name or glob pattern; null takes all that fit")
     tune: list[str] = option([], "values to try first, key by key (optimizer.lr_scale=0.3,1,3); validation chooses for each method")  # fmt: skip # noqa: E501
     tune_by: str = option("accuracy", "what is compared on the validation images; with few images the loss tells more", choices=("accuracy", "loss"))  # fmt: skip # noqa: E501
-    tune_seeds: int = option(1, "how many of the seeds each value is tried with; their means are compared", ge=1)
+    tune_seeds: int = option(1, "seeds or draws that each value is tried with; their means are compared", ge=1)
 
     def problems(self, settings: Config) -> Iterator[str]:
         """Seeds, and each recipe by itself on the configuration."""
-        if not self.seeds:
-            yield "stage.seeds: expected at least one seed, got an empty list"
-        elif self.tune_seeds > len(self.seeds):
-            yield f"stage.tune_seeds: expected at most the {len(self.seeds)} of stage.seeds, got {self.tune_seeds}"
+        what, count = ("seed", len(self.seeds)) if self.draws is None else ("draw", len(self.draws))
+        if not count:
+            yield f"stage.{what}s: expected at least one {what}, got an empty list"
+        elif self.tune_seeds > count:
+            yield f"stage.tune_seeds: expected at most the {count} of stage.{what}s, got {self.tune_seeds}"
         elif self.tune_seeds > 1 and not self.tune:
             yield f"stage.tune_seeds: expected 1 without stage.tune, as nothing is tried, got {self.tune_seeds}"
         try:
@@ -43,15 +46,16 @@ class Compare(Stage):
                 yield from (f"stage.tune: {problem}" for problem in tried if problem not in own)
 
     def run(self, job: Job) -> Metrics:
-        """Run every method with every seed, and set the results next to each other."""
+        """Run every method with every seed or draw, and set the results next to each other."""
         from recast_exp.experiment import comparison
 
+        seeds = comparison.Repeats("seed", self.seeds)
         return comparison.run(
             job.settings,
             job.folder,
             job.group,
-            comparison.methods(job.settings, job.variants()),
+            comparison.methods(job.settings, job.variants(), self.more),
             chosen=self.methods,
-            seeds=self.seeds,
-            tuning=comparison.Tuning(recipes.parse(self.tune), self.seeds[: self.tune_seeds], self.tune_by),
+            repeats=seeds if self.draws is None else comparison.Repeats("dataset.split_seed", self.draws),
+            tuning=comparison.Tuning(recipes.parse(self.tune), self.tune_seeds, self.tune_by),
         )
