@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from recast_exp.cli.check import CommandLine, check
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.report import charts, exports, reading, text
 from recast_exp.report.build import write_report
-from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, sign_flip
+from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, mean_interval, sign_flip
 from recast_exp.report.reading import read_jobs
+from recast_exp.report.replicates import Replicate
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import read_searches
 from recast_exp.runs.state import State
@@ -154,7 +156,7 @@ def test_a_run_that_was_repeated_counts_once(tmp_path: Path) -> None:
     write_job(tmp_path / "0", accuracy=0.5, updated="2026-11-21T12:00:00")
     write_job(tmp_path / "1", accuracy=0.7, updated="2026-11-21T11:00:00", state="finished")
     results = results_of(tmp_path)
-    assert results.rows[0].cells["cub"].values == {42: 0.5}
+    assert results.rows[0].cells["cub"].values == {(42, 0): 0.5}
     assert results.remarks == ("1 has the settings of 0 (RECAST-Att, cub, seed 42); the newer one counts",)
 
 
@@ -177,7 +179,7 @@ def test_a_damaged_file_is_a_failure_not_an_error(tmp_path: Path, name: str) -> 
     [(_, job)] = results.unfinished
     assert (job.folder, job.label, job.seed, job.state) == ("1", "RECAST-Att", 1, "damaged")
     assert reason in str(job.reason)
-    assert set(results.rows[0].cells["cub"].values) == {0, 2}
+    assert set(results.rows[0].cells["cub"].values) == {(0, 0), (2, 0)}
     write_report(tmp_path)
 
 
@@ -261,6 +263,115 @@ def test_a_job_that_never_started_belongs_to_its_overrides(tmp_path: Path) -> No
     assert [row.cells["cub"].note for row in results.rows] == ["1 of 2 seeds", "0 of 2 seeds"]
 
 
+# Draws of the training images
+
+
+def write_draws(folder: Path, *, draws: int = 3, seeds: Sequence[int] = (42,), missing: Sequence[int] = ()) -> Path:
+    """A sweep of two methods over draws and seeds; jobs by these numbers have not run."""
+    jobs: list[dict[str, Any]] = []
+    for label, seed, draw in itertools.product(("linear probe", "RECAST-Att"), seeds, range(draws)):
+        overrides = [f"method={label}", f"dataset.split_seed={draw}", f'seed="{seed}"']
+        jobs.append({"folder": str(len(jobs)), "label": label, "dataset": "cub", "seed": seed, "overrides": overrides})
+        if len(jobs) - 1 not in missing:
+            accuracy = 0.5 + 0.01 * draw + (0.02 + 0.005 * draw) * (label == "RECAST-Att") + 0.001 * (seed == 1)
+            rest = {"overrides": overrides, "config": {"dataset": {"split_seed": draw}}, "accuracy": accuracy}
+            write_job(folder / jobs[-1]["folder"], label, seed=seed, number=len(jobs), **rest)
+    return write_plan(folder, jobs)
+
+
+def test_draws_are_replicates(tmp_path: Path) -> None:
+    results = results_of(write_draws(tmp_path))
+    assert [row.method for row in results.rows] == ["linear probe", "RECAST-Att"]
+    assert results.rows[1].cells["cub"].values == pytest.approx({(42, 0): 0.52, (42, 1): 0.535, (42, 2): 0.55})
+    row = row_of(results, "RECAST-Att")
+    assert (row["cub"], row["to the probe"]) == ("53.5 ± 1.5", "+2.5")  # to the probe of the same draw
+    assert results.remarks == ()
+    [found] = compare_with_reference(results)
+    assert (found.pairs, found.possible) == (3, 3)
+    figures, _ = charts.curve_figures(results, charts.style(results.methods))
+    labels = [trace["hovertemplate"] for trace in figures["cub|validation accuracy"]["data"]]
+    assert all("(mean of 3 draws)" in label for label in labels)
+    assert "deviation over the draws;" in exports.latex(results)
+    write_report(tmp_path)
+    summary = (tmp_path / "report" / "report.md").read_text()
+    assert "deviation over the draws of the training images." in summary
+    assert "if they have the same dataset and draw. In brackets is the 95 % interval of the difference" in summary
+    assert "covers the variation over draws of the training images, not other test images or datasets." in summary
+    assert "| RECAST-Att − linear probe | +2.5 (1.3 to 3.7) |" in summary
+    assert "seed" not in summary
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert '+2.5 <span class="note">(1.3 to 3.7)</span>' in html
+    assert "on the same backbone, dataset and draw." in html
+    assert "Mean over a method&#39;s draws" in html
+    with (tmp_path / "report" / "results.csv").open(newline="") as file:
+        numbers = [(row["seed"], row["draw"]) for row in csv.DictReader(file)]
+    assert numbers == [("42", "0"), ("42", "1"), ("42", "2")] * 2
+    with (tmp_path / "report" / "comparisons.csv").open(newline="") as file:
+        [pair] = csv.DictReader(file)
+    assert found.interval is not None
+    assert (float(pair["interval_low"]), float(pair["interval_high"])) == pytest.approx(
+        [-end for end in reversed(found.interval)]  # the table has the linear probe as the second
+    )
+
+
+def test_a_draw_that_has_not_run_is_missing(tmp_path: Path) -> None:
+    results = results_of(write_draws(tmp_path, missing=[4]))
+    assert list(results.methods) == ["linear probe"] * 3 + ["RECAST-Att"] * 3
+    assert (len(results.counted), results.expected) == (5, 6)
+    row = row_of(results, "RECAST-Att")
+    assert (row["cub"], row["to the probe"]) == ("53.5 ± 2.1 (2 of 3 draws)", "+2.5 (2 of 3 runs)")
+    [(_, job)] = results.unfinished
+    assert (job.seed, job.draw) == (42, 1)
+    write_report(tmp_path)
+    summary = (tmp_path / "report" / "report.md").read_text()
+    assert "Cells give the number of draws that they are based on" in summary
+    assert "| job | method | dataset | seed | draw | why |" in summary
+    assert "| 4 | RECAST-Att | cub | 42 | 1 | waiting |" in summary
+    assert '<th scope="col" class="number">draw</th>' in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_seeds_and_draws_together_are_runs(tmp_path: Path) -> None:
+    results = results_of(write_draws(tmp_path, draws=2, seeds=(1, 2), missing=[0]))
+    assert row_of(results, "linear probe")["cub"].endswith("(3 of 4 runs)")
+    assert row_of(results, "RECAST-Att")["cub"] == "52.8 ± 0.9"
+    assert compare_with_reference(results)[0].note == "3 of 4 pairs"
+    summary = write_report(tmp_path).with_suffix(".md").read_text()
+    assert "deviation over the seeds and draws of the training images." in summary
+    assert "if they have the same dataset, seed and draw." in summary
+
+
+@pytest.mark.parametrize(
+    ("plan", "draw"),
+    [
+        ({}, 0),
+        ({"overrides": ["dataset.split_seed=3"]}, 3),
+        ({"overrides": ["+dataset.split_seed='4'"]}, 4),
+        ({"overrides": ["dataset.split_seed=${seed}"]}, 0),
+        ({"overrides": ["experiment=mine"], "config": {"dataset": {"split_seed": 5}}}, 5),
+        ({"overrides": ["dataset.split_seed=6"], "config": {"dataset": {"split_seed": "${seed}"}}}, 6),
+    ],
+)
+def test_the_draw_of_a_job_that_has_not_run(tmp_path: Path, plan: dict[str, Any], draw: int) -> None:
+    write_plan(tmp_path, [{"folder": "0", "label": "MeLo", "dataset": "cub", "seed": 42, **plan}])
+    [job] = read_jobs(tmp_path).jobs
+    assert job.replicate == (42, draw)
+
+
+def test_a_draw_that_was_repeated_counts_once(tmp_path: Path) -> None:
+    for at, (draw, accuracy) in enumerate([(0, 0.5), (1, 0.6), (1, 0.7)]):
+        write_job(tmp_path / str(at), number=at, accuracy=accuracy, config={"dataset": {"split_seed": draw}})
+    results = results_of(tmp_path)
+    assert results.rows[0].cells["cub"].values == {(42, 0): 0.5, (42, 1): 0.7}
+    assert results.remarks == ("1 has the settings of 2 (RECAST-Att, cub, seed 42, draw 1); the newer one counts",)
+
+
+def test_another_split_of_all_runs_is_about_seeds(tmp_path: Path) -> None:
+    for at, (label, seed) in enumerate([("MeLo", 1), ("MeLo", 2), ("RECAST-Att", 1)]):
+        write_job(tmp_path / str(at), label, seed=seed, config={"dataset": {"split_seed": 7}})
+    assert row_of(results_of(tmp_path), "RECAST-Att")["cub"].endswith("(1 of 2 seeds)")
+    assert "draw" not in write_report(tmp_path).with_suffix(".md").read_text()
+
+
 # Tests of significance
 
 
@@ -310,6 +421,51 @@ def test_pairs_are_of_one_dataset_and_seed() -> None:
     one = compare(("one", "two"), {("a", 1): 0.9}, {("a", 1): 0.8}, 1)
     assert one.datasets is None
     assert compare(("one", "two"), {("a", 1): 0.9}, {("a", 2): 0.8}, 1).difference is None
+
+
+def test_the_interval_of_one_dataset_is_that_of_the_paired_t_test() -> None:
+    first, second = [0.91, 0.83, 0.88, 0.79, 0.86], [0.88, 0.84, 0.82, 0.77, 0.8]
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    values = [{("cub", Replicate(42, at)): value for at, value in enumerate(each)} for each in (first, second)]
+    found = compare(("one", "two"), values[0], values[1], 5)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    back = compare(("two", "one"), values[1], values[0], 5)
+    assert back.interval == pytest.approx((-expected.high, -expected.low))
+
+
+def test_the_interval_of_two_datasets_of_unequal_variance() -> None:
+    wide = 0.06 * math.sqrt(3 / 4)
+    narrow, broad = [0.01, 0.02, 0.03], [0.06 - wide, 0.06 - wide, 0.06 + wide, 0.06 + wide]
+    found = mean_interval([narrow, broad])
+    # By hand: variances 0.0001 and 0.0036, so v/n is 0.0001 / 3 = 3.3333e-5 and 0.0036 / 4 = 9e-4, together 9.3333e-4.
+    # Freedom: 9.3333e-4² / (3.3333e-5² / 2 + 9e-4² / 3) = 3.21971. Standard error: sqrt(9.3333e-4) / 2 = 0.01527525.
+    margin = stats.t.ppf(0.975, 3.21971) * 0.01527525
+    assert found == pytest.approx((0.04 - margin, 0.04 + margin), abs=1e-7)
+    # The sum of two means, twice the mean of them, has the interval of Welch's test on two samples, one turned around
+    welch = stats.ttest_ind(narrow, [-value for value in broad], equal_var=False).confidence_interval(0.95)
+    assert found == pytest.approx((welch.low / 2, welch.high / 2))
+
+
+def test_there_is_no_interval_without_two_pairs_of_every_dataset() -> None:
+    assert mean_interval([[0.1]]) is None
+    assert mean_interval([[0.1, 0.2, 0.3], [0.1]]) is None
+    assert mean_interval([[0.5, 0.5], [0.25, 0.25]]) == (0.375, 0.375)  # nothing varies
+    one = compare(("one", "two"), {("a", Replicate(1, 0)): 0.9}, {("a", Replicate(1, 0)): 0.8}, 1)
+    assert (one.pairs, one.interval) == (1, None)
+
+
+def test_the_interval_holds_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    datasets = ((0.02, 0.01, 5), (0.05, 0.03, 3), (-0.01, 0.02, 4))
+    intervals = [mean_interval([rng.normal(*each).tolist() for each in datasets]) for _ in range(2000)]
+    assert np.mean([low <= 0.02 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("ends", "shown"), [(None, ""), ((0.009, 0.0588), "0.9 to 5.9"), ((-0.0123, -0.0041), "−1.2 to −0.4")]
+)
+def test_intervals_as_text(ends: tuple[float, float] | None, shown: str) -> None:
+    assert text.interval(ends) == shown
 
 
 def test_the_pairs_of_a_sweep(partial: Path) -> None:

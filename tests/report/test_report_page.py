@@ -114,10 +114,14 @@ def test_any_two_methods_are_compared(browser: webdriver.Chrome) -> None:
     first.select_by_value("linear probe")
     second.select_by_value("RECAST-Att")
     told = browser.find_element(By.ID, "pair-result").text
-    assert told.startswith("linear probe − RECAST-Att: −1.")
+    assert told.startswith("linear probe − RECAST-Att: −1.1 points (−1.3 to −0.8). p")
     assert "over 18 pairs (at least 7.6e-06)" in told
     assert "over 6 datasets (at least 0.031)" in told
+    first.select_by_value("RECAST-Att")
     second.select_by_value("linear probe")
+    told = browser.find_element(By.ID, "pair-result").text
+    assert told.startswith("RECAST-Att − linear probe: +1.1 points (0.8 to 1.3). p")
+    first.select_by_value("linear probe")
     assert browser.find_element(By.ID, "pair-result").text == "Choose two methods."
 
 

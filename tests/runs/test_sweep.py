@@ -97,6 +97,17 @@ def test_a_killed_sweep_goes_on(program: Callable[..., Result]) -> None:
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_draws_and_seeds_of_a_setting_are_one_row(program: Callable[..., Result]) -> None:
+    typed = ("-m", "model=vit_att,vit_mlp", "dataset.split_seed=0,1,2", "seed=1,2", "hydra.sweep.dir=s")
+    result = program(*typed, stage=True)
+    assert result.code == 0
+    settings = sweep.collect(result.folder / "s")
+    assert {setting: len(jobs) for setting, jobs in settings.items()} == {"model=vit_att": 6, "model=vit_mlp": 6}
+    assert "split_seed" not in result.out.split("Sweep s")[1].split("Report")[0]
+    draws = program("-m", "dataset.split_seed=0,1", "hydra.sweep.dir=draws", stage=True)
+    assert {setting: len(jobs) for setting, jobs in sweep.collect(draws.folder / "draws").items()} == {"RECAST-Att": 2}
+
+
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
         sweep.holding(tmp_path / "s", [], [], ["-m"]),

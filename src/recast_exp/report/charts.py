@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from recast_exp.errors import RecastError, one_line
 from recast_exp.report import text
 from recast_exp.report.reading import DamagedError, Job, read_history
+from recast_exp.report.replicates import Words
 from recast_exp.report.table import Average, Cell, Results, Row
 from recast_exp.report.trials import Search, Trial, numbers
 from recast_exp.runs import layout
@@ -104,7 +105,7 @@ def _accuracy(
 
 
 def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> tuple[Figures, list[str]]:
-    """Learning curves for each dataset: the mean over a method's seeds, for as many epochs as all of them have.
+    """Learning curves for each dataset: the mean over a method's replicates, for as many epochs as all of them have.
 
     Returns:
         The figures, and a remark on each file that cannot be read.
@@ -124,7 +125,7 @@ def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> 
         }
         for name, title in CURVES.items():
             data = [
-                _curve(method, runs, name, styles[method])
+                _curve(method, runs, name, styles[method], results.words)
                 for method, runs in by_method.items()
                 if all(name in row for history in runs for row in history)
             ]
@@ -137,17 +138,19 @@ def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> 
     return figures, remarks
 
 
-def _curve(method: str, runs: list[list[dict[str, float]]], name: str, look: Mapping[str, str]) -> dict[str, object]:
+def _curve(
+    method: str, runs: list[list[dict[str, float]]], name: str, look: Mapping[str, str], words: Words
+) -> dict[str, object]:
     epochs = min(map(len, runs))
     scale = 100 if name.endswith("accuracy") else 1
     values = scale * np.array([[row[name] for row in history[:epochs]] for history in runs]).mean(0)
     shown = np.unique(np.linspace(0, epochs - 1, min(epochs, POINTS)).round().astype(int))
-    seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    averaged = f"mean of {len(runs)} {words.many}" if len(runs) > 1 else f"1 {words.one}"
     return _trace(
         method,
         [runs[0][at].get("epoch", at + 1) for at in shown],
         [_number(values[at]) for at in shown],
-        f"{_safe(method)} ({seeds})<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+        f"{_safe(method)} ({averaged})<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
         mode="lines" if epochs > 1 else "markers",
         line={"color": look["color"], "dash": look["dash"], "width": 2},
         marker={"color": look["color"]},
@@ -225,7 +228,7 @@ def _sampled(trial: Trial) -> str:
 
 
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
-    """The trained coefficients of each method, a heat map for each dataset: of the first seed that has them.
+    """The trained coefficients of each method, a heat map for each dataset: of the first replicate that has them.
 
     If datasets share their templates, there is a second figure: the differences from the mean over the datasets.
 
@@ -233,14 +236,12 @@ def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
         The figures, and a remark on each file that cannot be read.
     """
     trained: dict[str, dict[str, tuple[str, Table]]] = defaultdict(dict)
-    seeds: dict[str, set[int]] = defaultdict(set)
     remarks = []
-    for (method, dataset, seed), job in results.counted.items():
+    for (method, dataset, _), job in results.counted.items():
         if dataset in trained[method] or not job.parameters.get("coefficients"):
             continue
         try:
             trained[method][dataset] = _coefficients(job)
-            seeds[method].add(seed)
         except DamagedError as error:
             remarks.append(f"{job.folder}: {error}; its coefficients are not shown")
     figures = {}

@@ -1,14 +1,14 @@
-"""Comparisons of methods: exact sign-flip permutation tests on paired differences.
+"""Comparisons of methods on paired differences: exact sign-flip permutation tests, and intervals of the mean.
 
-Two runs are a pair if they have the same dataset and the same seed. The statistic is the mean, over the datasets, of
-the mean difference on each, so that all datasets have the same weight, as in the table. If two methods are equally
-good, each difference could equally have had the opposite sign. The p-value is the share of all assignments of signs
-(including the observed one) whose mean is at least as far from 0 as the observed mean. The distribution of the
+Two runs are a pair if they have the same dataset, seed and draw of the training images. The statistic is the mean, over
+the datasets, of the mean difference on each, so that all datasets have the same weight, as in the table. If two methods
+are equally good, each difference could equally have had the opposite sign. The p-value is the share of all assignments
+of signs (including the observed one) whose mean is at least as far from 0 as the observed mean. The distribution of the
 differences can be any.
 
 The units that change sign are chosen in two ways, for two questions:
 
-- every pair by itself: do the methods differ *on these datasets*, given the variation over seeds?
+- every pair by itself: do the methods differ *on these datasets*, given the variation over replicates?
 - all pairs of a dataset together: would they differ on *other datasets* of this kind? The pairs of a dataset share its
   images and are not independent evidence of that, so the number of datasets limits the p-value.
 
@@ -20,11 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from recast_exp.report.replicates import Replicate
 from recast_exp.report.table import Results, Row, is_probe
 
 EXACT = 20
@@ -32,8 +35,11 @@ EXACT = 20
 SAMPLES = 100_000
 """The number of assignments that are sampled, with a fixed seed, if there are more units."""
 
-Values = Mapping[tuple[str, int], float]
-"""(Dataset, seed) → accuracy."""
+CONFIDENCE = 0.95
+"""The level of the intervals."""
+
+Values = Mapping[tuple[str, Replicate], float]
+"""(Dataset, replicate) → accuracy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Comparison:
 
     Attributes:
         difference: First minus second, mean over the datasets that have pairs.
-        pairs: Runs of both with the same dataset and seed.
+        interval: The 95 % interval of `difference`; None if a dataset has fewer than two pairs.
+        pairs: Runs of both with the same dataset and replicate.
         possible: Number of pairs if none were missing.
         runs: The test over pairs; None if there are none.
         datasets: The test over datasets; None if there are fewer than two.
@@ -60,6 +67,7 @@ class Comparison:
     first: str
     second: str
     difference: float | None
+    interval: tuple[float, float] | None
     pairs: int
     possible: int
     runs: SignFlip | None
@@ -107,17 +115,52 @@ def compare(names: tuple[str, str], first: Values, second: Values, possible: int
             by_dataset.setdefault(key[0], []).append(first[key] - second[key])
     pairs = sum(map(len, by_dataset.values()))
     if not pairs:
-        return Comparison(*names, None, 0, possible, None, None)
+        return Comparison(*names, None, None, 0, possible, None, None)
     means = [sum(values) / len(values) for values in by_dataset.values()]
     shares = [value / len(values) for values in by_dataset.values() for value in values]
     return Comparison(
         *names,
         difference=sum(means) / len(means),
+        interval=mean_interval(list(by_dataset.values())),
         pairs=pairs,
         possible=possible,
         runs=sign_flip(shares),
         datasets=sign_flip(means) if len(means) > 1 else None,
     )
+
+
+def mean_interval(by_dataset: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean difference, by Student's t, with the same weight for all datasets.
+
+    For D datasets with n_d differences each, of mean m_d and sample variance v_d (division by n_d - 1)::
+
+        mean     = sum(m_d) / D
+        variance = sum(v_d / n_d) / D²
+        freedom  = sum(v_d / n_d)² / sum((v_d / n_d)² / (n_d - 1))
+        interval = mean ± t(0.975, freedom) · sqrt(variance)
+
+    The degrees of freedom are those of F. E. Satterthwaite (1946), "An approximate distribution of estimates of
+    variance components", Biometrics Bulletin 2(6), 110-114, and B. L. Welch (1947), "The generalization of 'Student's'
+    problem when several different population variances are involved", Biometrika 34, 28-35. With one dataset they are
+    n - 1, and the interval is that of the paired t-test. It takes the differences for independent and about normal.
+
+    Args:
+        by_dataset: The differences on each dataset.
+
+    Returns:
+        Both ends, equal if no dataset's differences vary; None if a dataset has fewer than two differences.
+    """
+    if min(map(len, by_dataset)) < 2:
+        return None
+    from scipy import special  # a fifth of a second: not before the first job of a sweep
+
+    mean = statistics.fmean(map(statistics.fmean, by_dataset))
+    parts = [statistics.variance(values) / len(values) for values in by_dataset]
+    if not any(parts):
+        return mean, mean
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, by_dataset, strict=True))
+    margin = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts)) / len(parts)
+    return mean - margin, mean + margin
 
 
 def sign_flip(values: Sequence[float]) -> SignFlip:

@@ -19,7 +19,7 @@ from recast_exp.report import text
 from recast_exp.report.comparing import Comparison
 from recast_exp.report.table import Average, Cell, Results
 
-_COLUMNS = ("method", "label", "dataset", "seed", "state", "counts", "reason", "folder", "overrides", "updated")
+_COLUMNS = ("method", "label", "dataset", "seed", "draw", "state", "counts", "reason", "folder", "overrides", "updated")
 _CLASSWISE = "test/accuracy_per_class/"  # left out: it would take a column for each class of all datasets
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -62,6 +62,7 @@ def records(results: Results) -> list[Record]:
                 "label": job.label or None,
                 "dataset": job.dataset or None,
                 "seed": job.seed if readable else None,
+                "draw": job.draw if readable else None,
                 "state": job.state.value,
                 "counts": job.folder in counted,
                 "reason": job.reason,
@@ -99,6 +100,8 @@ def comparison_records(comparisons: Sequence[Comparison]) -> list[Record]:
             "first": comparison.first,
             "second": comparison.second,
             "difference": comparison.difference,
+            "interval_low": comparison.interval[0] if comparison.interval else None,
+            "interval_high": comparison.interval[1] if comparison.interval else None,
             "pairs": comparison.pairs,
             "possible_pairs": comparison.possible,
             "p_pairs": comparison.runs.p if comparison.runs else None,
@@ -156,7 +159,8 @@ def latex(results: Results) -> str:
     partial = any(cell.note for row in cells for cell in row)
     lines = [
         r"% needs \usepackage{booktabs}",
-        "% test accuracy in percent, mean and sample standard deviation over the seeds; parameters and bytes of",
+        f"% test accuracy in percent, mean and sample standard deviation over the {results.words.many}; parameters and "
+        "bytes of",
         "% a task without its head" + ("; PARTIAL: brackets count the results behind a value" if partial else ""),
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",

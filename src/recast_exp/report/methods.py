@@ -1,4 +1,4 @@
-"""The method of each job: jobs with one label that differ only in seed and dataset are runs of one method."""
+"""The method of each job: jobs with one label that differ only in seed, draw and dataset are runs of one method."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from recast_exp.config.keys import decides
-from recast_exp.report.reading import Job
+from recast_exp.report.reading import DRAW, Job
 
 SHOWN = 3  # at most so many keys in a name
 
 Variant = tuple[str | tuple[str, str | None], ...]
 """Of a job that has run, keys and their values; of another, its overrides."""
 
-_SHARED = frozenset({"seed", "task", "dataset.eval_batch_size"})
-"""Keys on which results depend but that are not part of a method: seed, task file, batch size of the evaluation."""
+_SHARED = frozenset({"seed", DRAW, "task", "dataset.eval_batch_size"})
+"""Keys on which results depend but that are not part of a method: seed, draw of the training images, task file, batch
+size of the evaluation."""
 
 
 def method_names(jobs: Sequence[Job]) -> list[str]:
@@ -91,11 +92,12 @@ def _suffixes(jobs: Sequence[Job], variants: Sequence[Variant]) -> dict[Variant,
 
 
 def _overrides(job: Job) -> tuple[str, ...]:
-    """A job's overrides, except for seed and dataset."""
+    """A job's overrides, except for seed, draw and dataset."""
     texts = (text.lstrip("+").replace('"', "").partition("=") for text in job.overrides)
     # Hydra records False for a typed false, and the plan of a sweep has the typed form
     words = {"True": "true", "False": "false", "None": "null"}
-    return tuple(f"{key}={words.get(value, value)}" for key, _, value in texts if key not in ("seed", "dataset"))
+    others = ("seed", DRAW, "dataset")
+    return tuple(f"{key}={words.get(value, value)}" for key, _, value in texts if key not in others)
 
 
 def _settings(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -14,9 +14,10 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from recast_exp.report import charts, text
-from recast_exp.report.comparing import Comparison, compare_all, compare_with_reference, holm
+from recast_exp.report.comparing import CONFIDENCE, Comparison, compare_all, compare_with_reference, holm
 from recast_exp.report.exports import markdown, table
 from recast_exp.report.reading import Contents, Job
+from recast_exp.report.replicates import Words
 from recast_exp.report.table import Results
 from recast_exp.report.trials import Search, Trial
 from recast_exp.runs.state import State
@@ -35,7 +36,8 @@ class Facts(TypedDict):
     commands: tuple[str, ...]
     versions: dict[str, list[str]]
     folder: str
-    where: Callable[[Job], tuple[str, str]]
+    words: Words
+    where: Callable[[Job], list[str]]
     why: Callable[[Job], str]
     table_hint: str
     searches: Sequence[Search]
@@ -90,12 +92,12 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
     facts = _facts(contents, results, searches)
     parts = [f"# {facts['title']}", facts["status"], *([f"**{facts['warning']}**"] if facts["warning"] else [])]
     if results.rows:
-        parts += ["## Test accuracy", _TABLE_HINT, markdown(table(results))]
+        parts += ["## Test accuracy", facts["table_hint"], markdown(table(results))]
     if comparisons := _comparisons(results):
         lines = [
             (
                 text.noted(f"{comparison.first} − {comparison.second}", comparison.note),
-                text.difference(comparison.difference),
+                text.noted(text.difference(comparison.difference), text.interval(comparison.interval)),
                 text.p_value(comparison.runs.p if comparison.runs else None),
                 text.p_value(corrected),
                 text.p_value(comparison.datasets.p if comparison.datasets else None),
@@ -103,7 +105,7 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
             for comparison, corrected in comparisons
         ]
         head = ("difference", "points", "p (pairs)", "p (pairs), corrected", "p (datasets)")
-        parts += ["## Tests", _tests_hint(comparisons), markdown([head, *lines])]
+        parts += ["## Tests", facts["tests_hint"], markdown([head, *lines])]
     for search in searches:
         trials = [
             (
@@ -119,8 +121,10 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
         parts += [f"## {search.title}", f"{search.status}. {_SEARCH_HINT}", markdown([columns, *trials])]
         parts += [f"The best setting:\n\n```console\n$ {search.command}\n```"] if search.command else []
     if facts["unfinished"]:
-        lines = [(job.folder, name or text.NOTHING, *_where(job), _why(job)) for name, job in facts["unfinished"]]
-        parts += ["## Without results", markdown([("job", "method", "dataset", "seed", "why"), *lines])]
+        where = facts["where"]
+        left = [(job.folder, name or text.NOTHING, *where(job), _why(job)) for name, job in facts["unfinished"]]
+        names = ("job", "method", "dataset", *results.words.listed, "why")
+        parts += ["## Without results", markdown([names, *left])]
     if facts["remarks"]:
         parts += ["## Remarks", "".join(f"- {line}\n" for line in facts["remarks"])]
     parts += ["## Commands and versions", *(f"```console\n$ {command}\n```" for command in facts["commands"])]
@@ -128,10 +132,11 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-_TABLE_HINT = (
-    "Accuracy in percent on the test images, mean ± sample standard deviation over the seeds. Trained parameters and "
-    "bytes are without the head, whose parameters are in the last column."
-)
+def _table_hint(words: Words) -> str:
+    return (
+        f"Accuracy in percent on the test images, mean ± sample standard deviation over the {words.vary}. Trained "
+        "parameters and bytes are without the head, whose parameters are in the last column."
+    )
 
 
 _SEARCH_HINT = "Trials are compared by validation accuracy. Only the best trial is listed under test accuracy."
@@ -167,26 +172,28 @@ def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> 
                 *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(contents.jobs)) else []),
             ]
         ),
-        "warning": _PARTIAL if partial else "",
+        "warning": _partial(results.words) if partial else "",
         "unfinished": unfinished,
         "remarks": [*contents.remarks, *results.remarks],
         "commands": contents.commands,
         "versions": {name.removeprefix("version/"): values for name, values in versions.items()},
         "folder": str(contents.folder),
-        "where": _where,
+        "words": results.words,
+        "where": lambda job: _where(job, results.words),
         "why": _why,
-        "table_hint": _TABLE_HINT,
+        "table_hint": _table_hint(results.words),
         "searches": searches,
         "search_hint": _SEARCH_HINT,
         "outcome": _outcome,
-        "tests_hint": _tests_hint(_comparisons(results)),
+        "tests_hint": _tests_hint(_comparisons(results), results.words),
     }
 
 
-_PARTIAL = (
-    "Partial: runs are missing. Cells give the number of seeds that they are based on, and there is an average only if "
-    "every dataset has a result."
-)
+def _partial(words: Words) -> str:
+    return (
+        f"Partial: runs are missing. Cells give the number of {words.many} that they are based on, and there is an "
+        "average only if every dataset has a result."
+    )
 
 
 def _comparisons(results: Results) -> list[tuple[Comparison, float | None]]:
@@ -196,17 +203,22 @@ def _comparisons(results: Results) -> list[tuple[Comparison, float | None]]:
     return [(comparison, next(corrected) if comparison.runs else None) for comparison in comparisons]
 
 
-def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
+def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]], words: Words) -> str:
     """The description of the tests: their questions, the number of pairs, and the smallest possible p-value."""
     tests = [comparison for comparison, _ in comparisons if comparison.runs]
     if not tests:
-        return "No two methods have runs with the same dataset and seed."
+        return f"No two methods have runs with the same {words.same}."
     most = max(tests, key=lambda comparison: comparison.pairs)
     assert most.runs is not None
-    hint = (
-        "Two runs are a pair if they have the same dataset and seed. Two-sided sign-flip permutation tests of the mean "
-        f"difference. Over pairs: do the methods differ on these datasets? With {most.runs.units} pairs, the "
-        f"smallest possible p is {text.smallest(most.runs)}."
+    hint = f"Two runs are a pair if they have the same {words.same}."
+    if any(comparison.interval for comparison in tests):
+        hint += (
+            f" In brackets is the {100 * CONFIDENCE:.0f} % interval of the difference (Student's t), which covers the "
+            f"variation over {words.vary}, not other test images or datasets."
+        )
+    hint += (
+        " Two-sided sign-flip permutation tests of the mean difference. Over pairs: do the methods differ on these "
+        f"datasets? With {most.runs.units} pairs, the smallest possible p is {text.smallest(most.runs)}."
     )
     if most.datasets:
         hint += (
@@ -220,11 +232,12 @@ def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]]) -> str:
     return hint
 
 
-def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, str | int | float | None]]:
+def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, object]]:
     """The comparisons of all pairs of methods, by their names."""
     return {
         f"{comparison.first}|{comparison.second}": {
             "difference": comparison.difference,
+            "interval": comparison.interval,
             "pairs": text.noted(str(comparison.pairs), comparison.note),
             "p_pairs": text.p_value(comparison.runs.p) if comparison.runs else None,
             "smallest_pairs": text.smallest(comparison.runs) if comparison.runs else None,
@@ -237,8 +250,10 @@ def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, str | i
     }
 
 
-def _where(job: Job) -> tuple[str, str]:
-    return (job.dataset, str(job.seed)) if job.label else (text.NOTHING, text.NOTHING)
+def _where(job: Job, words: Words) -> list[str]:
+    """The dataset of a job, and the numbers that tell it from its replicates."""
+    names = ("dataset", *words.listed)
+    return [str(getattr(job, name)) if job.label else text.NOTHING for name in names]
 
 
 def _why(job: Job) -> str:

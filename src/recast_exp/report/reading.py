@@ -8,11 +8,14 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recast_exp.config import grammar
+from recast_exp.config.schema import DatasetConfig
 from recast_exp.errors import one_line
+from recast_exp.report.replicates import Replicate
 from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SWEEP, WITHOUT_JOBS
 from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
@@ -24,6 +27,8 @@ FORMAT = 1
 LEFT_OUT = frozenset({State.SKIPPED, State.PRUNED})
 """States of jobs that have no results and are not meant to have any."""
 ACCURACY = "test/accuracy"
+DRAW = "dataset.split_seed"
+"""The key that draws training and validation images."""
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
 _UNPLANNED = 10**9  # position of jobs that no sweep has planned: after all others, in the order of their folders
 
@@ -39,6 +44,7 @@ class Job:
     Attributes:
         folder: Where it is, relative to the folder of the report.
         label: Name of its method in tables; empty if not even that can be read.
+        draw: The seed that draws its training and validation images, `dataset.split_seed`.
         state: As in job.json; WAITING if it was only planned, DAMAGED if it has finished and a file cannot be read.
         reason: The reason why it is not finished, if known; one line.
         config: Its resolved configuration; empty if it is not known.
@@ -51,6 +57,7 @@ class Job:
     label: str
     dataset: str
     seed: int
+    draw: int
     state: State
     reason: str | None = None
     overrides: tuple[str, ...] = ()
@@ -66,6 +73,11 @@ class Job:
         return self.state == State.FINISHED
 
     @property
+    def replicate(self) -> Replicate:
+        """What tells it from the other runs of its method on its dataset."""
+        return Replicate(self.seed, self.draw)
+
+    @property
     def accuracy(self) -> float:
         """Test accuracy of a finished job, from 0 to 1."""
         return _number(self.metrics, ACCURACY)
@@ -76,10 +88,7 @@ class Job:
 
     def setting(self, *names: str) -> object:
         """A value of the configuration; None if there is none."""
-        node: object = self.config
-        for name in names:
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return node
+        return _setting(self.config, *names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +195,17 @@ def read_json(path: Path) -> Any:
 
 def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:
     skipped = entry.get("skipped")
+    overrides = tuple(map(str, entry.get("overrides") or ()))
     return Job(
         folder=_relative(path, folder),
         path=path,
         label=str(entry["label"]),
         dataset=str(entry["dataset"]),
         seed=int(entry["seed"]),
+        draw=_draw(entry.get("config"), overrides),
         state=State.SKIPPED if skipped else State.WAITING,
         reason=_line(skipped),
-        overrides=tuple(map(str, entry.get("overrides") or ())),
+        overrides=overrides,
     )
 
 
@@ -219,7 +230,7 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
 
 def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
     """The job of a job.json that cannot be read: as its sweep has planned it, if one has."""
-    unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, State.DAMAGED)
+    unknown = Job(_relative(path.parent, folder), path.parent, "", "", -1, _draw(None, ()), State.DAMAGED)
     return dataclasses.replace(planned or unknown, state=State.DAMAGED, reason=reason)
 
 
@@ -238,6 +249,7 @@ def _has_died(record: Record) -> bool:
 
 def _recorded(path: Path, folder: Path, record: Record) -> Job:
     config = record.get("config")
+    overrides = tuple(map(str, record.get("overrides") or ()))
     epochs = record.get("epochs")
     recorded, reason = str(record["state"]), _line(record.get("reason"))
     state = State.INTERRUPTED if _has_died(record) else State.of(recorded, reason)
@@ -249,13 +261,30 @@ def _recorded(path: Path, folder: Path, record: Record) -> Job:
         label=str(record["label"]),
         dataset=str(record["dataset"]),
         seed=int(record["seed"]),
+        draw=_draw(config, overrides),
         state=state,
         reason=reason,
-        overrides=tuple(map(str, record.get("overrides") or ())),
+        overrides=overrides,
         config=config if isinstance(config, dict) else {},
         updated=str(record.get("updated") or ""),
         progress=f"epoch {record.get('epoch') or 0} of {epochs}" if epochs else "",
     )
+
+
+def _draw(config: object, overrides: Sequence[str]) -> int:
+    """The draw of the training images: as it was configured, if that is recorded, else as in the overrides."""
+    recorded = _setting(config, *DRAW.split("."))
+    typed = [text.partition("=")[2].strip("\"'") for text in overrides if grammar.key(text) == DRAW]
+    for draw in (recorded, *reversed(typed)):
+        if isinstance(draw, int) or (isinstance(draw, str) and draw.isdecimal()):
+            return int(draw)
+    return DatasetConfig().split_seed
+
+
+def _setting(config: object, *names: str) -> object:
+    for name in names:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
 
 
 def _whole(path: Path) -> dict[str, object]:

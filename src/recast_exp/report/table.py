@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from recast_exp.report.methods import method_names
 from recast_exp.report.reading import LEFT_OUT, Job
+from recast_exp.report.replicates import Replicate, Words, words
 from recast_exp.runs.state import State
 
 UNPLANNED = "not planned"
@@ -21,30 +22,30 @@ class Cell:
     """Test accuracies, from 0 to 1, of one method on one dataset.
 
     Attributes:
-        values: Seed → accuracy, of the runs that count.
-        expected: The seeds of all methods on this dataset.
+        values: Replicate → accuracy, of the runs that count.
+        expected: The replicates of all methods on this dataset.
         absent: The state in which all runs of the method were left out, UNPLANNED if there are none, None otherwise.
         reason: The reason why they were left out, as a job has recorded it.
     """
 
-    values: Mapping[int, float]
-    expected: tuple[int, ...]
+    values: Mapping[Replicate, float]
+    expected: tuple[Replicate, ...]
     absent: str | None = None
     reason: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether no seed is missing."""
+        """Whether no replicate is missing."""
         return set(self.values) == set(self.expected)
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds that have a result; None if there are none."""
+        """Mean over the replicates that have a result; None if there are none."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds (division by n - 1); None if there are fewer than two."""
+        """Sample standard deviation over the replicates (division by n - 1); None if there are fewer than two."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
@@ -54,7 +55,7 @@ class Cell:
             return ""
         if self.absent:
             return _ABSENT[self.absent]
-        return f"{len(self.values)} of {len(self.expected)} seeds"
+        return f"{len(self.values)} of {len(self.expected)} {words(self.expected).many}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Average:
 
     Attributes:
         mean: None if a dataset has no result at all: a mean over fewer datasets is not comparable with the others.
-        std: Sample standard deviation over the seeds, of each seed's mean over the datasets; complete rows only.
+        std: Sample standard deviation over the replicates, of each one's mean over the datasets; complete rows only.
         note: The missing results, in words; empty if there are none.
     """
 
@@ -81,7 +82,7 @@ class Row:
             results.
         size: The same in bytes.
         head: The same of the head's parameters.
-        gain: Mean difference from the linear probe with the same backbone, dataset and seed.
+        gain: Mean difference from the linear probe with the same backbone, dataset and replicate.
         gain_note: The missing results, in words; empty if there are none.
     """
 
@@ -95,9 +96,9 @@ class Row:
     gain_note: str
 
     @property
-    def values(self) -> dict[tuple[str, int], float]:
-        """(Dataset, seed) → accuracy, of the runs that count."""
-        return {(name, seed): value for name, cell in self.cells.items() for seed, value in cell.values.items()}
+    def values(self) -> dict[tuple[str, Replicate], float]:
+        """(Dataset, replicate) → accuracy, of the runs that count."""
+        return {(name, each): value for name, cell in self.cells.items() for each, value in cell.values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +107,16 @@ class Results:
 
     Attributes:
         methods: The method of each of `jobs`; empty for a job that cannot be read at all.
-        counted: Method, dataset and seed → the run that counts.
+        counted: Method, dataset and replicate → the run that counts.
+        words: What the replicates are called.
         remarks: The omissions, one line each.
     """
 
     jobs: tuple[Job, ...]
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
-    counted: Mapping[tuple[str, str, int], Job]
+    counted: Mapping[tuple[str, str, Replicate], Job]
+    words: Words
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
 
@@ -121,7 +124,7 @@ class Results:
     def expected(self) -> int:
         """The number of runs in a complete table: all that were run or planned, except those that were left out."""
         pairs = zip(self.methods, self.jobs, strict=True)
-        return len({(name, job.dataset, job.seed) for name, job in pairs if name and job.state not in LEFT_OUT})
+        return len({(name, job.dataset, job.replicate) for name, job in pairs if name and job.state not in LEFT_OUT})
 
     @property
     def unfinished(self) -> list[tuple[str, Job]]:
@@ -134,17 +137,18 @@ def tabulate(jobs: Sequence[Job]) -> Results:
     methods = method_names(jobs)
     named = [(name, job) for name, job in zip(methods, jobs, strict=True) if name]
     datasets = tuple(dict.fromkeys(job.dataset for _, job in named))
-    seeds = {
+    replicates = {
         dataset: tuple(
-            dict.fromkeys(job.seed for _, job in named if job.dataset == dataset and job.state not in LEFT_OUT)
+            dict.fromkeys(job.replicate for _, job in named if job.dataset == dataset and job.state not in LEFT_OUT)
         )
         for dataset in datasets
     }
-    counted, remarks = _counted(named)
+    called = words(job.replicate for _, job in named)
+    counted, remarks = _counted(named, called)
     probes = _probes(counted.values())
     rows = []
     for method in dict.fromkeys(name for name, _ in named):
-        cells = {dataset: _cell(method, dataset, seeds[dataset], named, counted) for dataset in datasets}
+        cells = {dataset: _cell(method, dataset, replicates[dataset], named, counted) for dataset in datasets}
         runs = [job for (name, _, _), job in counted.items() if name == method]
         gain, gain_note = _gain(runs, probes, {dataset: len(cell.expected) for dataset, cell in cells.items()})
         rows.append(
@@ -159,21 +163,24 @@ def tabulate(jobs: Sequence[Job]) -> Results:
                 gain_note=gain_note,
             )
         )
-    return Results(tuple(jobs), tuple(methods), datasets, counted, tuple(rows), tuple(remarks))
+    return Results(tuple(jobs), tuple(methods), datasets, counted, called, tuple(rows), tuple(remarks))
 
 
-def _counted(named: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int], Job], list[str]]:
-    """One run for each method, dataset and seed: the newest, if a run was repeated."""
-    counted: dict[tuple[str, str, int], Job] = {}
+def _counted(
+    named: Iterable[tuple[str, Job]], called: Words
+) -> tuple[dict[tuple[str, str, Replicate], Job], list[str]]:
+    """One run for each method, dataset and replicate: the newest, if a run was repeated."""
+    counted: dict[tuple[str, str, Replicate], Job] = {}
     remarks = []
     for name, job in named:
         if not job.finished:
             continue
-        key = (name, job.dataset, job.seed)
+        key = (name, job.dataset, job.replicate)
         if key in counted:
             older, newer = sorted((counted[key], job), key=lambda run: run.updated)
+            numbers = ", ".join(f"{one} {getattr(job, one)}" for one in called.listed)
             remarks.append(
-                f"{older.folder} has the settings of {newer.folder} ({name}, {job.dataset}, seed {job.seed}); "
+                f"{older.folder} has the settings of {newer.folder} ({name}, {job.dataset}, {numbers}); "
                 "the newer one counts"
             )
             job = newer
@@ -184,17 +191,17 @@ def _counted(named: Iterable[tuple[str, Job]]) -> tuple[dict[tuple[str, str, int
 def _cell(
     method: str,
     dataset: str,
-    seeds: tuple[int, ...],
+    expected: tuple[Replicate, ...],
     named: Iterable[tuple[str, Job]],
-    counted: Mapping[tuple[str, str, int], Job],
+    counted: Mapping[tuple[str, str, Replicate], Job],
 ) -> Cell:
-    values = {seed: counted[method, dataset, seed].accuracy for seed in seeds if (method, dataset, seed) in counted}
+    values = {each: counted[method, dataset, each].accuracy for each in expected if (method, dataset, each) in counted}
     jobs = [job for name, job in named if name == method and job.dataset == dataset]
     if not jobs:
-        return Cell(values, seeds, UNPLANNED)
+        return Cell(values, expected, UNPLANNED)
     if all(job.state in LEFT_OUT for job in jobs):
-        return Cell(values, seeds, jobs[0].state, jobs[0].reason)
-    return Cell(values, seeds)
+        return Cell(values, expected, jobs[0].state, jobs[0].reason)
+    return Cell(values, expected)
 
 
 def _average(cells: Sequence[Cell]) -> Average:
@@ -207,10 +214,10 @@ def _average(cells: Sequence[Cell]) -> Average:
             sum(map(len, counts)) for counts in zip(*((c.values, c.expected) for c in cells), strict=True)
         )
         return Average(mean, None, f"{present} of {expected} runs")
-    seeds = set(cells[0].expected)
-    if any(set(cell.expected) != seeds for cell in cells) or len(seeds) < 2:
+    replicates = set(cells[0].expected)
+    if any(set(cell.expected) != replicates for cell in cells) or len(replicates) < 2:
         return Average(mean, None, "")
-    return Average(mean, statistics.stdev([statistics.fmean(c.values[seed] for c in cells) for seed in seeds]), "")
+    return Average(mean, statistics.stdev([statistics.fmean(c.values[each] for c in cells) for each in replicates]), "")
 
 
 def is_probe(job: Job) -> bool:
@@ -219,11 +226,11 @@ def is_probe(job: Job) -> bool:
 
 
 def _backbone(job: Job) -> tuple[object, ...]:
-    return job.setting("model", "backbone"), job.setting("model", "weights"), job.dataset, job.seed
+    return job.setting("model", "backbone"), job.setting("model", "weights"), job.dataset, job.replicate
 
 
 def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
-    """Backbone, dataset and seed → accuracy of the job that trains only a head, if there is exactly one."""
+    """Backbone, dataset and replicate → accuracy of the job that trains only a head, if there is exactly one."""
     accuracies: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for job in jobs:
         if is_probe(job):

@@ -26,6 +26,11 @@ def difference(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
+def interval(value: tuple[float, float] | None) -> str:
+    """`−0.9 to 5.9` for the interval of a difference; empty if there is none."""
+    return "" if value is None else " to ".join(f"{100 * end:.1f}" for end in value).replace("-", "−")
+
+
 def sampled(value: str | None) -> str:
     """A value that a search has sampled."""
     return NOTHING if value is None else short(value)

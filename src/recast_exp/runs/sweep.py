@@ -19,6 +19,7 @@ from typing import TypedDict
 from filelock import FileLock, Timeout
 
 from recast_exp import __version__
+from recast_exp.config import grammar
 from recast_exp.errors import UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout
@@ -28,6 +29,8 @@ from recast_exp.runs.results import Results
 from recast_exp.runs.state import State
 
 FORMAT = 1
+
+_REPLICATES = frozenset({"seed", "dataset.split_seed"})
 
 
 class PlannedJob(job_record.Identity):
@@ -217,7 +220,9 @@ def records(folder: Path, jobs: Sequence[PlannedJob] = ()) -> list[Recorded]:
 
 
 def collect(folder: Path, jobs: Sequence[PlannedJob] = ()) -> dict[str, list[Results]]:
-    """Results of the finished jobs of a sweep, by their overrides: without the seed, and without what all have.
+    """Results of the finished jobs of a sweep, by their overrides: without what all have.
+
+    Jobs that differ only in the seed or in the draw of the training images are replicates of one setting.
 
     Returns:
         Setting → the results of each of its jobs. Jobs without results are left out.
@@ -230,7 +235,7 @@ def collect(folder: Path, jobs: Sequence[PlannedJob] = ()) -> dict[str, list[Res
     shared = set.intersection(*(set(record["overrides"]) for record in found)) if found else set()
     settings: dict[str, list[Results]] = defaultdict(list)
     for record in found:
-        own = [text for text in record["overrides"] if text not in shared and not text.startswith("seed=")]
+        own = [text for text in record["overrides"] if text not in shared and grammar.key(text) not in _REPLICATES]
         settings[" ".join(own) or record["label"]].append(job_record.read_results(folder / record["folder"]))
     return dict(settings)
 

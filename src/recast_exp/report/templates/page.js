@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { charts, styles, pairs } = JSON.parse(document.getElementById("data").textContent);
+  const { charts, styles, pairs, same } = JSON.parse(document.getElementById("data").textContent);
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const option = (value) => Object.assign(document.createElement("option"), { value, textContent: value });
 
@@ -40,17 +40,21 @@
 
   const signed = (points) => `${points < 0 ? "−" : "+"}${Math.abs(points).toFixed(1)}`;
 
+  const interval = ([low, high], turned) =>
+    (turned ? [-high, -low] : [low, high]).map((end) => (100 * end).toFixed(1).replace("-", "−")).join(" to ");
+
   const tell = (first, second) => {
     const turned = pairs[`${first}|${second}`] === undefined;
     const pair = pairs[turned ? `${second}|${first}` : `${first}|${second}`];
     if (first === second) return "Choose two methods.";
-    if (!pair) return "These two methods have no runs with the same dataset and seed.";
+    if (!pair) return `These two methods have no runs with the same ${same}.`;
     const difference = 100 * (turned ? -pair.difference : pair.difference);
+    const within = pair.interval ? ` (${interval(pair.interval, turned)})` : "";
     const overPairs = `p = ${pair.p_pairs} over ${pair.pairs} pairs (at least ${pair.smallest_pairs})`;
     const overDatasets = pair.p_datasets
       ? `p = ${pair.p_datasets} over ${pair.datasets} datasets (at least ${pair.smallest_datasets})`
       : "one dataset allows no conclusion about others";
-    return `${first} − ${second}: ${signed(difference)} points. ${overPairs}; ${overDatasets}.`.replaceAll("= <", "<");
+    return `${first} − ${second}: ${signed(difference)} points${within}. ${overPairs}; ${overDatasets}.`.replaceAll("= <", "<");
   };
 
   const startPairs = () => {
