@@ -116,7 +116,7 @@ def report(
     extra: Mapping[str, Any] | None = None,
     path: Path | None = None,
     children: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Print the table of one comparison, and write it down.
 
     Args:
@@ -128,6 +128,9 @@ def report(
         extra: More for the JSON file.
         path: The JSON file, if one is wanted.
         children: Whether other processes did the work, so that this one's processor time says nothing.
+
+    Returns:
+        What the JSON file holds.
     """
     columns = columns or {}
     here = machine()
@@ -159,31 +162,37 @@ def report(
         f"[dim]{here['processor']}, {here['cores']} cores, {here['threads']} threads, {here['capability']}, "
         f"load {here['load']}, Python {here['python']}, torch {here['torch']}, timm {here['timm']}[/dim]"
     )
-    if path is not None:
-        content = {
-            "benchmark": benchmark,
-            "machine": here,
-            "baseline": baseline,
-            "cases": {
-                case: {
-                    "seconds": times.seconds[case],
-                    "median": times.spread(case).median,
-                    "ratio": asdict(times.ratio(case, baseline)),
+    content = {
+        "benchmark": benchmark,
+        "machine": here,
+        "baseline": baseline,
+        "cases": {
+            case: {
+                "seconds": times.seconds[case],
+                "median": times.spread(case).median,
+                "ratio": asdict(times.ratio(case, baseline)),
+            }
+            | (
+                {}
+                if children
+                else {
+                    "processor_seconds": times.processor[case],
+                    "processor_ratio": asdict(times.processor_ratio(case, baseline)),
                 }
-                | (
-                    {}
-                    if children
-                    else {
-                        "processor_seconds": times.processor[case],
-                        "processor_ratio": asdict(times.processor_ratio(case, baseline)),
-                    }
-                )
-                for case in times.seconds
-            },
-            **(extra or {}),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            )
+            for case in times.seconds
+        },
+        **(extra or {}),
+    }
+    if path is not None:
+        write(path, content)
+    return content
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write measurements to a JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def verdict(text: str, measured: Spread, *, at_least: float = -math.inf, at_most: float = math.inf) -> str:
