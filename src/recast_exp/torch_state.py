@@ -39,3 +39,16 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch, and the linear algebra of NumPy, SciPy and scikit-learn, compute on one thread in the block.
+
+    For small problems that alternate between them: the threads of one library wait actively for work, and take the
+    cores from the other.
+    """
+    from threadpoolctl import threadpool_limits  # imports nothing heavy, but is not needed by most commands
+
+    with threads(1), threadpool_limits(1):
+        yield

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.errors import UserError
 from recast_exp.heads._base import Features, Head, Setting, Solution
+from recast_exp.torch_state import one_thread
 
 FOLDS = 5
 
@@ -49,6 +50,7 @@ class Chosen:
     trials: list[Trial]
 
 
+@one_thread()
 def choose(head: Head, train: Features, val: Features | None = None) -> Chosen:
     """Solve a head for each strength of its grid, and keep the one that does best on validation images.
 
