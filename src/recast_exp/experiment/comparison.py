@@ -263,7 +263,7 @@ def _chosen(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mappi
     for pattern in patterns:
         if not fnmatch.filter(rows, pattern):
             raise UserError(f"stage.methods: expected names or patterns of {', '.join(rows)}, got {pattern!r}")
-    return {name: each for name, each in rows.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    return {name: rows[name] for pattern in patterns for name in rows if fnmatch.fnmatchcase(name, pattern)}
 
 
 def _tune(tuning: Tuning, repeats: Repeats, settings: Config, folder: Path) -> recipes.Search:
