@@ -44,8 +44,9 @@ from recast_exp.experiment.probe import probe
 from recast_exp.heads import Features, Head
 from recast_exp.torch_state import threads
 from recast_exp.training.environment import thread_count
-from recast_exp.training.loop import fit, progress_bars, quiet, test
+from recast_exp.training.loop import fit, test
 from recast_exp.training.module import TaskModule
+from recast_exp.training.trainer import progress_bars, quiet
 
 SECONDS, SPEEDUP = 2.0, 20.0
 

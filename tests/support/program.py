@@ -19,11 +19,11 @@ import types
 labels = types.ModuleType("recast_exp.models.label")
 labels.method_label = lambda label, model, adapter: label or model.label
 sys.modules["recast_exp.models.label"] = labels
-loop = types.ModuleType("recast_exp.training.loop")
+trainer = types.ModuleType("recast_exp.training.trainer")
 import contextlib
-loop.quiet = contextlib.nullcontext
-loop.progress_bars = lambda wanted: contextlib.nullcontext()
-sys.modules["recast_exp.training.loop"] = loop
+trainer.quiet = contextlib.nullcontext
+trainer.progress_bars = lambda wanted: contextlib.nullcontext()
+sys.modules["recast_exp.training.trainer"] = trainer
 
 from recast_exp.cli import main as cli
 from recast_exp.stages import adapt

@@ -10,7 +10,7 @@ from recast_exp import stages
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import Config
 from recast_exp.config.variants import Variants
-from recast_exp.training.loop import progress_bars, quiet
+from recast_exp.training.trainer import progress_bars, quiet
 
 
 def run_stage(settings: Config, folder: Path, group: str | None = None, typed: Sequence[str] = ()) -> dict[str, Any]:

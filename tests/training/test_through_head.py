@@ -18,8 +18,11 @@ from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import EpochSampler
 from recast_exp.errors import UserError
 from recast_exp.experiment.heads import finish_head
+from recast_exp.heads import Features
 from recast_exp.heads.lda import LDA
+from recast_exp.models.features import tapped
 from recast_exp.training.features import extract
+from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
 from recast_exp.training.objectives.through_head import ThroughHead, supports
 from recast_exp.training.recipe import Recipe
@@ -158,6 +161,41 @@ def test_a_run_trains_coefficients_and_ends_with_the_chosen_head(tiny: Any, tmp_
     assert "train/loss" in rows[0]
     assert "lr/objective" in rows[0]
     assert "lr/head" not in rows[0]
+
+
+def test_the_head_of_an_epoch_is_solved_for_the_features_that_evaluation_sees(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the validation accuracy of each epoch is that of the model as it is then."""
+    seen = []
+    original = TaskModule.training_features
+
+    def note(self: TaskModule) -> Features:
+        seen.append(original(self))
+        return seen[-1]
+
+    monkeypatch.setattr(TaskModule, "training_features", note)
+    run = build("model=vit_att", *QUICK, "trainer.limit_batches=null")
+    result = fit(run.recipe, run.adapted, run.data)
+    assert len(seen) == 2
+    expected = extract(run.recipe, run.adapted.network, run.data, "train")
+    torch.testing.assert_close(seen[-1].values, expected.values)
+    assert torch.equal(seen[-1].labels, expected.labels)
+    assert result.history[-1]["val/accuracy"] > 0.6  # the frozen features alone have 0.8
+
+
+def test_views_of_an_image_differ_and_are_those_of_the_epochs(build: Any) -> None:
+    run = build("model=vit_frozen", "dataset.max_per_class=4", "head=lda")
+    size = len(run.data.datasets["train"])
+    values = extract(run.recipe, run.adapted.network, run.data, "train", views=2).values
+    assert len(values) == 3 * size
+    plain, first, second = values.split(size)
+    assert not torch.allclose(plain, first)
+    assert not torch.allclose(first, second)
+    images, _ = run.data.datasets["train"].batch([(1, row) for row in range(size)], alter=True)[:2]
+    with torch.no_grad(), tapped(run.adapted.network.eval()) as tap:
+        run.adapted.network(run.data.normalize(images))
+        torch.testing.assert_close(tap.take(), second, rtol=1e-3, atol=1e-4)
 
 
 def test_the_task_file_holds_the_solved_head(build: Any) -> None:

@@ -26,10 +26,11 @@ from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
 from recast_exp.files import write_json
 from recast_exp.models.adapted import assemble, normalisations_with_statistics
-from recast_exp.training.loop import FitResult, fit, quiet
+from recast_exp.training.loop import FitResult, fit
 from recast_exp.training.loop import test as measure
 from recast_exp.training.module import TaskModule
 from recast_exp.training.optim import make_optimizer
+from recast_exp.training.trainer import quiet
 from support.running import run_stage
 
 Build = Callable[..., Any]

@@ -118,7 +118,7 @@ def _run(
 ) -> Metrics:
     # Heavy: torch, timm and Lightning
     from recast_exp.models.label import method_label
-    from recast_exp.training.loop import progress_bars, quiet
+    from recast_exp.training.trainer import progress_bars, quiet
 
     settings, folder, sweep = job.settings, job.folder, job.group
     known = record.read(folder)

@@ -84,6 +84,7 @@ class DatasetConfig:
     split: str = key(Role.MODEL, "official", "the official split; the official test images, with new validation images drawn from all others; or all images divided at random, as the authors do", choices=("official", "redrawn", "random_80_20"))
     val_fraction: float = key(Role.MODEL, 0.2, "share of the training images set aside where there is no validation split", gt=0, lt=1)
     split_seed: int = key(Role.MODEL, 0, "seed of every choice of images (validation, random split, shots); the same for all runs", ge=0, lt=2**32)
+    views: int | None = key(Role.TRAINING, None, "altered views of each training image, which take turns; null alters it anew in every epoch", ge=1)
     shots: int | None = key(Role.MODEL, None, "training images of each class, chosen at random", ge=1)
     max_per_class: int | None = key(
         Role.MODEL, None, "images of each class in every split at most, for a quick look", ge=1
@@ -164,6 +165,9 @@ class TrainerConfig:
     )
     compile: bool = key(Role.CONTROL, False, "compile the model with torch.compile")
     limit_batches: int | None = key(Role.MODEL, None, "batches per epoch, for debugging", ge=1)
+    activations_mb: int = key(
+        Role.CONTROL, 2048, "memory for activations before the first block that trains, in MB; 0 keeps none", ge=0
+    )
     num_threads: int | None = key(Role.CONTROL, None, "CPU threads; null is torch's choice", ge=1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import lightning
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recast_exp.data.episodes import Episodes, EpisodeSampler
-from recast_exp.data.loader import Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
+from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
 from recast_exp.data.types import SPLITS, ImageSet
@@ -43,6 +44,7 @@ class ImageDataModule(lightning.LightningDataModule):
         num_workers: Loader processes of each device; None chooses by the device, and by whether files are decoded.
         prefetch_factor: Batches that each of them prepares ahead; None chooses by the device.
         pin_memory: Whether batches are page-locked; None does so for CUDA.
+        views: Number of epochs after which the alterations of the training images repeat; None for never.
         episodes: Training steps that take the same number of images of some classes; None takes batches of all.
     """
 
@@ -59,6 +61,7 @@ class ImageDataModule(lightning.LightningDataModule):
         num_workers: int | None = None,
         prefetch_factor: int | None = None,
         pin_memory: bool | None = None,
+        views: int | None = None,
         episodes: Episodes | None = None,
     ) -> None:
         super().__init__()
@@ -76,13 +79,35 @@ class ImageDataModule(lightning.LightningDataModule):
             stores = open_stores(
                 requests(image_set, spec, transform, build=False, plain=True), "off", Path(), image_set.name
             )
+        self.views = views
+        self.activations: dict[str, ActivationDataset] = {}
         self.datasets = {
-            name: ImageDataset(stores[name], image_set.splits[split].labels, augment, seed)
+            name: ImageDataset(stores[name], image_set.splits[split].labels, augment, seed, views=views)
             for name, (split, augment) in _augmentations(spec, transform).items()
             if name in stores
         }
         self._mean = torch.tensor(spec.mean).view(-1, 1, 1)
         self._std = torch.tensor(spec.std).view(-1, 1, 1)
+
+    @property
+    def distinct_views(self) -> int | None:
+        """How many different pictures training makes of an image; None where each epoch makes another."""
+        return self.views if self.datasets["train"].augmentation.draws else 1
+
+    @contextlib.contextmanager
+    def replaced(self, activations: Mapping[str, Tensor]) -> Iterator[None]:
+        """Load activations in place of images, within the block.
+
+        Args:
+            activations: "train" [V, N, ...], `PLAIN` and "val" [1, N, ...], on the CPU.
+        """
+        self.activations = {
+            name: ActivationDataset(each, self.datasets[name].labels) for name, each in activations.items()
+        }
+        try:
+            yield
+        finally:
+            self.activations = {}
 
     def train_dataloader(self) -> ImageLoader:
         """This rank's share of the training images, in the order of the trainer's epoch."""
@@ -91,23 +116,23 @@ class ImageDataModule(lightning.LightningDataModule):
         dataset.alter = self._device() != "cuda"
         sampler = EpochSampler(len(dataset), self.seed)
         if self.episodes:
-            return self._loader(dataset, EpisodeSampler(sampler, dataset.labels, self.episodes, self.seed))
+            return self._loader("train", EpisodeSampler(sampler, dataset.labels, self.episodes, self.seed))
         batches = EpochBatchSampler(sampler, self.batch_size, *self._place(), allow_single=False)
-        return self._loader(dataset, batches)
+        return self._loader("train", batches)
 
     def plain_dataloader(self, split: str) -> ImageLoader:
         """All images of a split in their order, as evaluation sees them, whatever the rank of this process."""
-        dataset = self.datasets[PLAIN if split == "train" else split]
+        name = PLAIN if split == "train" else split
+        dataset = self.datasets[name]
         batches = EpochBatchSampler(EpochSampler(len(dataset), None), self.eval_batch_size, allow_single=True)
-        return self._loader(dataset, batches)
+        return self._loader(name, batches)
 
     def views_dataloader(self, view: int) -> ImageLoader:
         """All training images in their order, altered as in an epoch of this number, whatever the rank."""
         dataset = self.datasets["train"]
         dataset.alter = True
-        sampler = EpochSampler(len(dataset), None)
-        sampler.set_epoch(view)
-        return self._loader(dataset, EpochBatchSampler(sampler, self.eval_batch_size, allow_single=True))
+        sampler = EpochSampler(len(dataset), None, only=view)
+        return self._loader("train", EpochBatchSampler(sampler, self.eval_batch_size, allow_single=True))
 
     def val_dataloader(self) -> ImageLoader:
         """This rank's share of the validation images; each counts once."""
@@ -129,14 +154,22 @@ class ImageDataModule(lightning.LightningDataModule):
         return images, labels
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Alter the images of a batch, if the loader has not done so, and normalise them, on the device."""
+        """Alter the images of a batch, if the loader has not done so, and normalise them, on the device.
+
+        Activations stay as they are.
+        """
         images, labels, *amounts = batch
         if amounts:
             images = self.datasets["train"].augmentation(images, *amounts)
         return self.normalize(images), labels
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map uint8 pixels [B, 3, S, S] to float32 with the backbone's mean and standard deviation."""
+        """Map uint8 pixels [B, 3, S, S] to float32 with the backbone's mean and standard deviation.
+
+        Activations, which are loaded in place of images, stay as they are.
+        """
+        if self.activations:
+            return images
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
@@ -149,10 +182,12 @@ class ImageDataModule(lightning.LightningDataModule):
         rank, world_size = self._place()
         sampler = EpochSampler(len(dataset), None)
         batches = EpochBatchSampler(sampler, self.eval_batch_size * world_size, rank, world_size, allow_single=True)
-        return self._loader(dataset, batches)
+        return self._loader(split, batches)
 
-    def _loader(self, dataset: ImageDataset, batches: EpochBatchSampler | EpisodeSampler) -> ImageLoader:
-        device = self._device()
+    def _loader(self, name: str, batches: EpochBatchSampler | EpisodeSampler) -> ImageLoader:
+        if name in self.activations:
+            return ImageLoader(self.activations[name], batches, 0)
+        device, dataset = self._device(), self.datasets[name]
         workers = self.num_workers
         if workers is None:
             limits = _READING_WORKERS if isinstance(dataset.store, PixelStore) else _DECODING_WORKERS

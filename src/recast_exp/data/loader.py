@@ -35,17 +35,26 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         labels: Class numbers [N].
         augmentation: Crops and alters the images.
         seed: Seed of the augmentation.
+        views: Number of epochs after which the alterations repeat; None for never.
         alter: Whether the images are altered here. Otherwise the amounts (`Augmentation.amounts`) are part of the
             batch, and the images are altered once the batch is on the device.
     """
 
     def __init__(
-        self, store: Store, labels: NDArray[np.int64], augmentation: Augmentation, seed: int, *, alter: bool = True
+        self,
+        store: Store,
+        labels: NDArray[np.int64],
+        augmentation: Augmentation,
+        seed: int,
+        *,
+        views: int | None = None,
+        alter: bool = True,
     ) -> None:
         self.store = store
         self.labels = torch.from_numpy(labels)
         self.augmentation = augmentation
         self.seed = seed
+        self.views = views
         self.alter = alter
 
     def __len__(self) -> int:
@@ -101,9 +110,37 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if self.augmentation.draws:
             generator = torch.Generator()
             for row, (epoch, index) in zip(uniform, keys, strict=True):
-                generator.manual_seed(derive_seed(self.seed, epoch, index))
+                view = epoch % self.views if self.views else epoch
+                generator.manual_seed(derive_seed(self.seed, view, index))
                 torch.rand(len(row), generator=generator, out=row)
         return uniform
+
+
+class ActivationDataset(Dataset[tuple[Tensor, int]]):
+    """What goes into a block of a model, in place of the images of a split.
+
+    Args:
+        activations: [V, N, ...], of V views of N images; epoch e takes view e mod V.
+        labels: int64 [N].
+    """
+
+    def __init__(self, activations: Tensor, labels: Tensor) -> None:
+        self.activations = activations
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Return those of (epoch, index), and the label."""
+        activations, labels = self.__getitems__([key])
+        return activations[0], int(labels[0])
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        """Return a batch [B, ...] and its labels [B]."""
+        views = [epoch % len(self.activations) for epoch, _ in keys]
+        rows = [index for _, index in keys]
+        return self.activations[views, rows], self.labels[rows]
 
 
 class EpochSampler(Sampler[Key]):
@@ -112,16 +149,18 @@ class EpochSampler(Sampler[Key]):
     Args:
         size: Number of samples.
         seed: With a seed, each epoch has its own order; without one, samples come in their order.
+        only: The epoch of all keys, whatever Lightning sets; None for what it sets.
     """
 
-    def __init__(self, size: int, seed: int | None) -> None:
+    def __init__(self, size: int, seed: int | None, only: int | None = None) -> None:
         self.size = size
         self.seed = seed
-        self.epoch = 0
+        self.only = only
+        self.epoch = only or 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the keys to come."""
-        self.epoch = epoch
+        self.epoch = epoch if self.only is None else self.only
 
     def __iter__(self) -> Iterator[Key]:
         if self.seed is None:
@@ -227,7 +266,7 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: ImageDataset | ActivationDataset,
         batch_sampler: Batches,
         num_workers: int,
         *,

@@ -112,6 +112,7 @@ class Experiment:
             num_workers=dataset.num_workers,
             prefetch_factor=dataset.prefetch_factor,
             pin_memory=dataset.pin_memory,
+            views=dataset.views,
             episodes=self.objective.episodes(),
         )
 

@@ -17,8 +17,9 @@ from recast_exp.models.adapted import assemble_full
 from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, Pretraining, digits_resnet, digits_vit
 from recast_exp.models.timm_model import timm_model
 from recast_exp.torch_state import seeded
-from recast_exp.training.loop import fit, quiet
+from recast_exp.training.loop import fit
 from recast_exp.training.recipe import Recipe
+from recast_exp.training.trainer import quiet
 
 log = logging.getLogger(__name__)
 

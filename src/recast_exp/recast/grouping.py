@@ -202,6 +202,12 @@ def _is_stage(module: nn.Module) -> bool:
     return bool(names) and None not in stems and len({stem[1] for stem in stems if stem}) == 1
 
 
+def numbered_blocks(model: nn.Module) -> list[str]:
+    """The names of all blocks of the stages of a model, in its order."""
+    stages = [(name, module) for name, module in model.named_modules() if _is_stage(module)]
+    return [f"{name}.{child}" if name else child for name, module in stages for child, _ in module.named_children()]
+
+
 def classifier_modules(model: nn.Module) -> set[nn.Module]:
     """The modules of a timm model's classifier; none for a model of another library."""
     get_classifier = getattr(model, "get_classifier", None)

@@ -12,8 +12,8 @@ from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import ImageLoader
 from recast_exp.heads import Features
 from recast_exp.models.features import tapped
-from recast_exp.training.loop import trainer_for
 from recast_exp.training.recipe import Recipe
+from recast_exp.training.trainer import trainer_for
 
 
 class _FeatureModule(L.LightningModule):

@@ -20,6 +20,7 @@ from recast_exp.errors import UserError
 from recast_exp.heads import Features
 from recast_exp.models.adapted import AdaptedModel, normalisations_with_statistics
 from recast_exp.models.features import tapped
+from recast_exp.models.resume import Resumable
 from recast_exp.models.task_file import copy_into
 from recast_exp.training.metrics import make_metrics, update
 from recast_exp.training.optim import gradient_free, make_optimizer, make_schedule
@@ -46,6 +47,7 @@ class TaskModule(L.LightningModule):
         self.objective = recipe.objective
         self.objective_state = self.objective.state()
         self._data = data
+        self.resumable: Resumable | None = None
         self.metrics = nn.ModuleDict(
             {f"{part}_metrics": make_metrics(num_classes, calibration=part != "train") for part in PARTS}
         )
@@ -57,7 +59,9 @@ class TaskModule(L.LightningModule):
         self.train()  # Lightning keeps the mode; in that of a new network, running statistics would change
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [N, 3, H, W] → logits [N, classes]."""
+        """Normalised images [N, 3, H, W], or the inputs of the block at which training starts → logits [N, classes]."""
+        if self.resumable and self._data:
+            return self.resumable.after(images, self._data.spec.size)
         logits: Tensor = self.network(images)
         return logits
 
@@ -136,9 +140,9 @@ class TaskModule(L.LightningModule):
         values, labels = [], []
         with tapped(self.network) as tap:
             for batch in self._data.plain_dataloader("train"):
-                images, numbers = self.trainer.strategy.batch_to_device(batch)
+                images, numbers = self.trainer.strategy.batch_to_device(batch)  # normalises them, too
                 with self.trainer.precision_plugin.forward_context():
-                    self(self._data.normalize(images))
+                    self(images)
                 values.append(tap.take().float().cpu())
                 labels.append(numbers.cpu())
         return Features(torch.cat(values), torch.cat(labels), self.num_classes)
