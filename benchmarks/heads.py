@@ -14,7 +14,7 @@ step: a step of training=through_head beside one of training=joint, on the same 
 
 Everything runs on the CPU. The forward pass and all training use `trainer.num_threads` threads, as in a run.
 
-Example: python benchmarks/heads.py experiment=real_mini dataset=cub data_dir=DIR model.weights=FILE
+Example: python benchmarks/heads.py experiment=real_mini_joint dataset=cub data_dir=DIR model.weights=FILE
 """
 
 from __future__ import annotations

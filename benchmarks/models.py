@@ -31,10 +31,15 @@ def frozen() -> nn.Module:
     return model
 
 
-def recast(name: str) -> nn.Module:
-    """A named RECAST model, 6 groups of 2 layers, n = 2, K = 2: coefficients and head trained."""
+def recast(name: str, last_blocks: int | None = None) -> nn.Module:
+    """A named RECAST model in groups of 2 layers (one of 3 where they are odd), K = 2: coefficients and head trained.
+
+    Args:
+        name: One of `TARGETS`.
+        last_blocks: Only the layers of this number of blocks, from the end; None for all.
+    """
     model = frozen()
-    coefficients = inject(model, mimic(model, find_groups(model, targets=TARGETS[name], num_groups=6)))
+    coefficients = inject(model, mimic(model, find_groups(model, targets=TARGETS[name], last_blocks=last_blocks)))
     for parameter in coefficients.values():
         model.get_parameter(parameter).requires_grad_(True)
     return model

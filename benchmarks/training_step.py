@@ -36,11 +36,21 @@ def make_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> C
     return step
 
 
-def necessary(trained: frozenset[str], *, depth: int = 12, width: int = 384, tokens: int = 197) -> dict[str, float]:
+def necessary(
+    trained: frozenset[str],
+    *,
+    last_blocks: int | None = None,
+    kept: bool = False,
+    depth: int = 12,
+    width: int = 384,
+    tokens: int = 197,
+) -> dict[str, float]:
     """GFLOPs of one image's step, by part, that arithmetic asks for.
 
     Args:
         trained: The weights that train, of patch_embed, qkv, proj, fc1, fc2; the head always does.
+        last_blocks: How many blocks they train in, from the end; None for all.
+        kept: Whether what goes into the first of these blocks is known.
         depth: Blocks.
         width: Width of the model.
         tokens: Patches and class token.
@@ -51,11 +61,13 @@ def necessary(trained: frozenset[str], *, depth: int = 12, width: int = 384, tok
     layers = [("patch_embed", 2 * (tokens - 1) * 16 * 16 * 3 * width), *block * depth, ("head", 2 * width * CLASSES)]
     parts = {"forward": 0.0, "input gradients": 0.0, "weight gradients": 0.0}
     before = False  # whether anything trained lies before the layer, so that its input needs a gradient
-    for name, flops in layers:
-        parts["forward"] += flops / 1e9
+    start = len(layers) - 1 - len(block) * (depth if last_blocks is None else last_blocks)
+    for number, (name, flops) in enumerate(layers):
+        early = last_blocks is not None and number < start
+        parts["forward"] += 0 if early and kept else flops / 1e9
         if before:  # attention has two inputs for each of its products
             parts["input gradients"] += (2 if name == "attention" else 1) * flops / 1e9
-        if name in trained or name == "head":
+        if (name in trained and not early) or name == "head":
             parts["weight gradients"] += flops / 1e9
             before = True
     return parts
