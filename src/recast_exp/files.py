@@ -12,7 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
-from recast_exp.errors import UserError
+from recast_exp.errors import RecastError, UserError
 
 
 @contextlib.contextmanager
@@ -36,6 +36,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: object) -> Iterator[None]:
+    """Report an error of the disk in the block as one of the user's folder, `target`.
+
+    Raises:
+        UserError: In place of an OSError.
+    """
+    try:
+        yield
+    except RecastError:  # MissingInputError is an OSError too
+        raise
+    except OSError as error:
+        raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

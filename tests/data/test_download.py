@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from recast_exp.data import download as module
-from recast_exp.data.download import Archive, download, extract, fetch
+from recast_exp.data.download import Archive, download, fetch
+from recast_exp.data.unpack import ArchiveError, extract
 from recast_exp.errors import MissingInputError, RecastError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -406,7 +407,7 @@ def test_nothing_is_written_outside(tmp_path: Path, case: str, there: bool) -> N
     name, data = evil(target)[case]
     archive.write_bytes(data)
     before = content(tmp_path)
-    fails(lambda: extract(archive, tmp_path / "out"), archive, repr(name), kind=module._ArchiveError)
+    fails(lambda: extract(archive, tmp_path / "out"), archive, repr(name), kind=ArchiveError)
     assert content(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
@@ -437,7 +438,7 @@ def damaged() -> dict[str, bytes]:
 def test_damaged_archives(tmp_path: Path, case: str) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(damaged()[case])
-    fails(lambda: extract(archive, tmp_path / "out"), archive, "damaged", kind=module._ArchiveError)
+    fails(lambda: extract(archive, tmp_path / "out"), archive, "damaged", kind=ArchiveError)
     assert names(tmp_path) == ["archive"]
 
 
@@ -539,7 +540,7 @@ def test_a_wrong_archive_is_not_kept_or_recorded(server: Server, root: Path, dat
     archives = birds(server)
     good = server.files["birds.tgz"]
     server.files["birds.tgz"] = data
-    fails(lambda: download(archives, root, name="birds"), expected, kind=module._ArchiveError)
+    fails(lambda: download(archives, root, name="birds"), expected, kind=ArchiveError)
     server.files["birds.tgz"] = good
     download(archives, root, name="birds")
     assert is_in_place(root)

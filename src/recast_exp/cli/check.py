@@ -17,11 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.cli import launchers
 from recast_exp.cli.check_job import JobChecker
+from recast_exp.cli.check_override import OverrideChecker
 from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
-from recast_exp.config.fields import accepted
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
-from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, STAGES
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
@@ -108,6 +107,7 @@ class _Checker:
         self.given = self._parse()
         self.composer = self.findings.composer = self._open()
         self.groups = self._groups()
+        self.overrides = OverrideChecker(self.composer, self.groups, inputs=line.inputs)
 
     def run(self) -> Findings:
         """Check single overrides first, then the jobs that the sound ones make."""
@@ -277,65 +277,14 @@ class _Checker:
         if text not in self.verdicts:
             override = grammar.parse(text)
             assert override is not None, text
-            lines = list(self._override_problems(text, override))
+            try:
+                lines = self.overrides.problems(override, multirun=self.is_sweep)
+            except RecastError as error:  # the defaults cannot be composed
+                lines = [str(error)]
             for line in lines:
                 self._wrong(line, override.key_or_group)
             self.verdicts[text] = not lines
         return self.verdicts[text]
-
-    def _override_problems(self, text: str, override: Override) -> Iterator[str]:
-        key, value = override.key_or_group, override.value()
-        options, field = self.groups.get(key), keys.field_of(key)
-        if key in ("hydra.sweep.dir", "hydra.run.dir") and (text.endswith("=") or value == ""):
-            yield f"{key}: expected a folder, got nothing"
-        elif key == "hydra.sweep.subdir":
-            yield f"{text}: the jobs of a sweep are in folders named by their numbers; leave it out"
-        elif launchers.is_override(override) and override.is_sweep_override():
-            yield f"launcher: expected one option, which starts all jobs of a sweep, got {text.partition('=')[2]}"
-        elif override.is_hydra_override():
-            if options and isinstance(value, str) and value not in options:
-                yield keys.unknown_option(key, value, options)
-        elif options is None and field is None and key not in keys.SECTIONS:
-            yield keys.unknown(key, (group for group in self.groups if "/" not in group))
-        elif override.is_delete():
-            yield f"~{key}: every key is needed and none can be deleted; set another value: {key}=..."
-        elif text.endswith("=") or (value == "" and key in grammar.PATH_KEYS):
-            takes = accepted(field) if field else f"one of {', '.join(options or ())}"
-            yield f"{key}: expected {takes}, got nothing"
-        elif options is not None and not isinstance(value, dict):
-            yield from self._option_problems(override, options)
-        elif (override.is_add() or override.is_force_add()) and not keys.is_open(key):
-            yield f"{override.get_key_element()}: the key is there already; write {key}=... without the +"
-        else:
-            yield from keys.value_problems(key, value)
-
-    def _option_problems(self, override: Override, options: list[str]) -> Iterator[str]:
-        group, value = override.key_or_group, override.value()
-        if group == "seed" and isinstance(value, str) and compose.store_seed(value, options):
-            options.append(value)
-        if override.is_force_add() or (override.is_add() and self._has_default(group)):
-            yield f"{override.get_key_element()}: the group is there already; write {group}=... without the +"
-        elif isinstance(value, list):
-            names = ",".join(map(str, value))
-            yield f"{group}: expected one option, got the list [{names}]; for a sweep write -m {group}={names}"
-        elif value not in options and value in _installed(group):
-            yield (
-                f"{group}: {value} is installed, but {group}/{value}.yaml, its preset, is not there; pass the folder "
-                "that holds it with --config-dir"
-            )
-        elif value not in options:
-            yield keys.unknown_option(group, "null" if value is None else str(value), options)
-        elif launchers.is_override(override):
-            found = launchers.problem(str(value), multirun=self.is_sweep, here=self.line.inputs)
-            if found:
-                yield found
-
-    def _has_default(self, group: str) -> bool:
-        try:
-            return group in self.composer.compose().choices
-        except RecastError as error:
-            self.findings.add(error)
-            return False
 
     # The jobs
 
@@ -405,14 +354,6 @@ class _Checker:
         except RecastError as error:
             self.findings.add(error)
             return None
-
-
-_REGISTRIES = ADAPTERS, DATASETS, HEADS, STAGES
-
-
-def _installed(group: str) -> list[str]:
-    """The plug-ins of a group of options, those of other packages included; none where options are no plug-ins."""
-    return next((registry.names() for registry in _REGISTRIES if registry.kind == group), [])
 
 
 def _is_of_all_jobs(override: Override) -> bool:

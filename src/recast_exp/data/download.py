@@ -6,24 +6,18 @@ earlier downloads of archives without a published one. Nothing heavy is imported
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
 import logging
-import lzma
 import os
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from email.message import Message
 from pathlib import Path, PurePosixPath
@@ -32,8 +26,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from recast_exp import __version__
-from recast_exp.errors import MissingInputError, RecastError, UserError
-from recast_exp.files import write_json
+from recast_exp.data.unpack import ArchiveError, extract
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +39,6 @@ TIMEOUT = 60.0
 
 _FOLDER, _CHECKSUMS = ".downloads", "checksums.json"
 _CHUNK = 1 << 20
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
-"""The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +83,6 @@ class _State:
     total: int | None = None
 
 
-class _ArchiveError(UserError):
-    """An archive that is damaged or not safe to unpack."""
-
-
 class _NetworkError(Exception):
     """A connection that failed.
 
@@ -127,7 +116,7 @@ def download(archives: Sequence[Archive], root: Path, *, name: str) -> None:
     from filelock import FileLock, Timeout
 
     safe_name = re.sub(r"[^\w-]", "_", name)  # it names a folder that is removed at the end
-    with _writing(f"data_dir: {root}"):
+    with writing(f"data_dir: {root}"):
         partial = root / _FOLDER / safe_name
         partial.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / _FOLDER / f"{safe_name}.lock")
@@ -162,7 +151,7 @@ def fetch(url: str, path: Path, *, description: str) -> None:
         raise UserError(f"{description}: expected an http, https or ftp URL, got {url}")
     part, state = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     begun = False
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for pause in (*PAUSES, None):
             try:
@@ -190,38 +179,6 @@ def fetch(url: str, path: Path, *, description: str) -> None:
         state.unlink(missing_ok=True)
 
 
-def extract(archive: Path, folder: Path) -> None:
-    """Unpack a zip file or a tar file, compressed or not; its first bytes decide which.
-
-    Args:
-        archive: The file.
-        folder: The folder for its contents. It must not exist yet, and does not exist after an error.
-
-    Raises:
-        UserError: If the archive is damaged, or has a member that would lie outside the folder, leads there by a link,
-            or is neither a file nor a folder; if the folder cannot be written to; or if this Python cannot unpack tar
-            files safely.
-    """
-    with _writing(folder):
-        folder.mkdir(parents=True)
-        try:
-            with archive.open("rb") as file:
-                is_zip = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
-            if is_zip:
-                _extract_zip(archive, folder)
-            else:
-                _extract_tar(archive, folder)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, RecastError):
-                raise
-            # An OSError with a number comes from the disk; without one, from the decompressor
-            if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno is None):
-                reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-                raise _ArchiveError(f"{archive}: truncated or damaged ({reason}); download it again") from error
-            raise
-
-
 def _provide(archive: Archive, root: Path, partial: Path, name: str) -> None:
     """Download an archive into the folder of partial downloads, verify it and put it in place."""
     path = partial / (PurePosixPath(urlsplit(archive.url).path).name or "archive")
@@ -239,10 +196,10 @@ def _provide(archive: Archive, root: Path, partial: Path, name: str) -> None:
             extract(path, unpacked)
             source = unpacked / archive.member
             if not source.exists():
-                raise _ArchiveError(
+                raise ArchiveError(
                     f"dataset {name}: expected {archive.member} in {archive.url}, got an archive without it"
                 )
-        except _ArchiveError:
+        except ArchiveError:
             path.unlink()
             raise
         if hasattr(os, "sync"):
@@ -393,72 +350,6 @@ def _validator(response: _Response) -> str | None:
     """A value that changes with the file on the server. Weak ETags do not count: they can stay when bytes change."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
-
-
-def _extract_tar(archive: Path, folder: Path) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: expected Python 3.11.4 or newer, as this one cannot unpack tar files safely")
-
-    def check(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
-        _check_name(archive, member.name)
-        # Python's filter resolves links on disk, and chains of links have defeated it before
-        if _through_link(folder, member.name):
-            raise _unsafe(archive, member.name, "its path goes through a link")
-        if member.islnk() and (_through_link(folder, member.linkname) or not (folder / member.linkname).is_file()):
-            raise _unsafe(
-                archive, member.name, f"it is a link to {member.linkname}, which is not an earlier file of the archive"
-            )
-        try:
-            return tarfile.data_filter(member, destination)
-        except tarfile.FilterError as error:
-            raise _unsafe(archive, member.name, str(error)) from error
-
-    with tarfile.open(archive, "r:*") as tar:
-        tar.extractall(folder, filter=check)
-        # tarfile ends an archive at anything that is not a header. Reading on checks the sum of the compressed data
-        stream = tar.fileobj
-        assert stream is not None
-        stream.seek(tar.offset)
-        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("its end is missing")
-        while stream.read(_CHUNK):
-            pass
-
-
-def _extract_zip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as file:
-        for info in file.infolist():
-            _check_name(archive, info.orig_filename)
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(archive, info.filename, "it is a link or a device")
-            if info.flag_bits & 1:
-                raise _ArchiveError(f"{archive}: {info.filename} is encrypted")
-        file.extractall(folder)
-
-
-def _check_name(archive: Path, name: str) -> None:
-    if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
-        raise _unsafe(archive, name, "its path leads out of the folder")
-
-
-def _through_link(folder: Path, name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return any(folder.joinpath(*parts[:count]).is_symlink() for count in range(1, len(parts) + 1))
-
-
-def _unsafe(archive: Path, member: str, reason: str) -> _ArchiveError:
-    return _ArchiveError(f"{archive}: member {member!r} is not safe to unpack: {' '.join(reason.split())}")
-
-
-@contextlib.contextmanager
-def _writing(target: object) -> Iterator[None]:
-    try:
-        yield
-    except RecastError:  # MissingInputError is an OSError too
-        raise
-    except OSError as error:
-        raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 
 def _read_state(path: Path) -> _State:

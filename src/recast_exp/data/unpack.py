@@ -1,0 +1,114 @@
+"""Unpacking archives of others: nothing is written outside the folder, and nothing stays of an archive with a fault.
+
+Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from recast_exp.errors import RecastError, UserError
+from recast_exp.files import writing
+
+_CHUNK = 1 << 20
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
+"""The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
+
+
+class ArchiveError(UserError):
+    """An archive that is damaged or not safe to unpack."""
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a zip file or a tar file, compressed or not; its first bytes decide which.
+
+    Args:
+        archive: The file.
+        folder: The folder for its contents. It must not exist yet, and does not exist after an error.
+
+    Raises:
+        UserError: If the archive is damaged, or has a member that would lie outside the folder, leads there by a link,
+            or is neither a file nor a folder; if the folder cannot be written to; or if this Python cannot unpack tar
+            files safely.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True)
+        try:
+            with archive.open("rb") as file:
+                is_zip = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+            if is_zip:
+                _extract_zip(archive, folder)
+            else:
+                _extract_tar(archive, folder)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, RecastError):
+                raise
+            # An OSError with a number comes from the disk; without one, from the decompressor
+            if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno is None):
+                reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+                raise ArchiveError(f"{archive}: truncated or damaged ({reason}); download it again") from error
+            raise
+
+
+def _extract_tar(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"{archive}: expected Python 3.11.4 or newer, as this one cannot unpack tar files safely")
+
+    def check(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
+        _check_name(archive, member.name)
+        # Python's filter resolves links on disk, and chains of links have defeated it before
+        if _through_link(folder, member.name):
+            raise _unsafe(archive, member.name, "its path goes through a link")
+        if member.islnk() and (_through_link(folder, member.linkname) or not (folder / member.linkname).is_file()):
+            raise _unsafe(
+                archive, member.name, f"it is a link to {member.linkname}, which is not an earlier file of the archive"
+            )
+        try:
+            return tarfile.data_filter(member, destination)
+        except tarfile.FilterError as error:
+            raise _unsafe(archive, member.name, str(error)) from error
+
+    with tarfile.open(archive, "r:*") as tar:
+        tar.extractall(folder, filter=check)
+        # tarfile ends an archive at anything that is not a header. Reading on checks the sum of the compressed data
+        stream = tar.fileobj
+        assert stream is not None
+        stream.seek(tar.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("its end is missing")
+        while stream.read(_CHUNK):
+            pass
+
+
+def _extract_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            _check_name(archive, info.orig_filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _unsafe(archive, info.filename, "it is a link or a device")
+            if info.flag_bits & 1:
+                raise ArchiveError(f"{archive}: {info.filename} is encrypted")
+        file.extractall(folder)
+
+
+def _check_name(archive: Path, name: str) -> None:
+    if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        raise _unsafe(archive, name, "its path leads out of the folder")
+
+
+def _through_link(folder: Path, name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(folder.joinpath(*parts[:count]).is_symlink() for count in range(1, len(parts) + 1))
+
+
+def _unsafe(archive: Path, member: str, reason: str) -> ArchiveError:
+    return ArchiveError(f"{archive}: member {member!r} is not safe to unpack: {' '.join(reason.split())}")
