@@ -273,6 +273,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         (("trainer=ddp", "trainer.devices=2"), "training: expected joint with trainer.devices=2, got through_head"),
         (("training.splits=0",), "training.splits: expected an integer ≥ 1, got 0"),
         (("training.split=2",), "training.split: unknown option, training=through_head takes"),
+        (
+            ("model=recast", "model.backbone=deit_tiny_distilled_patch16_224", "model.pretrained=false"),
+            "model.backbone: expected a model with one linear classifier for a solved head, got 2",
+        ),
         (("head.strength=1",), "head.strength: unknown option, head=ridge takes"),
         (("head.refit=test",), "head.refit: expected one of train, train_val, got 'test'"),
         (("head=svm",), "head: expected one of best, lda, linear, logistic, nearest_mean, ridge, got 'svm'"),
@@ -291,7 +295,9 @@ def test_wrong_requests_are_one_line(typed: tuple[str, ...], expected: str, tmp_
 def test_a_model_without_one_linear_classifier_is_refused(build: Any) -> None:
     run = build("model=vit_frozen", "dataset.max_per_class=4", "head=lda")
     run.adapted.network.head = torch.nn.Sequential(torch.nn.Linear(96, 5))
-    with pytest.raises(UserError, match=r"^head: expected a model with one linear classifier, got VisionTransformer"):
+    with pytest.raises(
+        UserError, match=r"^model.backbone: expected a model with one linear classifier .* got a Sequential"
+    ):
         extract(run.recipe, run.adapted.network, run.data, "train")
 
 

@@ -121,6 +121,7 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
             settings.head,
             settings.training,
             settings.trainer,
+            settings.probe,
         )
         if (known := str(asked)) not in verdicts:
             try:

@@ -205,7 +205,7 @@ class Config:
     path: str | None = key(Role.PLACE, None, "folder of runs to report on (stage=report)", path=True)
     bank: str | None = key(Role.TRAINING, None, "template bank to use, instead of the cache", path=True)
     resume: str | None = key(Role.CONTROL, None, "run folder to continue", path=True)
-    probe: bool = key(Role.CONTROL, True, "also train a linear probe, for comparison")
+    probe: bool = key(Role.CONTROL, True, "also solve a linear probe on the frozen backbone, for comparison")
     skip_unfit: bool = key(Role.CONTROL, False, "in a sweep, leave out the jobs whose adapter does not fit the model")
     select: str = key(
         Role.TRAINING, "last", "which epoch is reported: the last, or the best by validation", choices=("last", "best")

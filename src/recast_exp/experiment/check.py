@@ -6,7 +6,7 @@ from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
-from recast_exp.models.check import check_model
+from recast_exp.models.check import check_classifier, check_model
 from recast_exp.training import objectives
 
 
@@ -20,6 +20,8 @@ def check_experiment(settings: Config) -> None:
     check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
     head, objective = heads.from_config(settings.head), objectives.from_config(settings.training)
     name = settings.training["name"]
+    if head.solved or (settings.probe and settings.model.method != "frozen"):
+        check_classifier(settings.model)
     if trains_only_head(settings):
         return
     if objective.solves_head and not head.solved:

@@ -6,10 +6,15 @@ import functools
 import logging
 from collections.abc import Mapping
 
+import torch
+from torch import nn
+
 from recast_exp.adapters import NoAdapter, check_adapter, from_config
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
 from recast_exp.errors import RecastError, section
 from recast_exp.models.create import backbone_name, blueprint
+from recast_exp.models.features import classifier
+from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import find_groups
 from recast_exp.recast.solvers import check_options
 
@@ -38,15 +43,11 @@ def check_model(
     if model.method == "recast":
         with section("mimicry."):
             check_options(mimicry.name, mimicry.options)
-    if model.method == "recast" or not isinstance(chosen, NoAdapter):
-        try:
-            network = blueprint(model)
-        except RecastError:
-            raise
-        except Exception as error:  # the constructors of a few models compute with their weights
-            log.debug("%s cannot be created on the meta device (%s); it is checked later", model.backbone, error)
-            return
-        check_adapter(functools.partial(blueprint, model), chosen)
+    if model.method != "recast" and isinstance(chosen, NoAdapter):
+        return
+    if (network := _blueprint(model)) is None:
+        return
+    check_adapter(functools.partial(blueprint, model), chosen)
     if model.method == "recast":
         with section("recast."):
             find_groups(
@@ -57,3 +58,26 @@ def check_model(
                 granularity=recast.granularity,
                 last_blocks=recast.last_blocks,
             )
+
+
+def check_classifier(model: ModelConfig) -> None:
+    """Refuse a backbone whose classifier a solved head cannot replace, such as the two of a distilled model.
+
+    Raises:
+        UserError: One line with what takes such a backbone.
+    """
+    if (network := _blueprint(model)) is not None:
+        with torch.device("meta"):
+            timm_model(network).reset_classifier(2)
+        classifier(network)
+
+
+def _blueprint(model: ModelConfig) -> nn.Module | None:
+    """As `blueprint`; None where it has to be checked later, as the model cannot be made without values."""
+    try:
+        return blueprint(model)
+    except RecastError:
+        raise
+    except Exception as error:  # the constructors of a few models compute with their weights
+        log.debug("%s cannot be created on the meta device (%s); it is checked later", model.backbone, error)
+        return None

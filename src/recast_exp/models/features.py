@@ -34,10 +34,12 @@ def classifier(network: nn.Module) -> nn.Module:
     get_classifier = getattr(network, "get_classifier", None)
     found = get_classifier() if get_classifier is not None else None
     if not isinstance(found, nn.Linear | nn.Identity):
-        kind = "none" if found is None else type(found).__name__
+        several = isinstance(found, tuple | list)
+        kind = "none" if found is None else f"{len(found)}" if several else f"a {type(found).__name__}"
         raise UserError(
-            f"head: expected a model with one linear classifier, got {type(network).__name__} with {kind}; use "
-            "head=linear, or another backbone"
+            f"model.backbone: expected a model with one linear classifier for a solved head, got {kind} in "
+            f"{type(network).__name__}; train the head (training=joint head=linear probe=false), or use another "
+            "backbone"
         )
     return found
 

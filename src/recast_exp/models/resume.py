@@ -85,7 +85,8 @@ def _find(network: nn.Module, images: Tensor, size: int) -> Resumable | None:
     random = [order[name] for name, module in network.named_modules() if name in order and _is_random(module)]
     limit = min([*trained, *random], default=len(order))
     blocks = [name for name in numbered_blocks(network) if name in order and order[name] <= limit]
-    for block in sorted(blocks, key=order.__getitem__, reverse=True)[:-1]:
+    later = sorted(blocks, key=order.__getitem__)[1:]  # before the first one there is next to nothing to save
+    for block in reversed(later):
         found = Resumable(network, block)
         if _is_exact(found, images, size):
             return found
