@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterator
 
-import lightning as L  # noqa: N812
 import torch
 from torch import Tensor
 
@@ -19,29 +18,10 @@ from recast_exp.data.datamodule import PLAIN, ImageDataModule
 from recast_exp.data.loader import ImageLoader
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.resume import Resumable, find
+from recast_exp.training.features import collect
 from recast_exp.training.recipe import Recipe
-from recast_exp.training.trainer import trainer_for
 
 log = logging.getLogger(__name__)
-
-
-class _CaptureModule(L.LightningModule):
-    """Keeps what goes into a block, on the CPU."""
-
-    def __init__(self, resumable: Resumable, data: ImageDataModule) -> None:
-        super().__init__()
-        self.network = resumable.network
-        self._resumable = resumable
-        self._data = data
-        self.values: list[Tensor] = []
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Alter and normalise the images."""
-        return self._data.on_after_batch_transfer(batch, dataloader_idx)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Keep those of a batch."""
-        self.values.append(self._resumable.before(batch[0]).cpu())
 
 
 @contextlib.contextmanager
@@ -98,7 +78,4 @@ def _start(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> Resu
 
 
 def _captured(recipe: Recipe, found: Resumable, data: ImageDataModule, loader: ImageLoader) -> Tensor:
-    module = _CaptureModule(found, data)
-    with trainer_for(recipe, [], (), None, "activations", alone=True) as trainer:
-        trainer.test(module, dataloaders=loader, verbose=False)
-    return torch.cat(module.values)
+    return collect(recipe, found.network, found.before, data, loader, "activations")[0]
