@@ -9,12 +9,11 @@ queries and values. Both have 4·d·r parameters in a block.
 
 from __future__ import annotations
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from measuring import arguments, interleaved, report, use_threads, verdict
-from models import CLASSES, frozen, recast
+from models import batch, frozen, recast
 from recast_exp.adapters import inject_adapter
 from recast_exp.adapters.melo import MeLo
 from training_step import make_step
@@ -41,8 +40,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     use_threads(args.threads)
-    torch.manual_seed(0)
-    images, labels = torch.randn(args.batch_size, 3, 224, 224), torch.randint(CLASSES, (args.batch_size,))
+    images, labels = batch(args.batch_size)
     models = {
         RECAST: recast("vit_att"),
         RECAST_MELO: with_melo(recast("vit_att")),

@@ -9,13 +9,12 @@ with kept activations. The limits are those of `training_step.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from measuring import arguments, interleaved, report, use_threads, verdict
-from models import CLASSES, recast, stock
+from models import batch, recast, stock
 from recast_exp.models.resume import find
 from training_step import FULL, make_step, necessary
 
@@ -28,16 +27,7 @@ def kept_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], 
     size = images.shape[-1]
     found = find(model, size)
     assert found is not None
-    activations = found.before(images)
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=1e-6)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(found.after(activations, size), labels).backward()
-        optimizer.step()
-
-    return step
+    return make_step(model, found.before(images), labels, partial(found.after, size=size))
 
 
 def main() -> None:
@@ -46,8 +36,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9, 12], help="numbers of last blocks")
     args = parser.parse_args()
     use_threads(args.threads)
-    torch.manual_seed(0)
-    images, labels = torch.randn(args.batch_size, 3, 224, 224), torch.randint(CLASSES, (args.batch_size,))
+    images, labels = batch(args.batch_size)
 
     steps = {FULL: make_step(stock(), images, labels)}
     full = sum(necessary(frozenset({"patch_embed", "qkv", "proj", "fc1", "fc2"})).values())

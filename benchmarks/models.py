@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recast_exp.recast import find_groups, inject, mimic
 
@@ -15,6 +15,12 @@ TARGETS = {
     "vit_mlp": ["*.mlp.fc1", "*.mlp.fc2"],
     "vit_att_mlp": ["*.attn.qkv", "*.mlp.fc1", "*.mlp.fc2"],
 }
+
+
+def batch(size: int) -> tuple[Tensor, Tensor]:
+    """Random images [size, 3, 224, 224] and labels [size]."""
+    torch.manual_seed(0)
+    return torch.randn(size, 3, 224, 224), torch.randint(CLASSES, (size,))
 
 
 def stock(classes: int = CLASSES) -> nn.Module:
