@@ -141,13 +141,14 @@ def test_the_charts_are_drawn_and_answer(browser: webdriver.Chrome) -> None:
 
 
 def test_the_theme_follows_the_system(browser: webdriver.Chrome) -> None:
-    colors: list[list[str]] = []
+    seen: set[str] = set()
     script = """return [getComputedStyle(document.body).backgroundColor,
         document.querySelector('#curves .plot').layout.font.color]"""
     for theme in ("light", "dark"):
         media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        WebDriverWait(browser, 10).until(lambda it: it.execute_script(script) not in colors)
-        colors.append(browser.execute_script(script))
-    assert colors[0][0] == "rgb(255, 255, 255)"
-    assert colors[0][1] != colors[1][1]
+        # The page and the plots in it change one after the other
+        WebDriverWait(browser, 10).until(lambda it: seen.isdisjoint(it.execute_script(script)))
+        colors = browser.execute_script(script)
+        assert (colors[0] == "rgb(255, 255, 255)") is (theme == "light")
+        seen.update(colors)
