@@ -239,8 +239,12 @@ def test_everything_trains_through_the_head(tiny: Any, tmp_path: Path, options: 
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recast_exp", *QUICK, "trainer.max_epochs=4"]
+@pytest.mark.parametrize(
+    "options", [("training.splits=2",), ("training=alternating",), ("training=lp_ft", "head=linear")], ids=" ".join
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    quick = [option for option in QUICK if not option.startswith("training.")]
+    command = [sys.executable, "-m", "recast_exp", *quick, *options, "trainer.max_epochs=4"]
     subprocess.run([*command, f"hydra.run.dir={tmp_path}/whole"], check=True, timeout=200)
     code = (
         "import os, sys\n"
@@ -261,7 +265,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed"))
-    for name in ("test/accuracy", "test/loss", "val/loss", "head", "head/temperature"):
+    for name in {"test/accuracy", "test/loss", "val/loss", "head", "head/temperature"} & (first.keys() | second.keys()):
         assert first[name] == second[name]
 
 
@@ -280,7 +284,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         (("head.strength=1",), "head.strength: unknown option, head=ridge takes"),
         (("head.refit=test",), "head.refit: expected one of train, train_val, got 'test'"),
         (("head=svm",), "head: expected one of best, lda, linear, logistic, nearest_mean, ridge, got 'svm'"),
-        (("training=bilevel",), "training: expected one of joint, through_head, got 'bilevel'"),
+        (("training=bilevel",), "training: expected one of alternating, joint, lp_ft, through_head, got 'bilevel'"),
     ],
 )
 def test_wrong_requests_are_one_line(typed: tuple[str, ...], expected: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout, record
-from recast_exp.runs.plan import recipe_line
+from recast_exp.runs.plan import recipe_line, without_effect
 from recast_exp.runs.results import Metrics
 from recast_exp.runs.state import State
 from recast_exp.system import is_main_process
@@ -117,6 +117,7 @@ def _run(
     stage: stages.Stage, job: stages.Job, overrides: list[str], number: int | None, sources: Mapping[str, str]
 ) -> Metrics:
     # Heavy: torch, timm and Lightning
+    from recast_exp import heads
     from recast_exp.models.label import method_label
     from recast_exp.training.trainer import progress_bars, quiet
 
@@ -142,8 +143,12 @@ def _run(
         if sweep is not None and settings.skip_unfit and (reason := _unfit(settings)):
             record.update(folder, state=State.SKIPPED, reason=reason)
             return {}
-        if sweep is None and sources and settings.stage["name"] == "adapt":
-            log.info("%s", recipe_line(settings, sources))
+        if settings.stage["name"] == "adapt":
+            if rules.trains_only_head(settings) and heads.from_config(settings.head).solved:
+                if line := without_effect(sources):
+                    log.warning("%s", line)
+            elif sweep is None and sources:
+                log.info("%s", recipe_line(settings, sources))
         if settings.stage["name"] != "adapt":  # which goes on from what is there
             (folder / layout.METRICS).unlink(missing_ok=True)
         with record.ending(folder):

@@ -91,7 +91,7 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
     start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
-    data = experiment.data(keep=True, plain=experiment.head.solved)
+    data = experiment.data(keep=True, plain=experiment.needs_features)
     if is_main:
         write_card(run_dir, data)
     recipe = experiment.recipe
@@ -118,7 +118,7 @@ def validate(settings: Config, run_dir: Path) -> dict[str, float]:
     """Train and validate, without a look at the test images; `adapt` in the same folder goes on from there."""
     experiment = Experiment.open(settings)
     adapted = experiment.adapt(experiment.banks()[0])
-    data = experiment.data(keep=True, plain=experiment.head.solved)
+    data = experiment.data(keep=True, plain=experiment.needs_features)
     return _train(experiment, adapted, data, run_dir).metrics
 
 

@@ -88,6 +88,11 @@ class Experiment:
         """Images per evaluation batch. Another number changes the last bits of a result."""
         return self.settings.dataset.eval_batch_size or EVAL_BATCH_SIZE
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether training or its end takes features of the training images, unaltered."""
+        return self.head.solved or self.objective.needs_features
+
     def data(self, *, keep: bool = False, plain: bool = False) -> ImageDataModule:
         """Loaders of the images, as the backbone wants them.
 

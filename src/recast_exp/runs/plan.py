@@ -54,6 +54,8 @@ def cause(line: str, failing: Sequence[Asked], jobs: Sequence[Asked]) -> str:
 
 _RECIPE = ("optimizer.", "scheduler.", "trainer.", "dataset.batch_size", "dataset.transform")
 
+_OF_GRADIENT_DESCENT = ("optimizer.", "scheduler.", "trainer.max_epochs")
+
 
 def recipe_sources(sources: Mapping[str, str]) -> dict[str, str]:
     """Of all keys, those of a training recipe, with the file that set each."""
@@ -74,6 +76,17 @@ def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
     noun = "epoch" if epochs == 1 else "epochs"
     names = f"{settings.optimizer.name}, {settings.scheduler.name} schedule, {epochs} {noun}"
     return f"Recipe: {'; '.join([names, *parts])}"
+
+
+def without_effect(sources: Mapping[str, str]) -> str:
+    """Name in one line the keys that were typed though nothing is trained by gradient descent; empty for none."""
+    typed = [key for key, file in sources.items() if file == "command line" and key.startswith(_OF_GRADIENT_DESCENT)]
+    if not typed:
+        return ""
+    return (
+        f"{', '.join(typed)}: no effect, as nothing is trained but the head, which is solved; head=linear trains it by "
+        "gradient descent"
+    )
 
 
 def _short(value: object) -> str:

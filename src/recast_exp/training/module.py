@@ -124,20 +124,27 @@ class TaskModule(L.LightningModule):
         return bool(self.current_epoch < self.recipe.trainer.head_first_epochs)
 
     def on_train_epoch_start(self) -> None:
-        """Choose the parameters that train in this epoch."""
+        """Choose the parameters that train in this epoch, and let the objective prepare the model."""
         # DDP has fixed its list of gradients before training; there, gradients are dropped instead (see below)
         if self.recipe.trainer.head_first_epochs and self.trainer.world_size == 1:
             self.adapted.set_trainable(*(("head",) if self.head_first else self.objective.trains))
+        self.objective.before_epoch(self)
 
     def on_validation_epoch_start(self) -> None:
         """Let the objective prepare the model, during training."""
         if self.trainer.state.fn == "fit":
             self.objective.before_validation(self)
 
+    @torch.no_grad()
     def training_features(self) -> Features:
-        """The features of all training images, as evaluation sees them, computed now."""
+        """The features of all training images, as evaluation sees them, computed now.
+
+        Needs one process: each would have its own share of the images.
+        """
         assert self._data is not None
         values, labels = [], []
+        training = self.training
+        self.eval()
         with tapped(self.network) as tap:
             for batch in self._data.plain_dataloader("train"):
                 images, numbers = self.trainer.strategy.batch_to_device(batch)  # normalises them, too
@@ -145,6 +152,7 @@ class TaskModule(L.LightningModule):
                     self(images)
                 values.append(tap.take().float().cpu())
                 labels.append(numbers.cpu())
+        self.train(training)
         return Features(torch.cat(values), torch.cat(labels), self.num_classes)
 
     def on_train_epoch_end(self) -> None:

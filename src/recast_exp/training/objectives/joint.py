@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from recast_exp.training.objectives._base import Objective, Step
+from recast_exp.training.objectives._base import Objective, Step, classify
 
 if TYPE_CHECKING:
     from recast_exp.training.module import TaskModule
@@ -19,6 +19,4 @@ class Joint(Objective):
 
     def step(self, module: TaskModule, images: Tensor, labels: Tensor, batch_idx: int) -> Step:
         """Classify the images with the head as it is."""
-        logits = module(images)[: len(labels)]
-        smoothing = module.recipe.optimizer.label_smoothing
-        return Step(module.loss(logits.float(), labels, smoothing), logits, labels)
+        return classify(module, images, labels)

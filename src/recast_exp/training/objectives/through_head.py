@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.config.fields import option
-from recast_exp.config.schema import Config
 from recast_exp.data.episodes import Episodes
 from recast_exp.data.loader import derive_seed
-from recast_exp.heads import Features
-from recast_exp.heads.ridge import Ridge, leave_one_out, solve_ridge
-from recast_exp.models.features import set_head, tapped
-from recast_exp.training.objectives._base import Objective, Step
+from recast_exp.heads.ridge import leave_one_out, solve_ridge
+from recast_exp.models.features import tapped
+from recast_exp.training.objectives._base import Objective, Step, solve_head
 
 if TYPE_CHECKING:
     from recast_exp.training.module import TaskModule
@@ -48,6 +46,7 @@ class ThroughHead(Objective):
 
     trains: ClassVar[tuple[str, ...]] = ("coefficients", "adapter", "backbone")
     solves_head: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = True
 
     images: int = option(128, "images of a step at most; a training set of no more is taken whole", ge=4)
     classes: int = option(16, "classes of an episode at most, where the set is not taken whole", ge=2)
@@ -60,21 +59,6 @@ class ThroughHead(Objective):
     strength: float = option(0.1, "first value of the ridge's penalty, of the mean variance of a feature", gt=0)
     scale: float = option(10.0, "first value of the factor on the logits", gt=0)
     strength_lr: float = option(1e-2, "learning rate of the logarithms of both", ge=0)
-
-    @classmethod
-    def problems(cls, settings: Config) -> Iterator[str]:
-        """Refuse what the objective has no use for."""
-        trainer = settings.trainer
-        if trainer.devices > 1:
-            yield (
-                f"training: expected joint with trainer.devices={trainer.devices}, got through_head; add "
-                "training=joint, or use one device"
-            )
-        if trainer.head_first_epochs:
-            yield (
-                f"trainer.head_first_epochs: expected 0 with training=through_head, whose head does not train, got "
-                f"{trainer.head_first_epochs}"
-            )
 
     def episodes(self) -> Episodes:
         """The size of a step."""
@@ -128,10 +112,7 @@ class ThroughHead(Objective):
         """Solve the head for all training images, with the penalty and the scale that are learnt by now."""
         state = module.objective_state
         assert isinstance(state, Strength)
-        features: Features = module.training_features()
-        strength, scale = float(state.log_strength.exp()), float(state.log_scale.exp())
-        (solution,) = Ridge().solve(features, [{"strength": strength}])
-        set_head(module.network, solution.scaled(scale))
+        solve_head(module, float(state.log_strength.exp()), float(state.log_scale.exp()))
 
 
 def exact(features: Tensor) -> Tensor:
