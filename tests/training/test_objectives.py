@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -74,7 +75,7 @@ def test_linear_probing_then_fine_tuning_solves_the_head_once_and_trains_it(
     assert calls == [1]
     expected = torch.cat([scaled.weight, scaled.bias[:, None]], 1)
     torch.testing.assert_close(heads[0][1], expected.float(), rtol=1e-3, atol=1e-3)
-    assert all(not torch.equal(one, other) for (_, one), (_, other) in zip(heads, heads[1:], strict=False))
+    assert all(not torch.equal(one, other) for (_, one), (_, other) in itertools.pairwise(heads))
 
 
 def test_the_first_loss_is_that_of_the_solved_head(build: Any) -> None:
