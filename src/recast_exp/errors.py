@@ -16,6 +16,8 @@ from collections.abc import Iterator
 class RecastError(Exception):
     """A request that cannot be carried out. Its text is one line: what was expected, what was found, what to do.
 
+    Several arguments are several problems; the line names them all.
+
     Attributes:
         exit_code: Exit code of the command line.
     """
@@ -24,7 +26,7 @@ class RecastError(Exception):
 
     def __str__(self) -> str:
         # KeyError would show the text in quotes
-        return str(self.args[0]) if self.args else type(self).__name__
+        return "; ".join(map(str, self.args)) or type(self).__name__
 
 
 class UserError(RecastError, ValueError):
@@ -75,7 +77,7 @@ def first_line(error: object) -> str:
 
 @contextlib.contextmanager
 def section(prefix: str) -> Iterator[None]:
-    """Put `prefix` before the text of any `RecastError` of the block: `recast.` before `num_groups: …`.
+    """Put `prefix` before each problem of any `RecastError` of the block: `recast.` before `num_groups: …`.
 
     Args:
         prefix: A section of the configuration with its dot, or a key with its colon (`bank: `).
@@ -83,4 +85,4 @@ def section(prefix: str) -> Iterator[None]:
     try:
         yield
     except RecastError as error:
-        raise type(error)(f"{prefix}{error}") from error
+        raise type(error)(*(f"{prefix}{problem}" for problem in error.args)) from error

@@ -63,7 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ({"name": "melo", "alpha": math.nan}, ("adapter.alpha: expected a number > 0, got nan",)),
         (
             {"name": "melo", "rank": 0, "alpha": "two"},
-            ("adapter.rank: expected an integer ≥ 1, got 0; alpha: expected a number > 0, got 'two'",),
+            ("adapter.rank: expected an integer ≥ 1, got 0; adapter.alpha: expected a number > 0, got 'two'",),
         ),
         ({"name": "clr", "kernel_size": 4}, ("adapter.kernel_size: expected an odd integer, got 4",)),
         ({"name": "clr", "train_norm": "maybe"}, ("adapter.train_norm: expected true or false, got 'maybe'",)),

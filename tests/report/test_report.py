@@ -99,7 +99,15 @@ def test_a_report_of_a_partial_sweep(partial: Path) -> None:
     page = write_report(partial)
     assert page == partial / "report" / "report.html"
     names = {path.name for path in page.parent.iterdir()}
-    assert names == {"report.html", "report.md", "results.csv", "results.parquet", "comparisons.csv", "table.tex"}
+    assert names == {
+        "report.html",
+        "report.md",
+        "results.csv",
+        "results.parquet",
+        "comparisons.csv",
+        "table.tex",
+        "accuracy.png",
+    }
     summary = (page.parent / "report.md").read_text()
     assert "206 of 213 runs finished · 2 failed · 1 interrupted · 3 waiting · 1 running · 3 left out" in summary
     assert "**Partial" in summary
@@ -679,7 +687,7 @@ def test_the_command(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom recast_exp.cli import main as cli\n"
         "try:\n    cli.main()\nfinally:\n"
-        "    print([name for name in ('torch', 'timm', 'lightning', 'matplotlib') if name in sys.modules])"
+        "    print([name for name in ('torch', 'timm', 'lightning') if name in sys.modules])"
     )
     argv = [sys.executable, "-c", code, "stage=report", f"path={sweep}", "dataset=cub"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

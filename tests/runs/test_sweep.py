@@ -327,6 +327,11 @@ def test_the_live_table() -> None:
     text = console.export_text()
     assert "5/10" in text and "waiting" in text and "2 of 4 jobs ended, 1 failed" in text
     assert "about 0:30 left" in text  # 2.5 of 4 in 50 s
+    assert "with" not in text
+    own = ["dataset.split_seed=0", "", "optimizer.lr=[1]", ""]
+    console.print(progress.table(records, time.time() - 50, own))
+    text = console.export_text()
+    assert "with" in text and own[0] in text and own[2] in text
 
 
 def test_the_live_table_of_a_search(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def check(owner: DataclassInstance) -> None:
             wrong.append(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
         setattr(owner, field.name, converted)
     if wrong:
-        raise UserError("; ".join(wrong))
+        raise UserError(*wrong)
 
 
 def _accepted(field: dataclasses.Field[object]) -> str:

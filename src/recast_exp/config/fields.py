@@ -169,7 +169,7 @@ def build(kind: type[Options], values: Mapping[str, object], prefix: str, owner:
         if problem:
             problems.append(problem)
     if problems:
-        raise UserError("; ".join(problems))
+        raise UserError(*problems)
     made = OmegaConf.to_object(node)
     assert isinstance(made, kind)
     return made

@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from torch import Tensor
 
-from recast_exp.display.plots import STYLE, save_figure
+from recast_exp.display.figures import STYLE, save_figure
 
 SHEET_IMAGES, MISTAKES, PAIRS = 32, 16, 20
 NAMED_CLASSES = 30  # with more, neither names nor counts are legible in a figure of a reasonable size

@@ -20,6 +20,7 @@ from typing import NotRequired, TypedDict
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -74,7 +75,7 @@ def watching(folder: Path, jobs: Sequence[PlannedJob]) -> Iterator[None]:
         return
     watcher = _Watcher(folder, jobs)
     if console.is_terminal:
-        with _show(console, lambda: table(watcher.look(), started)):
+        with _show(console, lambda: table(watcher.look(), started, watcher.own)):
             yield
     else:
         with _every(INTERVAL, lambda: _report(watcher)):
@@ -176,8 +177,14 @@ def describe(record: Watched, own: str = "") -> str:
     return f"{job} {record['state']}: {record.get('reason') or record.get('skipped')}"
 
 
-def table(records: Sequence[Watched], started: float) -> Group:
-    """Failed jobs, the last ones that ended, and running ones; below, the number of ended jobs and the time left."""
+def table(records: Sequence[Watched], started: float, own: Sequence[str] = ()) -> Group:
+    """Failed jobs, the last ones that ended, and running ones; below, the number of ended jobs and the time left.
+
+    Args:
+        records: One for each job.
+        started: When the sweep was started, in seconds.
+        own: What tells a job from those with the same method, dataset and seed, for each job.
+    """
     ended = [record for record in records if record["state"] in ENDED]
     failed = [record for record in ended if record["state"] == State.FAILED]
     running = [record for record in records if record["state"] == State.RUNNING]
@@ -185,11 +192,12 @@ def table(records: Sequence[Watched], started: float) -> Group:
     others = [record for record in ended if record["state"] != State.FAILED]
     others.sort(key=lambda record: _time(record.get("updated")))
     shown = [*failed[-ROWS:], *others[-max(ROWS - len(failed) - len(running), 1) :], *running, *waiting[:1]]
-    rows = _table("job", "method", "dataset", "seed")
+    told = dict(zip((record["number"] for record in records), own, strict=False)) if any(own) else {}
+    rows = _table("job", "method", "dataset", "seed", *(["with"] if told else []))
     for record in shown:
-        rows.add_row(
-            str(record["number"]), record["label"], record["dataset"], str(record["seed"]), *_status(record)
-        )  # fmt: skip
+        cells = [str(record["number"]), record["label"], record["dataset"], str(record["seed"])]
+        cells += [told[record["number"]]] if told else []
+        rows.add_row(*map(escape, cells), *_status(record))
     counts = [f"{len(ended)} of {len(records)} jobs ended"]
     counts += [f"{len(failed)} failed"] if failed else []
     left = remaining(records, started)

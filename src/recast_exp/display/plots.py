@@ -14,20 +14,10 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from recast_exp.files import replacing
+from recast_exp.display.figures import DISTINCT, STYLE, TRAIN, VAL, save_figure
 
-STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "font.size": 9,
-    "figure.constrained_layout.use": True,
-}
 # Matplotlib's automatic layout renders a figure several times, and every run renders the first two figures below
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
-TRAIN, VAL = "#7a7a7a", "#1f6fb4"
-DISTINCT = [mpl.colormaps[name](i) for name, count in (("tab10", 10), ("Dark2", 7)) for i in range(count) if i != 7]
 
 
 def learning_curves(history: list[dict[str, float]], path: Path, *, reported: int) -> None:
@@ -189,9 +179,3 @@ def _table(values: list[Tensor]) -> npt.NDArray[np.float64]:
 def _ticks(columns: int) -> list[int]:
     step = max(1, -(-columns // 8))
     return list(range(0, columns, step))
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, at 150 dpi."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)

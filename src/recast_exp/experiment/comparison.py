@@ -194,8 +194,8 @@ def _added(
             batchnorm_statistics=model.batchnorm_statistics,
         )
         settings = dataclasses.replace(with_values(composed, {**common, "label": label}), model=same)
-        for problem in rules.problems(settings):
-            raise UserError(problem)
+        if problems := list(rules.problems(settings)):
+            raise UserError(*problems)
         check_experiment(settings)
     except UserError as error:
         raise UserError(f"stage.more: {label}: {error}") from error

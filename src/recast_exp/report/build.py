@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from recast_exp.display.figures import Point, accuracy_by_parameters
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import write_text
 from recast_exp.report import exports, page
@@ -23,7 +24,7 @@ def write_report(folder: Path) -> Path:
 
     Returns:
         The page, report.html. Next to it are report.md, results.csv and results.parquet (a row for each job),
-        comparisons.csv (a row for each pair of methods) and table.tex.
+        comparisons.csv (a row for each pair of methods), table.tex and accuracy.png (accuracy against parameters).
 
     Raises:
         MissingInputError: If there are no jobs below the folder.
@@ -51,5 +52,25 @@ def _write(target: Path, contents: Contents, results: Results, searches: Sequenc
     exports.write_parquet(target / "results.parquet", rows)
     exports.write_csv(target / "comparisons.csv", exports.comparison_records(compare_all(results)))
     write_text(target / "table.tex", exports.latex(results))
+    if panels := _panels(results):
+        accuracy_by_parameters(panels, target / "accuracy.png")
     write_text(target / "report.md", page.summary(contents, results, searches))
     write_text(target / "report.html", page.html(contents, results, searches))
+
+
+def _panels(results: Results) -> dict[str, list[Point]]:
+    """Dataset → its methods that have results, with the standard errors of their means."""
+    panels: dict[str, list[Point]] = {}
+    for row in results.rows:
+        for name, cell in row.cells.items():
+            if cell.mean is not None:
+                runs = [
+                    job
+                    for (method, dataset, _), job in results.counted.items()
+                    if (method, dataset) == (row.method, name)
+                ]
+                error = 0.0 if cell.std is None else cell.std / len(cell.values) ** 0.5
+                recast = any(job.setting("model", "method") == "recast" for job in runs)
+                parameters = max(job.count("task_specific") for job in runs)
+                panels.setdefault(name, []).append(Point(row.method, parameters, cell.mean, error, recast))
+    return panels

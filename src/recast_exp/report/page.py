@@ -238,7 +238,7 @@ def _all_pairs(comparisons: Sequence[Comparison]) -> dict[str, dict[str, object]
         f"{comparison.first}|{comparison.second}": {
             "difference": comparison.difference,
             "interval": comparison.interval,
-            "pairs": text.noted(str(comparison.pairs), comparison.note),
+            "pairs": comparison.note.removesuffix(" pairs") or str(comparison.pairs),
             "p_pairs": text.p_value(comparison.runs.p) if comparison.runs else None,
             "smallest_pairs": text.smallest(comparison.runs) if comparison.runs else None,
             "datasets": comparison.datasets.units if comparison.datasets else 1,

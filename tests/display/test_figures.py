@@ -1,0 +1,64 @@
+"""The figure of a report: each method has one look in all panels, and a probe is a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from recast_exp.display import figures
+from recast_exp.display.figures import Point
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    kept: list[Figure] = []
+    save = figures.save_figure
+
+    def keep(figure: Figure, path: Path) -> None:
+        kept.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(figures, "save_figure", keep)
+    return kept
+
+
+def test_a_method_has_one_look_in_all_panels(tmp_path: Path, drawn: list[Figure]) -> None:
+    birds = [
+        Point("probe", 0, 0.7, 0.01, recast=False),
+        Point("ours", 48, 0.8, 0.02, recast=True),
+        Point("theirs", 7000, 0.9, 0, recast=False),
+    ]
+    flowers = [birds[2], birds[0]]
+    figures.accuracy_by_parameters(
+        {"birds": birds, "flowers": flowers, "cars": [birds[1]]}, tmp_path / "deep" / "accuracy.png"
+    )
+    assert (tmp_path / "deep" / "accuracy.png").stat().st_size > 10_000
+    (figure,) = drawn
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["birds", "flowers", "cars"]
+    looks = [
+        [(bar.lines[0].get_marker(), to_rgb(bar.lines[0].get_color())) for bar in axes.containers] for axes in shown
+    ]
+    (ours, theirs), (same,), (also,) = looks
+    assert (theirs, ours) == (same, also)
+    assert ours != theirs
+    faces = [bar.lines[0].get_markerfacecolor() for bar in shown[0].containers]
+    assert faces[0] != "white"
+    assert faces[1] == "white"
+    assert [bar.lines[0].get_ydata()[0] for bar in shown[0].containers] == [80, 90]
+    assert [bar.lines[0].get_xdata()[0] for bar in shown[0].containers] == [48, 7000]
+    (line,) = [line for line in shown[1].lines if line.get_linestyle() == "--"]
+    assert set(line.get_ydata()) == {70}
+    legend = {handle.get_label(): handle for handle in figure.legends[0].legend_handles}
+    assert list(legend) == ["probe", "ours", "theirs"]
+    assert legend["theirs"].get_marker() == theirs[0]
+
+
+def test_twenty_methods_differ(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = [Point(str(number), 10 + number, 0.5, 0, recast=False) for number in range(20)]
+    figures.accuracy_by_parameters({"one": points}, tmp_path / "accuracy.png")
+    bars = drawn[0].axes[0].containers
+    assert len({(bar.lines[0].get_marker(), to_rgb(bar.lines[0].get_color())) for bar in bars}) == 20
