@@ -116,7 +116,7 @@ def test_no_submodule_hides_a_public_name() -> None:
     assert not {module.name for module in pkgutil.iter_modules(recast_exp.__path__)} & set(recast_exp.__all__)
 
 
-@pytest.mark.parametrize("name", ["recast_exp", "recast_exp.recast", "recast_exp.adapters", *FUNCTIONS])
+@pytest.mark.parametrize("name", ["recast_exp", "recast_exp.recast", "recast_exp.adapters", *FUNCTIONS, "RecastModel"])
 def test_examples_in_docstrings_work(name: str) -> None:
     value = importlib.import_module(name) if name.startswith("recast_exp") else getattr(recast_exp, name)
     tests = doctest.DocTestFinder(recurse=False).find(value, name, globs={})

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from recast_exp.adapters.none import NoAdapter
     from recast_exp.adapters.peft import Peft
     from recast_exp.adapters.piggyback import Piggyback
+    from recast_exp.config.schema import RecastConfig
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
     from recast_exp.models.library import Task, apply_task, load_task, merge, save_task
+    from recast_exp.models.recast_model import RecastModel, TaskInfo
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
 else:  # not for type checkers, to which every misspelt name would be one of this package
 
@@ -65,8 +67,11 @@ __all__ = [
     "NoAdapter",
     "Peft",
     "Piggyback",
+    "RecastConfig",
     "RecastError",
+    "RecastModel",
     "Task",
+    "TaskInfo",
     "TemplateBank",
     "UnfitError",
     "UnknownNameError",
@@ -95,8 +100,10 @@ _NAMES = {
     "adapters.none": ("NoAdapter",),
     "adapters.peft": ("Peft",),
     "adapters.piggyback": ("Piggyback",),
+    "config.schema": ("RecastConfig",),
     "errors": ("MissingInputError", "RecastError", "UnfitError", "UnknownNameError", "UserError"),
     "models.library": ("Task", "apply_task", "load_task", "merge", "save_task"),
+    "models.recast_model": ("RecastModel", "TaskInfo"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -131,7 +131,7 @@ def save_task(
     names = [str(name) for name in (range(num_classes) if classes is None else classes)]
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
-    settings = _settings(model)
+    settings = described(model)
     record = task_file.make_record(
         adapted,
         {
@@ -143,7 +143,7 @@ def save_task(
             },
             "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
         },
-        backbone={"name": settings.backbone, "fingerprint": _frozen_fingerprint(adapted)},
+        backbone={"name": settings.backbone, "fingerprint": frozen_fingerprint(adapted)},
         classes=names,
         input=task_file.input_record(input_of(model, settings)),
         eval_batch_size=256,  # in which the command line would repeat a test
@@ -213,10 +213,10 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
     timm_model(model).reset_classifier(0)
     of_library = task.fingerprint.startswith(FROZEN)
     if not of_library:
-        _check_weights(task, fingerprint(model))
+        check_weights(task, fingerprint(model))
     adapted = assemble(model, task.settings, task.adapter, bank, len(task.classes), seed=0)
     if of_library:
-        _check_weights(task, _frozen_fingerprint(adapted))
+        check_weights(task, frozen_fingerprint(adapted))
     task_file.copy_into(adapted, task.tensors)
     return model.eval()
 
@@ -306,7 +306,16 @@ def _check_timm(model: nn.Module) -> None:
         raise UserError("model: expected weights with values, got a model on the meta device")
 
 
-def _check_weights(task: Task, got: str) -> None:
+def check_weights(task: Task, got: str) -> None:
+    """Refuse a task that was trained on other weights.
+
+    Args:
+        task: The task.
+        got: The fingerprint of the weights that it is to go with.
+
+    Raises:
+        UserError: If they are others.
+    """
     if got != task.fingerprint:
         raise UserError(
             f"model: expected {task.backbone} with the weights that {task.path} was trained on "
@@ -314,7 +323,7 @@ def _check_weights(task: Task, got: str) -> None:
         )
 
 
-def _frozen_fingerprint(adapted: AdaptedModel) -> str:
+def frozen_fingerprint(adapted: AdaptedModel) -> str:
     """sha256 over all tensors of a model that are not the task's."""
     of_task = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
     digest = hashlib.sha256()
@@ -332,7 +341,7 @@ class _Origin(TypedDict, total=False):
     tag: str
 
 
-def _settings(model: nn.Module) -> ModelConfig:
+def described(model: nn.Module) -> ModelConfig:
     """What a task file says of the backbone: its timm name, and the input size where it is not the weights' own."""
     config: _Origin = getattr(model, "pretrained_cfg", None) or _Origin()
     name, tag = config.get("architecture") or type(model).__name__, config.get("tag")

@@ -1,0 +1,93 @@
+"""The backbone of many tasks: its templates, and the coefficients that are in its layers at the moment."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.models.adapted import normalisations_with_statistics
+from recast_exp.recast import Banks, inject
+
+_COEFFICIENTS = ".parametrizations.weight.original"
+
+
+class Trunk:
+    """A frozen backbone in RECAST's form, in place. No module: it holds no tensors but those of the network.
+
+    Attributes:
+        network: The backbone: images [N, 3, H, W] → features [N, D].
+        banks: Its templates and mimicked coefficients.
+        start: [M], the mimicked coefficients of all layers, one after the other.
+    """
+
+    def __init__(self, network: nn.Module, banks: Banks) -> None:
+        self.network = network
+        self.banks = banks
+        self._paths = inject(network, banks)
+        network.requires_grad_(False)
+        self.layers = list(self._paths)
+        self._sizes = [banks.coefficients[layer].numel() for layer in self.layers]
+        self.start = torch.cat([banks.coefficients[layer].flatten() for layer in self.layers])
+        self.live = self.coefficients_of(network)
+
+    def coefficients_of(self, network: nn.Module) -> list[nn.Parameter]:
+        """The coefficients [K, B, n] of each layer, in the network or in a copy of it with an adapter."""
+        found = dict(network.named_parameters())
+        moved = [path for path in found if path.endswith(_COEFFICIENTS)]
+        return [
+            found[path] if (path := self._paths[layer]) in found else found[_of_layer(moved, layer)]
+            for layer in self.layers
+        ]
+
+    def per_layer(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Vectors of coefficients [N, M] as those of each layer: [N, K, B, n]."""
+        parts = zip(self.layers, torch.split(vectors, self._sizes, 1), strict=True)
+        return {layer: part.reshape(-1, *self.banks.coefficients[layer].shape) for layer, part in parts}
+
+    @torch.no_grad()
+    def show(self, vector: Tensor) -> None:
+        """Put a vector [M] of coefficients into the layers."""
+        torch._foreach_copy_([tensor.data.view(-1) for tensor in self.live], list(torch.split(vector, self._sizes)))
+
+    @torch.no_grad()
+    def take(self, into: Tensor | None = None) -> Tensor:
+        """The coefficients in the layers as a vector [M], a new one or `into`."""
+        vector = torch.empty_like(self.start) if into is None else into
+        torch._foreach_copy_(list(torch.split(vector, self._sizes)), [tensor.data.view(-1) for tensor in self.live])
+        return vector
+
+    def copy(self, *, own_statistics: bool) -> nn.Module:
+        """The network once more, with coefficients of its own. All other tensors are the same ones.
+
+        Args:
+            own_statistics: Whether the running statistics of BatchNorm are copied as well.
+        """
+        own = {id(parameter) for parameter in self.live}
+        if own_statistics:
+            layers = normalisations_with_statistics(self.network)
+            own |= {id(buffer) for _, module in layers for buffer in module.buffers()}
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        memo: dict[int, object] = {id(tensor): tensor for tensor in tensors if id(tensor) not in own}
+        return copy.deepcopy(self.network, memo)
+
+    def separate(self, network: nn.Module, paths: list[str]) -> None:
+        """Give a copy of the network parameters of its own, where they are those of the backbone.
+
+        Args:
+            network: The copy, changed in place.
+            paths: Names of the parameters, which an adapter is going to train.
+        """
+        shared = {id(parameter) for parameter in self.network.parameters()}
+        for path in paths:
+            parameter = network.get_parameter(path)
+            if id(parameter) in shared:
+                owner, _, name = path.rpartition(".")
+                setattr(network.get_submodule(owner), name, nn.Parameter(parameter.detach().clone()))
+                parameter.requires_grad_(False)
+
+
+def _of_layer(paths: list[str], layer: str) -> str:
+    """The path of a layer's coefficients: an adapter may have put a module of its own between them."""
+    return next(path for path in paths if path.startswith(f"{layer}."))

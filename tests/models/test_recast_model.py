@@ -1,0 +1,494 @@
+"""Many tasks on one backbone: switching, mixed batches, files, and what must not change."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from recast_exp import (
+    BitFit,
+    LayerNormTuning,
+    MeLo,
+    MissingInputError,
+    Peft,
+    Piggyback,
+    RecastConfig,
+    RecastModel,
+    UnfitError,
+    UnknownNameError,
+    UserError,
+    apply_task,
+    load_task,
+)
+
+VIT = {"patch_size": 16, "img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3}
+
+
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT)
+
+
+def vit(**recast: Any) -> RecastModel:
+    return RecastModel.wrap(backbone(), recast=RecastConfig(targets=["*.attn.qkv", "*.mlp.fc1"], **recast))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def disturb(model: RecastModel, name: str, seed: int) -> None:
+    """What training would do: every parameter of the task moves."""
+    generator = torch.Generator().manual_seed(seed)
+    with model.task(name):
+        moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert sum(parameter.numel() for parameter in moved) == model.tasks[name].parameters + model.tasks[name].head
+        for parameter in moved:
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def filled(model: RecastModel) -> dict[str, Tensor | None]:
+    model.add_task("birds", ["crow", "wren", "owl"])
+    model.add_task("signs", ["stop", "yield", "other"])
+    model.add_task("melo", ["a", "b"], MeLo(rank=2))
+    model.add_task("bias", 3, BitFit())
+    for seed, name in enumerate(model.tasks):
+        disturb(model, name, seed)
+    return dict.fromkeys(model.tasks)
+
+
+@torch.no_grad()
+def outputs(model: RecastModel, images: Tensor) -> dict[str, Tensor]:
+    found = {}
+    for name in model.tasks:
+        with model.task(name):
+            found[name] = model(images)
+    return found
+
+
+# Switching
+
+
+def test_switching_is_exact_to_the_bit(images: Tensor) -> None:
+    model = vit()
+    with torch.no_grad():
+        plain = model(images)
+    assert torch.allclose(plain, backbone().eval()(images), atol=1e-5)
+    filled(model)
+    first = outputs(model, images)
+    assert len({tuple(logits.flatten().tolist()) for logits in first.values()}) == 4
+    for name in ("signs", "bias", "birds", None, "melo", "birds", "bias"):
+        model.set_task(name)
+    second = outputs(model, images)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert model.active == "bias"
+    with model.disable(), torch.no_grad():
+        assert torch.equal(model(images), plain)
+        assert model.active is None
+
+
+def test_a_task_is_restored_after_an_exception() -> None:
+    model = vit()
+    filled(model)
+    model.set_task("birds")
+    with pytest.raises(RuntimeError, match="no"), model.task("melo"):
+        assert model.active == "melo"
+        raise RuntimeError("no")
+    assert model.active == "birds"
+    with pytest.raises(UnknownNameError, match=re.escape("got 'brds'; did you mean 'birds'?")), model.task("brds"):
+        pass
+    assert model.active == "birds"
+
+
+def test_a_removed_task_is_gone(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    with model.task("birds"):
+        model.remove_task("birds")
+        assert model.active is None
+    assert list(model.tasks) == ["signs", "melo", "bias"]
+    with pytest.raises(UnknownNameError, match="expected one of 'signs', 'melo', 'bias', got 'birds'"):
+        model(images, tasks=["birds"] * 6)
+
+
+@pytest.mark.parametrize("adapter", [None, MeLo(rank=2), LayerNormTuning()], ids=str)
+def test_training_one_task_changes_no_other(images: Tensor, adapter: Any) -> None:
+    model = vit()
+    filled(model)
+    before = outputs(model, images)
+    with torch.no_grad(), model.disable():
+        plain = model(images)
+    model.add_task("new", 2, adapter)
+    model.set_task("new")
+    model.train()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.cross_entropy(model(images), torch.arange(6) % 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval()
+    after = outputs(model, images)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad(), model.disable():
+        assert torch.equal(model(images), plain)
+    model.set_task("birds")
+    assert all(parameter.grad is None for parameter in model.network.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "update"])
+@pytest.mark.parametrize("adapter", [None, MeLo(rank=2)], ids=str)
+def test_running_statistics_of_the_backbone_stay(statistics: str, adapter: Any) -> None:
+    torch.manual_seed(0)
+    model = RecastModel.wrap(timm.create_model("resnet18", num_classes=0), recast=RecastConfig(targets=["*.conv2"]))
+    model.add_task("first", 2)
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad(), model.task("first"):
+        before = model(images)
+    if adapter is not None:
+        with pytest.raises(UnfitError):
+            model.add_task("second", 2, adapter, batchnorm_statistics=statistics)
+        assert list(model.tasks) == ["first"]
+    else:
+        model.add_task("second", 2, batchnorm_statistics=statistics)
+        model.set_task("second")
+        start = {name: buffer.clone() for name, buffer in model.network.named_buffers()}
+        model.train()
+        model(images)
+        moved = any(not torch.equal(buffer, start[name]) for name, buffer in model.network.named_buffers())
+        assert moved is (statistics == "update")
+        model.eval()
+    with torch.no_grad(), model.task("first"):
+        assert torch.equal(model(images), before)
+
+
+# Mixed batches
+
+
+@pytest.mark.parametrize("granularity", ["layer", "projection", "head", "row"])
+def test_a_mixed_batch_gives_what_single_tasks_give(images: Tensor, granularity: str) -> None:
+    model = vit(granularity=granularity)
+    filled(model)
+    single = outputs(model, images)
+    names = ["signs", "melo", "birds", "bias", "birds", "signs"]
+    model.set_task("melo")
+    with torch.no_grad():
+        mixed = model(images, tasks=names)
+    assert isinstance(mixed, list)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], single[name][row], rtol=1e-5, atol=1e-5)
+    assert model.active == "melo"
+    with torch.no_grad():
+        stacked = model(images[:2], tasks=["birds", "signs"])
+    assert isinstance(stacked, Tensor)
+    torch.testing.assert_close(stacked, torch.stack([single["birds"][0], single["signs"][1]]), rtol=1e-5, atol=1e-5)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("resnet18", ["layer*.conv2"]),
+        ("swin_tiny_patch4_window7_224", ["*.attn.qkv"]),
+        ("convnext_atto", ["*.mlp.fc1"]),
+        ("mixer_s32_224", ["*.mlp_tokens.fc1"]),
+    ],
+)
+def test_mixed_batches_on_other_architectures(name: str, targets: list[str]) -> None:
+    torch.manual_seed(0)
+    model = RecastModel.wrap(timm.create_model(name, num_classes=0), recast=RecastConfig(targets=targets))
+    for number in range(3):
+        model.add_task(str(number), 4)
+        disturb(model, str(number), number)
+    images = torch.randn(3, 3, 224, 224)
+    single = outputs(model, images)
+    with torch.no_grad():
+        mixed = model(images, tasks=["2", "0", "1"])
+    expected = torch.stack([single["2"][0], single["0"][1], single["1"][2]])
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_many_images_of_a_task_have_a_pass_of_their_own(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    filled(model)
+    single = outputs(model, images)
+    calls = []
+    products = RecastModel._products
+    monkeypatch.setattr(
+        RecastModel, "_products", lambda self, images, names: calls.append(list(names)) or products(self, images, names)
+    )
+    many = images.repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        mixed = model(many, tasks=["birds"] * 8 + ["signs"] * 4)
+    assert calls == [["signs"] * 4]
+    expected = torch.cat([single["birds"], single["birds"][:2], single["signs"][2:]])
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_take_turns(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    single = outputs(model, images)
+    wrong: list[str] = []
+
+    def work(name: str) -> None:
+        for _ in range(10):
+            with model.task(name), torch.no_grad():
+                if not torch.equal(model(images), single[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("birds", "signs", "melo")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# Copies, dtypes, sizes
+
+
+def test_a_copy_is_a_model_of_its_own(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    before = outputs(model, images)
+    other = copy.deepcopy(model)
+    for seed, name in enumerate(other.tasks):
+        disturb(other, name, 10 + seed)
+    after = outputs(model, images)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(outputs(other, images)["birds"], before["birds"])
+
+
+def test_all_tasks_follow_the_dtype(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    before = outputs(model, images)
+    doubled = outputs(model.double(), images.double())
+    for name, logits in doubled.items():
+        assert logits.dtype == torch.float64
+        torch.testing.assert_close(logits.float(), before[name], rtol=1e-4, atol=1e-4)
+    mixed = model(images.double(), tasks=["birds", "signs"] * 3)
+    assert mixed.dtype == torch.float64
+
+
+def test_ten_thousand_tasks_are_small() -> None:
+    model = vit()
+    for number in range(50):
+        model.add_task(str(number), 2)
+    kept = [task.coefficients for task in model._tasks.values()]
+    assert all(vector is not None and vector.numel() == 32 for vector in kept)
+    assert all(task.network is None for task in model._tasks.values())
+    assert model.tasks["0"].parameters == 32
+    assert model.tasks["0"].bytes == 4 * (32 + 2 * 48 + 2)
+
+
+def test_the_frozen_tensors_are_in_memory_once() -> None:
+    model = vit()
+    filled(model)
+    of_trunk = {parameter.data_ptr() for parameter in model._trunk.network.parameters()}
+    own = [
+        parameter.numel()
+        for parameter in model._tasks["melo"].network.parameters()  # type: ignore[union-attr]
+        if parameter.data_ptr() not in of_trunk
+    ]
+    assert sum(own) == model.tasks["melo"].parameters
+
+
+# Merging and files
+
+
+@pytest.mark.parametrize("adapter", [None, MeLo(rank=2), BitFit(), Piggyback()], ids=str)
+def test_a_merged_task_is_a_stock_timm_model(images: Tensor, adapter: Any) -> None:
+    model = vit()
+    model.add_task("pets", ["cat", "dog"], adapter)
+    disturb(model, "pets", 3)
+    expected = outputs(model, images)["pets"]
+    merged = model.merge("pets")
+    stock = timm.create_model("vit_tiny_patch16_224", num_classes=2, **VIT).eval()
+    stock.load_state_dict(merged.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(stock(images), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(outputs(model, images)["pets"], expected)
+
+
+@pytest.mark.parametrize(
+    "adapter", [None, MeLo(rank=2), LayerNormTuning(), Peft(arguments={"target_modules": ["fc2"]})], ids=str
+)
+def test_a_task_file_goes_to_another_model(images: Tensor, tmp_path: Path, adapter: Any) -> None:
+    model = vit()
+    model.add_task("pets", ["cat", "dog"], adapter)
+    disturb(model, "pets", 3)
+    expected = outputs(model, images)["pets"]
+    path = model.save_task("pets", tmp_path / "deep" / "pets.safetensors")
+    other = vit()
+    other.add_task("first", 3)
+    other.set_task("first")
+    assert other.load_task(path) == "pets"
+    assert other.active == "first"
+    assert other.load_task(path, "again") == "again"
+    found = outputs(other, images)
+    assert torch.equal(found["pets"], expected)
+    assert torch.equal(found["again"], expected)
+    assert other.tasks["pets"].classes == ("cat", "dog")
+    # The functions of the library read it as well
+    task = load_task(path)
+    applied = apply_task(backbone(), task)
+    with torch.no_grad():
+        torch.testing.assert_close(applied(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_files_that_are_refused(images: Tensor, tmp_path: Path) -> None:
+    model = vit()
+    filled(model)
+    path = model.save_task("birds", tmp_path / "birds.safetensors")
+    model.set_task("signs")
+    before = outputs(model, images)
+
+    def refused(text: str, file: Path = path, into: RecastModel = model, error: type[Exception] = UserError) -> None:
+        names = list(into.tasks)
+        with pytest.raises(error, match=re.escape(text)) as caught:
+            into.load_task(file, "new")
+        assert "\n" not in str(caught.value)
+        assert list(into.tasks) == names
+
+    with pytest.raises(UserError, match="expected one that no task has, got 'birds'"):
+        model.load_task(path)
+    refused("does not exist", tmp_path / "none.safetensors", error=MissingInputError)
+    torch.manual_seed(5)
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT)
+    # Other weights have other templates, too
+    refused("coefficients for the templates", into=RecastModel.wrap(other, recast=RecastConfig(targets=["*.attn.qkv"])))
+    refused("coefficients for the templates", into=vit(num_groups=1))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-100])
+    refused("cut short", cut)
+
+    def changed(name: str, **tensors: Tensor) -> Path:
+        record = _record(path)
+        save_file({**load_file(path), **tensors}, tmp_path / name, {"recast_exp": json.dumps(record)})
+        return tmp_path / name
+
+    bad = changed("nan.safetensors", **{"head/head.bias": torch.full((3,), torch.nan)})
+    refused("values in head/head.bias that are not finite", bad)
+    bad = changed("shape.safetensors", **{"coefficients/blocks.0.attn.qkv": torch.zeros(2, 1, 3)})
+    refused("they differ in coefficients/blocks.0.attn.qkv", bad)
+    assert model.active == "signs"
+    after = outputs(model, images)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def _record(path: Path) -> Any:
+    from recast_exp.runs.task_header import read_record
+
+    return read_record(path)
+
+
+def test_an_adapter_task_of_the_frozen_backbone_is_taken(images: Tensor, tmp_path: Path) -> None:
+    from recast_exp import inject_adapter, save_task
+
+    model = backbone().eval()
+    model.reset_classifier(2)  # type: ignore[operator]
+    model.requires_grad_(False)
+    inject_adapter(model, MeLo(rank=2))
+    model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = model(images)
+    path = save_task(model, tmp_path / "melo.safetensors", classes=["a", "b"])
+    other = vit()
+    other.load_task(path, "pets")
+    torch.testing.assert_close(outputs(other, images)["pets"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_task_of_the_functions_is_taken(images: Tensor, tmp_path: Path) -> None:
+    from recast_exp import find_groups, inject, inject_adapter, mimic, save_task
+
+    model = backbone().eval()
+    banks = mimic(model, find_groups(model, targets=["*.attn.qkv", "*.mlp.fc1"]))
+    model.reset_classifier(2)  # type: ignore[operator]
+    model.requires_grad_(False)
+    inject(model, banks)
+    inject_adapter(model, LayerNormTuning())
+    model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = model(images)
+    path = save_task(model, tmp_path / "norms.safetensors", banks=banks, classes=["a", "b"])
+    other = vit()
+    other.load_task(path)
+    assert torch.equal(outputs(other, images)["norms"], expected)
+
+
+# Wrong requests
+
+
+def test_wrong_requests() -> None:
+    model = vit()
+    model.add_task("birds", 2)
+    for call, text in (
+        (lambda: model.add_task("birds", 2), "name: expected one that no task has, got 'birds'"),
+        (lambda: model.add_task("none", []), "classes: expected at least one, got none"),
+        (lambda: model.add_task("none", 2, batchnorm_statistics="moving"), "expected frozen or update, got 'moving'"),
+        (
+            lambda: model(torch.zeros(2, 3, 64, 64), tasks=["birds"]),
+            "tasks: expected 2 names, one for each image, got 1",
+        ),
+        (lambda: RecastModel.wrap(nn.Sequential(nn.Linear(3, 3))), "width: expected the number of features"),
+        (lambda: RecastModel.from_timm("vit_tyni"), "expected a timm model, got 'vit_tyni'"),
+        (
+            lambda: RecastModel.wrap(timm.create_model("deit_tiny_distilled_patch16_224", **VIT)),
+            "expected a model with one linear classifier",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(text)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert list(model.tasks) == ["birds"]
+
+
+def test_a_model_of_ones_own() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(4))
+
+        def forward(self, images: Tensor) -> Tensor:
+            values = images.flatten(1)
+            for block in self.blocks:
+                values = values + block(values).relu()
+            return values
+
+    model = RecastModel.wrap(Net(), width=8)
+    model.add_task("one", 3)
+    model.add_task("two", 3)
+    disturb(model, "two", 1)
+    images = torch.randn(2, 2, 2, 2)
+    single = outputs(model, images)
+    with torch.no_grad():
+        mixed = model(images, tasks=["two", "one"])
+    torch.testing.assert_close(mixed, torch.stack([single["two"][0], single["one"][1]]))
+    for call in (lambda: model.merge("one"), lambda: model.save_task("one", "x.safetensors")):
+        with pytest.raises(UserError, match="expected a timm model"):
+            call()
