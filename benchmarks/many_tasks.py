@@ -1,0 +1,130 @@
+"""One batch of many tasks on ViT-S/16 at 112 px, and the switch from one task to another.
+
+64 images belong to 1, 2, 6, 50 or 64 tasks of `vit_att` (`--model vit_mlp` for the MLPs). A batch takes
+
+    mixed       what RecastModel does: products with the templates, or a pass of its own for a task with many images
+    products    products with the templates, however many images a task has
+    grouping    a forward pass for each task
+    switching   a forward pass for each image
+    peft        peft's LoRA (r = 8 on qkv) with `adapter_names`, which loops over the adapters in each layer
+
+against a plain forward pass of stock timm. Heads have ten classes, but peft's adapters share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import peft
+import timm
+import torch
+from torch import Tensor
+
+from measuring import arguments, interleaved, report, use_threads, verdict
+from models import BACKBONE, CLASSES, TARGETS
+from recast_exp import RecastConfig, RecastModel
+from recast_exp.models import recast_model
+
+SIZE, IMAGES = 112, 64
+TASKS = (1, 2, 6, 50, 64)
+TARGET, SWITCH = 1.30, 1e-3
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--model", choices=sorted(TARGETS), default="vit_att")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    torch.manual_seed(0)
+    images = torch.randn(IMAGES, 3, SIZE, SIZE)
+    stock = timm.create_model(BACKBONE, img_size=SIZE, num_classes=CLASSES).eval()
+    model = RecastModel.from_timm(
+        BACKBONE, img_size=SIZE, pretrained=False, recast=RecastConfig(targets=TARGETS[args.model])
+    )
+    for number in range(max(TASKS)):
+        model.add_task(str(number), CLASSES)
+    lora = with_lora(max(TASKS))
+
+    cases: dict[str, Callable[[], object]] = {"stock timm": partial(stock, images)}
+    for count in TASKS:
+        names = [str(number % count) for number in range(IMAGES)]
+        cases |= {
+            f"{count} mixed": partial(model, images, tasks=names),
+            f"{count} products": partial(in_passes, model, images, names, IMAGES + 1),
+            f"{count} grouping": partial(in_passes, model, images, names, 1),
+            f"{count} switching": partial(one_by_one, model, images, names),
+            f"{count} peft": partial(lora, images, adapter_names=names),
+        }
+    with torch.inference_mode():
+        times = interleaved(cases, rounds=args.rounds)
+    notes = []
+    for count in TASKS:
+        others = [f"{count} {way}" for way in ("grouping", "switching", "peft")]
+        cheapest = min(others, key=lambda case: times.spread(case).median)
+        notes.append(
+            verdict(
+                f"{count} tasks: mixed {times.ratio(f'{count} mixed', 'stock timm').median:.3f} of a plain pass",
+                times.ratio(f"{count} mixed", "stock timm"),
+                at_most=TARGET,
+            )
+        )
+        ratio = times.ratio(f"{count} mixed", cheapest)
+        notes.append(verdict(f"  {ratio.median:.3f} of the cheapest other, {cheapest}", ratio, at_most=1))
+    speeds = {case: f"{IMAGES / times.spread(case).median:,.0f}" for case in times.seconds}
+    report("many_tasks", times, "stock timm", columns={"images/s": speeds}, notes=notes, path=args.json)
+
+    switches = interleaved(
+        {
+            "RecastModel.set_task": partial(switch, model.set_task),
+            "peft's set_adapter": partial(switch, lora.set_adapter),
+        },
+        rounds=10 * args.rounds,
+    )
+    each = switches.spread("RecastModel.set_task")
+    report(
+        "switch of two tasks, and back",
+        switches,
+        "RecastModel.set_task",
+        notes=[verdict(f"set_task, twice: {each.median * 1e6:.0f} µs, target 2 ms", each, at_most=2 * SWITCH)],
+    )
+
+
+def with_lora(tasks: int) -> peft.PeftModel:
+    """Stock timm with one LoRA a task."""
+    stock = timm.create_model(BACKBONE, img_size=SIZE, num_classes=CLASSES)
+    config = peft.LoraConfig(r=8, target_modules=["qkv"])
+    model = peft.get_peft_model(stock, config, adapter_name="0")
+    for number in range(1, tasks):
+        model.add_adapter(str(number), config)
+    model.eval()
+    return model
+
+
+def in_passes(model: RecastModel, images: Tensor, names: list[str], per_task: int) -> object:
+    """A mixed batch, in which so many images of a task have a pass of their own."""
+    before = recast_model.PER_TASK
+    recast_model.PER_TASK = per_task
+    try:
+        return model(images, tasks=names)
+    finally:
+        recast_model.PER_TASK = before
+
+
+def one_by_one(model: RecastModel, images: Tensor, names: list[str]) -> list[Tensor]:
+    """A batch image by image."""
+    found = []
+    for image, name in zip(images, names, strict=True):
+        model.set_task(name)
+        found.append(model(image[None]))
+    return found
+
+
+def switch(to: Callable[[str], object]) -> None:
+    """From one task to another, and back."""
+    to("1")
+    to("0")
+
+
+if __name__ == "__main__":
+    main()
