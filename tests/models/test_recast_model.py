@@ -30,6 +30,9 @@ from recast_exp import (
     apply_task,
     load_task,
 )
+from recast_exp.config.schema import ModelConfig
+from recast_exp.models.backbones import create_backbone
+from support.running import run_stage
 
 VIT = {"patch_size": 16, "img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3}
 
@@ -310,6 +313,28 @@ def test_the_frozen_tensors_are_in_memory_once() -> None:
     assert sum(own) == model.tasks["melo"].parameters
 
 
+def test_a_compiled_model_is_compiled_once_for_each_number_of_classes(images: Tensor) -> None:
+    model = vit()
+    for name, classes in (("a", 3), ("b", 3), ("c", 5)):
+        model.add_task(name, classes)
+        disturb(model, name, classes)
+    single = outputs(model, images)
+    graphs = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=count)
+    for name, expected in (("a", 1), ("b", 1), ("c", 2), ("b", 2), ("a", 2), ("c", 2)):
+        model.set_task(name)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images), single[name], rtol=1e-5, atol=1e-5)
+        assert len(graphs) == expected
+    torch._dynamo.reset()
+
+
 # Merging and files
 
 
@@ -437,6 +462,29 @@ def test_a_task_of_the_functions_is_taken(images: Tensor, tmp_path: Path) -> Non
     other = vit()
     other.load_task(path)
     assert torch.equal(outputs(other, images)["norms"], expected)
+
+
+def test_the_task_of_a_run_is_taken(tiny: Any, tmp_path: Path) -> None:
+    """With the templates that the run has found for itself; random weights are the same everywhere."""
+    typed = (
+        "model=vit_att",
+        "model.pretrained=false",
+        "adapter=melo",
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=1",
+    )
+    run_stage(tiny(*typed, "dataset.max_per_class=4", "probe=false"), tmp_path)
+    task = load_task(tmp_path / "task.safetensors")
+    options = {"pretrained": False, "img_size": task.input.size}
+    model = RecastModel.from_timm(task.backbone, recast=RecastConfig(targets=["*.attn.qkv"]), **options)
+    model.load_task(tmp_path / "task.safetensors", "digits")
+    stock = create_backbone(ModelConfig(backbone=task.backbone, **options)).network
+    applied = apply_task(stock, task)
+    digits = torch.randn(3, 3, task.input.size, task.input.size)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(model, digits)["digits"], applied(digits))
+    assert model.tasks["digits"].classes == task.classes
+    assert model.tasks["digits"].fingerprint == task.fingerprint
 
 
 # Wrong requests
