@@ -290,7 +290,7 @@ def test_all_tasks_follow_the_dtype(images: Tensor) -> None:
     assert mixed.dtype == torch.float64
 
 
-def test_ten_thousand_tasks_are_small() -> None:
+def test_a_task_without_an_adapter_is_a_short_vector() -> None:
     model = vit()
     for number in range(50):
         model.add_task(str(number), 2)
