@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from recast_exp.adapters.piggyback import Piggyback
     from recast_exp.config.schema import RecastConfig
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
+    from recast_exp.models.kept_task import TaskInfo
     from recast_exp.models.library import Task, apply_task, load_task, merge, save_task
-    from recast_exp.models.recast_model import RecastModel, TaskInfo
+    from recast_exp.models.recast_model import RecastModel
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
 else:  # not for type checkers, to which every misspelt name would be one of this package
 
@@ -102,8 +103,9 @@ _NAMES = {
     "adapters.piggyback": ("Piggyback",),
     "config.schema": ("RecastConfig",),
     "errors": ("MissingInputError", "RecastError", "UnfitError", "UnknownNameError", "UserError"),
+    "models.kept_task": ("TaskInfo",),
     "models.library": ("Task", "apply_task", "load_task", "merge", "save_task"),
-    "models.recast_model": ("RecastModel", "TaskInfo"),
+    "models.recast_model": ("RecastModel",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -85,4 +85,4 @@ def section(prefix: str) -> Iterator[None]:
     try:
         yield
     except RecastError as error:
-        raise type(error)(*(f"{prefix}{problem}" for problem in error.args)) from error
+        raise type(error)(*(f"{prefix}{problem}" for problem in error.args or (error,))) from error

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from recast_exp.display import figures
 from recast_exp.display.figures import Point
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    kept: list[Figure] = []
-    save = figures.save_figure
-
-    def keep(figure: Figure, path: Path) -> None:
-        kept.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(figures, "save_figure", keep)
-    return kept
 
 
 def test_a_method_has_one_look_in_all_panels(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -57,8 +43,10 @@ def test_a_method_has_one_look_in_all_panels(tmp_path: Path, drawn: list[Figure]
     assert legend["theirs"].get_marker() == theirs[0]
 
 
-def test_twenty_methods_differ(tmp_path: Path, drawn: list[Figure]) -> None:
-    points = [Point(str(number), 10 + number, 0.5, 0, recast=False) for number in range(20)]
+def test_many_methods_differ(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = [Point(str(number), 10 + number, 0.5, 0, recast=False) for number in range(100)]
     figures.accuracy_by_parameters({"one": points}, tmp_path / "accuracy.png")
     bars = drawn[0].axes[0].containers
-    assert len({(bar.lines[0].get_marker(), to_rgb(bar.lines[0].get_color())) for bar in bars}) == 20
+    assert (
+        len({(bar.lines[0].get_marker(), to_rgb(bar.lines[0].get_color())) for bar in bars}) == 80
+    )  # as many as there are looks

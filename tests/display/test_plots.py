@@ -13,16 +13,7 @@ from recast_exp.display import plots
 from recast_exp.display.plots import Compared
 
 
-def test_marks_follow_from_the_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Figure] = []
-    save = plots.save_figure
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(plots, "save_figure", keep)
-
+def test_marks_follow_from_the_methods(tmp_path: Path, drawn: list[Figure]) -> None:
     def method(label: str, model: str, adapter: str = "", parameters: int = 1000) -> Compared:
         return Compared(label, model, adapter, parameters, 32 * parameters, accuracy=0.5, spread=0.01)
 
@@ -34,7 +25,7 @@ def test_marks_follow_from_the_methods(tmp_path: Path, monkeypatch: pytest.Monke
         method("everything", "full"),
     ]
     plots.comparison(methods, tmp_path / "comparison.png")
-    (figure,) = figures
+    (figure,) = drawn
     for axes, unit in zip(figure.axes, (1, 4), strict=True):
         marks: dict[str, Any] = {container.get_label(): container.lines[0] for container in axes.containers}
         assert {label: mark.get_marker() for label, mark in marks.items()} == {

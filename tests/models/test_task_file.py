@@ -17,12 +17,11 @@ from torch import Tensor
 
 from recast_exp.adapters import NoAdapter
 from recast_exp.config.schema import Config
-from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import cache_folder
 from recast_exp.models import bank_cache as bank_store
 from recast_exp.models.adapted import assemble
-from recast_exp.models.backbones import Backbone, create_backbone
+from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_by_hash, bank_for
 from recast_exp.models.count import count
 from recast_exp.models.task_file import copy_into, read_task, write_task
@@ -83,8 +82,7 @@ def test_counts(overrides: list[str], coefficients: int, banks: int, templates: 
     whole = sum(parameter.numel() for parameter in network.parameters())
     found = None
     if cfg.model.method == "recast":
-        backbone = Backbone(network, name, "", InputSpec(224, (0.5,), (0.5,), 1.0, "bicubic"))
-        found = mimic(network, bank_store.groups_of(backbone, cfg.recast), num_sets=cfg.recast.num_coefficient_sets)
+        found = mimic(network, bank_store.groups_of(network, cfg.recast), num_sets=cfg.recast.num_coefficient_sets)
     counts = count(assemble(network, cfg.model, NoAdapter(), found, 67, cfg.seed), 1234)
     head = 67 * (network.num_features + 1)
     assert len(found.groups if found else ()) == banks

@@ -55,7 +55,8 @@ def accuracy_by_parameters(panels: Mapping[str, Sequence[Point]], path: Path) ->
     line, with its bar as a band.
     """
     named = {point.label: point for points in panels.values() for point in points}
-    looks = dict(zip((label for label, point in named.items() if point.parameters), _looks(), strict=False))
+    marked = [label for label, point in named.items() if point.parameters]
+    looks = dict(zip(marked, zip(itertools.cycle(DISTINCT), itertools.cycle(_MARKERS), strict=False), strict=False))
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(STYLE):
@@ -97,12 +98,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically, at 150 dpi."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
-
-
-def _looks() -> list[tuple[Any, str]]:
-    """Colours and markers that no two methods share, for as many as can be told apart."""
-    period = math.lcm(len(DISTINCT), len(_MARKERS))
-    return list(itertools.islice(zip(itertools.cycle(DISTINCT), itertools.cycle(_MARKERS), strict=False), period))
 
 
 def _key(point: Point, look: tuple[Any, str] | None) -> Line2D:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from recast_exp.config.schema import MimicryConfig, RecastConfig
 from recast_exp.errors import MissingInputError, RecastError, UserError, section
@@ -25,17 +26,16 @@ from recast_exp.recast.solvers import check_options, options_of
 log = logging.getLogger(__name__)
 
 
-def groups_of(backbone: Backbone, recast: RecastConfig) -> list[Group]:
-    """The groups of layers of a backbone that a configuration asks for."""
-    with section("recast."):
-        return find_groups(
-            backbone.network,
-            targets=recast.targets,
-            num_groups=recast.num_groups,
-            num_templates=recast.num_templates,
-            granularity=recast.granularity,
-            last_blocks=recast.last_blocks,
-        )
+def groups_of(network: nn.Module, recast: RecastConfig) -> list[Group]:
+    """The groups of layers of a network that a configuration asks for; as `find_groups`, whose arguments it holds."""
+    return find_groups(
+        network,
+        targets=recast.targets,
+        num_groups=recast.num_groups,
+        num_templates=recast.num_templates,
+        granularity=recast.granularity,
+        last_blocks=recast.last_blocks,
+    )
 
 
 def bank_for(
@@ -56,7 +56,8 @@ def bank_for(
     Raises:
         UserError: If a given bank belongs to other weights or other groups.
     """
-    groups = groups_of(backbone, recast)
+    with section("recast."):
+        groups = groups_of(backbone.network, recast)
     if given:
         path = Path(given).expanduser()
         with section("bank: "):

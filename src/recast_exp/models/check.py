@@ -12,10 +12,10 @@ from torch import nn
 from recast_exp.adapters import NoAdapter, check_adapter, from_config
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
 from recast_exp.errors import RecastError, section
+from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import backbone_name, blueprint
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
-from recast_exp.recast import find_groups
 from recast_exp.recast.solvers import check_options
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,7 @@ def check_model(
     check_adapter(functools.partial(blueprint, model), chosen)
     if model.method == "recast":
         with section("recast."):
-            find_groups(
-                network,
-                targets=recast.targets,
-                num_groups=recast.num_groups,
-                num_templates=recast.num_templates,
-                granularity=recast.granularity,
-                last_blocks=recast.last_blocks,
-            )
+            groups_of(network, recast)
 
 
 def check_classifier(model: ModelConfig) -> None:

@@ -132,6 +132,24 @@ def save_task(
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
+    write(path, adapted, settings, names, input_of(model, settings), frozen_fingerprint(adapted))
+    return path
+
+
+def write(
+    path: Path, adapted: AdaptedModel, settings: ModelConfig, classes: Sequence[str], spec: InputSpec, weights: str
+) -> None:
+    """Write the task file of a model, and its banks next to it as `HASH.safetensors`, unless that file exists.
+
+    Args:
+        path: The task file; an old one is replaced.
+        adapted: The model.
+        settings: Name and input size of the backbone.
+        classes: Names of the classes, in the order of the logits.
+        spec: The images that the model expects.
+        weights: The fingerprint of the weights that the task was trained on.
+    """
+    banks = adapted.banks
     record = task_file.make_record(
         adapted,
         {
@@ -143,15 +161,14 @@ def save_task(
             },
             "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
         },
-        backbone={"name": settings.backbone, "fingerprint": frozen_fingerprint(adapted)},
-        classes=names,
-        input=task_file.input_record(input_of(model, settings)),
+        backbone={"name": settings.backbone, "fingerprint": weights},
+        classes=list(classes),
+        input=task_file.input_record(spec),
         eval_batch_size=256,  # in which the command line would repeat a test
     )
     if banks is not None and not (bank_file := path.parent / f"{banks.hash}.safetensors").is_file():
         banks.save(bank_file)
     task_file.write_task(path, adapted.file_tensors(), record)
-    return path
 
 
 def load_task(path: str | Path) -> Task:

@@ -9,75 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import difflib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UnknownNameError, UserError
-from recast_exp.models import library, task_file
-from recast_exp.models.adapted import AdaptedModel, normalisations_with_statistics, running_statistics
+from recast_exp.models import library
+from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import create_backbone
+from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
+from recast_exp.models.kept_task import KeptTask, TaskInfo
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.trunk import Trunk
 from recast_exp.models.weights import fingerprint
-from recast_exp.recast import Banks, find_groups, mimic
+from recast_exp.recast import Banks, mimic
 from recast_exp.recast.mixed import per_image
-from recast_exp.runs.task_header import FROZEN
-from recast_exp.torch_state import seeded
 
 PER_TASK = 8  # images of one task from which a forward pass of its own costs less than products with every template
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What is known of a task of a `RecastModel`.
-
-    Attributes:
-        classes: Names of the classes, in the order of the logits.
-        adapter: Its adapter; `NoAdapter()` for none.
-        parameters: Number of its parameters without the head: coefficients and adapter.
-        head: Number of parameters of its head.
-        bytes: Size of all of them.
-        fingerprint: sha256 of the pretrained weights that they belong to.
-    """
-
-    classes: tuple[str, ...]
-    adapter: Adapter
-    parameters: int
-    head: int
-    bytes: int
-    fingerprint: str
-
-
-@dataclass(eq=False)
-class _Task:
-    """A task as it is kept.
-
-    Attributes:
-        coefficients: [M], those of all layers one after the other; None where the model of the task holds them.
-        network: The model of its own; None where it has none.
-        adapter_paths: Public name → parameter name of what the adapter trains, in that model.
-        buffers: Public name → buffer name of running statistics of its own.
-    """
-
-    classes: tuple[str, ...]
-    head: nn.Linear
-    adapter: Adapter = field(default_factory=NoAdapter)
-    coefficients: Tensor | None = None
-    network: nn.Module | None = None
-    adapter_paths: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, str] = field(default_factory=dict)
 
 
 class _Turn:
@@ -130,14 +87,11 @@ class RecastModel(nn.Module):
         self._turn = _Turn()
         self.network = network
         self.head: nn.Module = nn.Identity()
-        self.banks = banks
-        self.width = width
         self.backbone = backbone
         self.input = input
-        self._weights = weights
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, KeptTask] = {}
         self._active: str | None = None
-        self._trunk = Trunk(network, banks)
+        self._trunk = Trunk(network, banks, width, weights)
         self.eval()
 
     @classmethod
@@ -214,15 +168,7 @@ class RecastModel(nn.Module):
         seed: int,
     ) -> RecastModel:
         chosen = recast or RecastConfig()
-        groups = find_groups(
-            network,
-            targets=chosen.targets,
-            num_groups=chosen.num_groups,
-            num_templates=chosen.num_templates,
-            granularity=chosen.granularity,
-            last_blocks=chosen.last_blocks,
-        )
-        banks = mimic(network, groups, num_sets=chosen.num_coefficient_sets, seed=seed)
+        banks = mimic(network, groups_of(network, chosen), num_sets=chosen.num_coefficient_sets, seed=seed)
         return cls(network, banks, width=width, backbone=backbone, weights=weights, input=spec)
 
     # Tasks
@@ -230,7 +176,7 @@ class RecastModel(nn.Module):
     @property
     def tasks(self) -> Mapping[str, TaskInfo]:
         """Name → what is known of each task, in the order in which they were added."""
-        return {name: self._info(task) for name, task in self._tasks.items()}
+        return _Infos(self)
 
     @property
     def active(self) -> str | None:
@@ -259,14 +205,14 @@ class RecastModel(nn.Module):
             UserError: If there is a task of this name, or no class.
             UnfitError: If the adapter finds no layer to change. The model is unchanged then.
         """
-        if name in self._tasks:
-            raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
+        self._check_new(name)
         names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
         if not names:
             raise UserError("classes: expected at least one, got none")
         if batchnorm_statistics not in ("frozen", "update"):
             raise UserError(f"batchnorm_statistics: expected frozen or update, got {batchnorm_statistics!r}")
-        self._tasks[name] = self._make(names, adapter or NoAdapter(), batchnorm_statistics == "update", seed)
+        update = batchnorm_statistics == "update"
+        self._tasks[name] = KeptTask.new(self._trunk, names, adapter or NoAdapter(), update, seed)
 
     def set_task(self, name: str | None) -> None:
         """Make a task the active one; None is the pretrained backbone.
@@ -333,35 +279,14 @@ class RecastModel(nn.Module):
         """
         loaded = library.load_task(path)
         name = loaded.path.stem if name is None else name
-        if name in self._tasks:
-            raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
-        where = f"task: {loaded.path}"
-        if loaded.settings.method == "full":
-            raise UserError(f"{where} has trained the whole backbone, so it shares none with other tasks")
-        if loaded.bank is not None and loaded.bank != self.banks.hash:
-            raise UserError(
-                f"{where} has coefficients for the templates {loaded.bank[:16]}…, this model has "
-                f"{self.banks.hash[:16]}…; coefficients mean nothing without their own templates"
-            )
-        for key, tensor in loaded.tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UserError(f"{where} holds values in {key} that are not finite")
-        task = self._make(loaded.classes, loaded.adapter, loaded.settings.batchnorm_statistics == "update", 0)
-        # A task without a bank is an adapter or a head on the pretrained backbone
-        adapted = self._adapted(task, coefficients=loaded.bank is not None)
-        library.check_weights(loaded, self._fingerprint_for(loaded, task))
-        if task.network is None:
-            with self._turn.lock:  # the coefficients of such a task are checked and copied in the layers
-                self._keep()
-                try:
-                    self._trunk.show(self._trunk.start)
-                    task_file.copy_into(adapted, loaded.tensors)
-                    task.coefficients = self._trunk.take()
-                finally:
-                    self._show_active()
-        else:
-            task_file.copy_into(adapted, loaded.tensors)
-        self._tasks[name] = task
+        self._check_new(name)
+        with self._turn.lock:
+            self._keep()
+            try:
+                self._trunk.show(self._trunk.start)
+                self._tasks[name] = KeptTask.of_file(self._trunk, loaded)
+            finally:
+                self._show_active()
         return name
 
     def save_task(self, name: str, path: str | Path) -> Path:
@@ -383,28 +308,9 @@ class RecastModel(nn.Module):
         task, path = self._find(name), Path(path).expanduser()
         if self.input is None:
             raise UserError(f"model: expected a timm model, which a task file can name, got {self.backbone}")
+        settings = ModelConfig(backbone=self.backbone, img_size=self.input.size)
         with self.task(name):
-            adapted = self._adapted(task)
-            record = task_file.make_record(
-                adapted,
-                {
-                    "model": {
-                        "backbone": self.backbone,
-                        "img_size": self.input.size,
-                        "method": "recast",
-                        "batchnorm_statistics": "update" if task.buffers else "frozen",
-                    },
-                    "adapter": {"name": task.adapter.name, **dataclasses.asdict(task.adapter)},
-                },
-                backbone={"name": self.backbone, "fingerprint": self._weights},
-                classes=list(task.classes),
-                input=task_file.input_record(self.input),
-                eval_batch_size=256,
-            )
-            bank_file = path.parent / f"{self.banks.hash}.safetensors"
-            if not bank_file.is_file():
-                self.banks.save(bank_file)
-            task_file.write_task(path, adapted.file_tensors(), record)
+            library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights)
         return path
 
     def merge(self, name: str) -> nn.Module:
@@ -415,10 +321,10 @@ class RecastModel(nn.Module):
             UserError: If the backbone is not a timm model.
         """
         task = self._find(name)
-        if not hasattr(self._network_of(task), "reset_classifier"):
+        if not hasattr(task.network, "reset_classifier"):
             raise UserError(f"model: expected a timm model to merge a task into, got {self.backbone}")
         with self.task(name), torch.no_grad():
-            merged = library.merge(copy.deepcopy(self._network_of(task)))
+            merged = library.merge(copy.deepcopy(task.network))
             timm_model(merged).reset_classifier(len(task.classes))
             linear = classifier(merged)
             assert isinstance(linear, nn.Linear)
@@ -463,7 +369,7 @@ class RecastModel(nn.Module):
         together = [
             name
             for name, places in rows.items()
-            if self._tasks[name].network is None and (len(places) < PER_TASK and len(rows) > 1)
+            if self._tasks[name].own is None and (len(places) < PER_TASK and len(rows) > 1)
         ]
         features: dict[str, Tensor] = {}
         if together:
@@ -482,9 +388,7 @@ class RecastModel(nn.Module):
 
     def _products(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Features of images, each with the coefficients of its own task."""
-        active = self._tasks[self._active] if self._active is not None else None
-        if active is not None and active.network is None:
-            active.coefficients = self._trunk.take(active.coefficients)
+        self._keep()
         index = {name: number for number, name in enumerate(dict.fromkeys(names))}
         vectors: list[Tensor] = []
         for name in index:
@@ -510,7 +414,7 @@ class RecastModel(nn.Module):
         self._trunk.start = fn(self._trunk.start)
         modules = [self._trunk.network]
         for task in self._tasks.values():
-            modules += [task.head, *([task.network] if task.network is not None else [])]
+            modules += [task.head, *([task.own] if task.own is not None else [])]
             if task.coefficients is not None:
                 task.coefficients = fn(task.coefficients)
         for module in modules:
@@ -520,7 +424,11 @@ class RecastModel(nn.Module):
 
     # How tasks are kept
 
-    def _find(self, name: str) -> _Task:
+    def _check_new(self, name: str) -> None:
+        if name in self._tasks:
+            raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
+
+    def _find(self, name: str) -> KeptTask:
         if name not in self._tasks:
             near = difflib.get_close_matches(name, self._tasks, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -528,74 +436,10 @@ class RecastModel(nn.Module):
             raise UnknownNameError(f"task: expected one of {listed}, got {name!r}{hint}")
         return self._tasks[name]
 
-    def _info(self, task: _Task) -> TaskInfo:
-        network = self._network_of(task)
-        adapter = [network.get_parameter(path) for path in task.adapter_paths.values()]
-        own, head = [self._trunk.start, *adapter], list(task.head.parameters())
-        return TaskInfo(
-            classes=task.classes,
-            adapter=task.adapter,
-            parameters=sum(tensor.numel() for tensor in own),
-            head=sum(tensor.numel() for tensor in head),
-            bytes=sum(tensor.numel() * tensor.element_size() for tensor in (*own, *head)),
-            fingerprint=self._weights,
-        )
-
-    def _network_of(self, task: _Task) -> nn.Module:
-        return self._trunk.network if task.network is None else task.network
-
-    def _make(self, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> _Task:
-        reference = next(self._trunk.network.parameters())
-        with seeded(seed):
-            head = nn.Linear(self.width, len(classes)).to(reference.device, reference.dtype)
-        task = _Task(classes, head, adapter)
-        if isinstance(adapter, NoAdapter) and not update:
-            task.coefficients = self._trunk.start.clone()
-            return task
-        with self._turn.lock, self.disable():
-            task.network = self._trunk.copy(own_statistics=update)
-        task.adapter_paths = inject_adapter(task.network, adapter, seed=seed)
-        self._trunk.separate(task.network, list(task.adapter_paths.values()))
-        task.buffers = running_statistics(task.network) if update else {}
-        for parameter in self._trunk.coefficients_of(task.network):
-            parameter.requires_grad_(True)
-        return task
-
-    def _adapted(self, task: _Task, coefficients: bool = True) -> AdaptedModel:
-        """A task as `task_file` takes it. If it has no model of its own, its coefficients are those in the layers."""
-        network = self._network_of(task)
-        whole = nn.ModuleDict({"network": network, "head": task.head})
-        path_of = {id(parameter): path for path, parameter in whole.named_parameters()}
-        layers = zip(self._trunk.layers, self._trunk.coefficients_of(network), strict=True) if coefficients else ()
-        prefix = str(getattr(network, "pretrained_cfg", {}).get("classifier") or "head")
-        trainable = {
-            "head": {f"{prefix}.{name}": f"head.{name}" for name, _ in task.head.named_parameters()},
-            "coefficients": {layer: path_of[id(parameter)] for layer, parameter in layers},
-            "adapter": {public: f"network.{path}" for public, path in task.adapter_paths.items()},
-        }
-        buffers = {public: f"network.{path}" for public, path in task.buffers.items()}
-        banks = self.banks if coefficients else None
-        return AdaptedModel(whole, trainable, buffers, banks, task.adapter, self._weights)
-
-    def _fingerprint_for(self, loaded: library.Task, task: _Task) -> str:
-        """The fingerprint of this backbone, taken as that of a task file was."""
-        if not loaded.fingerprint.startswith(FROZEN):
-            return self._weights
-        if loaded.bank is None:
-            return f"{FROZEN}{self._weights}"
-        network = self._network_of(task)
-        paths = {id(parameter): path for path, parameter in network.named_parameters()}
-        coefficients = self._trunk.coefficients_of(network)
-        trained = {
-            "coefficients": {str(place): paths[id(parameter)] for place, parameter in enumerate(coefficients)},
-            "adapter": task.adapter_paths,
-        }
-        return library.frozen_fingerprint(AdaptedModel(network, trained, task.buffers))
-
     def _keep(self) -> None:
         """Take the coefficients of the active task out of the layers, where training has changed them."""
         active = self._tasks[self._active] if self._active is not None else None
-        if active is not None and active.network is None:
+        if active is not None and active.own is None:
             active.coefficients = self._trunk.take(active.coefficients)
 
     def _show_active(self) -> None:
@@ -604,17 +448,36 @@ class RecastModel(nn.Module):
         vector = None if active is None else active.coefficients
         self._trunk.show(self._trunk.start if vector is None else vector)
 
-    def _activate(self, name: str | None, task: _Task | None) -> None:
+    def _activate(self, name: str | None, task: KeptTask | None) -> None:
         training = self.training
-        self.network = self._trunk.network if task is None else self._network_of(task)
+        self.network = self._trunk.network if task is None else task.network
         self.head = nn.Identity() if task is None else task.head
         self._active = name
         self._show_active()
         for parameter in self._trunk.live:
             parameter.grad = None
-            parameter.requires_grad_(task is not None and task.network is None)
+            parameter.requires_grad_(task is not None and task.own is None)
         if self.network.training != training or self.head.training != training or training:
             self.train(training)
+
+
+class _Infos(Mapping[str, TaskInfo]):
+    """What is known of each task, found out when it is asked for."""
+
+    def __init__(self, model: RecastModel) -> None:
+        self._model = model
+
+    def __getitem__(self, name: str) -> TaskInfo:
+        return self._model._find(name).info
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model._tasks)
+
+    def __len__(self) -> int:
+        return len(self._model._tasks)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def _width(network: nn.Module) -> int:

@@ -19,12 +19,16 @@ class Trunk:
     Attributes:
         network: The backbone: images [N, 3, H, W] → features [N, D].
         banks: Its templates and mimicked coefficients.
+        width: The number D of features.
+        weights: Fingerprint of the pretrained weights.
         start: [M], the mimicked coefficients of all layers, one after the other.
     """
 
-    def __init__(self, network: nn.Module, banks: Banks) -> None:
+    def __init__(self, network: nn.Module, banks: Banks, width: int, weights: str) -> None:
         self.network = network
         self.banks = banks
+        self.width = width
+        self.weights = weights
         self._paths = inject(network, banks)
         network.requires_grad_(False)
         self.layers = list(self._paths)
@@ -46,10 +50,9 @@ class Trunk:
         parts = zip(self.layers, torch.split(vectors, self._sizes, 1), strict=True)
         return {layer: part.reshape(-1, *self.banks.coefficients[layer].shape) for layer, part in parts}
 
-    @torch.no_grad()
     def show(self, vector: Tensor) -> None:
         """Put a vector [M] of coefficients into the layers."""
-        torch._foreach_copy_([tensor.data.view(-1) for tensor in self.live], list(torch.split(vector, self._sizes)))
+        self._fill(self.live, vector)
 
     @torch.no_grad()
     def take(self, into: Tensor | None = None) -> Tensor:
@@ -58,8 +61,12 @@ class Trunk:
         torch._foreach_copy_(list(torch.split(vector, self._sizes)), [tensor.data.view(-1) for tensor in self.live])
         return vector
 
+    @torch.no_grad()
+    def _fill(self, coefficients: list[nn.Parameter], vector: Tensor) -> None:
+        torch._foreach_copy_([tensor.data.view(-1) for tensor in coefficients], list(torch.split(vector, self._sizes)))
+
     def copy(self, *, own_statistics: bool) -> nn.Module:
-        """The network once more, with coefficients of its own. All other tensors are the same ones.
+        """The network once more, with the mimicked coefficients, of its own. All other tensors are the same ones.
 
         Args:
             own_statistics: Whether the running statistics of BatchNorm are copied as well.
@@ -70,7 +77,9 @@ class Trunk:
             own |= {id(buffer) for _, module in layers for buffer in module.buffers()}
         tensors = (*self.network.parameters(), *self.network.buffers())
         memo: dict[int, object] = {id(tensor): tensor for tensor in tensors if id(tensor) not in own}
-        return copy.deepcopy(self.network, memo)
+        copied = copy.deepcopy(self.network, memo)
+        self._fill(self.coefficients_of(copied), self.start)
+        return copied
 
     def separate(self, network: nn.Module, paths: list[str]) -> None:
         """Give a copy of the network parameters of its own, where they are those of the backbone.

@@ -1,0 +1,166 @@
+"""A task on a trunk: how it is kept in memory, and how it goes to a task file and comes from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
+from recast_exp.errors import UserError
+from recast_exp.models import library, task_file
+from recast_exp.models.adapted import AdaptedModel, running_statistics
+from recast_exp.models.trunk import Trunk
+from recast_exp.runs.task_header import FROZEN
+from recast_exp.torch_state import seeded
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known of a task of a `RecastModel`.
+
+    Attributes:
+        classes: Names of the classes, in the order of the logits.
+        adapter: Its adapter; `NoAdapter()` for none.
+        parameters: Number of its parameters without the head: coefficients and adapter.
+        head: Number of parameters of its head.
+        bytes: Size of all of them.
+        fingerprint: sha256 of the pretrained weights that they belong to.
+    """
+
+    classes: tuple[str, ...]
+    adapter: Adapter
+    parameters: int
+    head: int
+    bytes: int
+    fingerprint: str
+
+
+@dataclass(eq=False)
+class KeptTask:
+    """A task as it is kept.
+
+    Attributes:
+        trunk: The backbone that it shares with others.
+        coefficients: [M], those of all layers one after the other; None where the task has a network of its own.
+        own: That network, whose frozen tensors are the trunk's.
+        adapter_paths: Public name → parameter name of what the adapter trains, in that network.
+        buffers: Public name → buffer name of running statistics of its own.
+    """
+
+    trunk: Trunk
+    classes: tuple[str, ...]
+    head: nn.Linear
+    adapter: Adapter = field(default_factory=NoAdapter)
+    coefficients: Tensor | None = None
+    own: nn.Module | None = None
+    adapter_paths: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, trunk: Trunk, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> KeptTask:
+        """A task that computes as the pretrained backbone does, with a random head.
+
+        Args:
+            trunk: The backbone.
+            classes: Names of the classes.
+            adapter: The adapter; `NoAdapter()` for none.
+            update: Whether the task has running statistics of its own.
+            seed: Seed of the first weights of head and adapter.
+
+        Raises:
+            UnfitError: If the adapter finds no layer to change.
+        """
+        reference = next(trunk.network.parameters())
+        with seeded(seed):
+            head = nn.Linear(trunk.width, len(classes)).to(reference.device, reference.dtype)
+        if isinstance(adapter, NoAdapter) and not update:
+            return cls(trunk, classes, head, adapter, coefficients=trunk.start.clone())
+        own = trunk.copy(own_statistics=update)
+        paths = inject_adapter(own, adapter, seed=seed)
+        trunk.separate(own, list(paths.values()))
+        for parameter in trunk.coefficients_of(own):
+            parameter.requires_grad_(True)
+        buffers = running_statistics(own) if update else {}
+        return cls(trunk, classes, head, adapter, own=own, adapter_paths=paths, buffers=buffers)
+
+    @classmethod
+    def of_file(cls, trunk: Trunk, loaded: library.Task) -> KeptTask:
+        """The task of a task file.
+
+        Its coefficients, if the trunk's layers are to hold them, pass through these layers, which then hold others than
+        before.
+
+        Raises:
+            UserError: If it holds values that are not finite, or belongs to other weights, other templates or another
+                kind of model. The layers are unchanged then.
+        """
+        where = f"task: {loaded.path}"
+        if loaded.settings.method == "full":
+            raise UserError(f"{where} has trained the whole backbone, so it shares none with other tasks")
+        if loaded.bank is not None and loaded.bank != trunk.banks.hash:
+            raise UserError(
+                f"{where} has coefficients for the templates {loaded.bank[:16]}…, this model has "
+                f"{trunk.banks.hash[:16]}…; coefficients mean nothing without their own templates"
+            )
+        for key, tensor in loaded.tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(f"{where} holds values in {key} that are not finite")
+        task = cls.new(trunk, loaded.classes, loaded.adapter, loaded.settings.batchnorm_statistics == "update", seed=0)
+        library.check_weights(loaded, task._fingerprint_as(loaded))
+        # A task without a bank is an adapter or a head on the pretrained backbone
+        task_file.copy_into(task.adapted(coefficients=loaded.bank is not None), loaded.tensors)
+        if task.own is None and loaded.bank is not None:
+            task.coefficients = trunk.take()
+        return task
+
+    @property
+    def network(self) -> nn.Module:
+        """What gives its features: its own network, or the trunk's with its coefficients in the layers."""
+        return self.trunk.network if self.own is None else self.own
+
+    @property
+    def info(self) -> TaskInfo:
+        """What is known of it."""
+        adapter = [self.network.get_parameter(path) for path in self.adapter_paths.values()]
+        own, head = [self.trunk.start, *adapter], list(self.head.parameters())
+        return TaskInfo(
+            classes=self.classes,
+            adapter=self.adapter,
+            parameters=sum(tensor.numel() for tensor in own),
+            head=sum(tensor.numel() for tensor in head),
+            bytes=sum(tensor.numel() * tensor.element_size() for tensor in (*own, *head)),
+            fingerprint=self.trunk.weights,
+        )
+
+    def adapted(self, coefficients: bool = True) -> AdaptedModel:
+        """The task as `task_file` takes it. Without a network of its own, its coefficients are those in the layers.
+
+        Args:
+            coefficients: Whether they belong to the task.
+        """
+        whole = nn.ModuleDict({"network": self.network, "head": self.head})
+        path_of = {id(parameter): path for path, parameter in whole.named_parameters()}
+        found = zip(self.trunk.layers, self.trunk.coefficients_of(self.network), strict=True) if coefficients else ()
+        prefix = str(getattr(self.network, "pretrained_cfg", {}).get("classifier") or "head")
+        trainable = {
+            "head": {f"{prefix}.{name}": f"head.{name}" for name, _ in self.head.named_parameters()},
+            "coefficients": {layer: path_of[id(parameter)] for layer, parameter in found},
+            "adapter": {public: f"network.{path}" for public, path in self.adapter_paths.items()},
+        }
+        buffers = {public: f"network.{path}" for public, path in self.buffers.items()}
+        banks = self.trunk.banks if coefficients else None
+        return AdaptedModel(whole, trainable, buffers, banks, self.adapter, self.trunk.weights)
+
+    def _fingerprint_as(self, loaded: library.Task) -> str:
+        """The fingerprint of the trunk, taken as that of a task file was."""
+        if not loaded.fingerprint.startswith(FROZEN):
+            return self.trunk.weights
+        if loaded.bank is None:
+            return f"{FROZEN}{self.trunk.weights}"
+        paths = {id(parameter): path for path, parameter in self.network.named_parameters()}
+        found = zip(self.trunk.layers, self.trunk.coefficients_of(self.network), strict=True)
+        coefficients = {layer: paths[id(parameter)] for layer, parameter in found}
+        trained = {"coefficients": coefficients, "adapter": self.adapter_paths}
+        return library.frozen_fingerprint(AdaptedModel(self.network, trained, self.buffers))
