@@ -21,8 +21,9 @@ from recast_exp.adapters import NORMS, Adapter, check_adapter, fitting, inject_a
 from recast_exp.errors import UnfitError
 from recast_exp.models.adapted import CHANGE
 from recast_exp.models.count import count
-from recast_exp.models.task_file import copy_into, read_task, write_task
+from recast_exp.models.task_file import copy_into
 from recast_exp.recast import merge
+from support import task_files
 from support.adapted import BASES, NETWORKS, Make, create, create_without_weights, images, logits, train
 from support.helpers import assert_one_line
 
@@ -123,11 +124,11 @@ def test_what_is_declared_trains_and_nothing_else(make: Make, name: str, kind: s
 def test_a_task_file_brings_the_same_logits(make: Make, tmp_path: Path, name: str, kind: str, base: str) -> None:
     adapted = make(name, kind, base)
     train(adapted)
-    write_task(tmp_path / "task.safetensors", adapted.file_tensors(), {"format": 1, "config": {}})
+    task_files.write(tmp_path / "task.safetensors", adapted)
     other = make(name, kind, base)
     start = {key: tensor.clone() for key, tensor in other.task_tensors().items()}
     untrained = logits(other.network)
-    copy_into(other, read_task(tmp_path / "task.safetensors")[0])
+    task_files.read_into(other, tmp_path / "task.safetensors")
     assert torch.equal(logits(other.network), logits(adapted.network))
     copy_into(other, start)  # and back, as a checkpoint would
     assert torch.equal(logits(other.network), untrained)

@@ -11,8 +11,8 @@ import torch
 from recast_exp import adapters
 from recast_exp.errors import UserError
 from recast_exp.models.adapted import AdaptedModel
-from recast_exp.models.task_file import copy_into, read_task, write_task
 from recast_exp.recast import merge
+from support import task_files
 from support.adapted import BASES, Make, create, logits, train
 from support.helpers import assert_one_line
 
@@ -40,9 +40,9 @@ def test_methods_of_peft(make: Make, tmp_path: Path, method: str, arguments: dic
         assert all(parameter.grad is not None for _, parameter in adapted.parameters(kind))
     for key, tensor in adapted.network.state_dict().items():
         assert tensor.data_ptr() in task or torch.equal(tensor, frozen[key]), key
-    write_task(tmp_path / "task.safetensors", adapted.file_tensors(), {"format": 1, "config": {}})
+    task_files.write(tmp_path / "task.safetensors", adapted)
     other = build()
-    copy_into(other, read_task(tmp_path / "task.safetensors")[0])
+    task_files.read_into(other, tmp_path / "task.safetensors")
     expected = logits(adapted.network)
     assert torch.equal(logits(other.network), expected)
     merged = adapters.merge(merge(adapted.network))

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from recast_exp.adapters.melo import MeLo
 from recast_exp.adapters.piggyback import Mask, Piggyback
 from recast_exp.models.count import count
-from recast_exp.models.task_file import write_task
+from support import task_files
 from support.adapted import Make, images
 
 
@@ -58,7 +58,7 @@ def test_piggyback_masks_what_the_coefficients_make(make: Make) -> None:
 
 def test_masks_take_a_bit_in_the_file(make: Make, tmp_path: Path) -> None:
     adapted = make("piggyback", "cnn", "frozen")
-    write_task(tmp_path / "task.safetensors", adapted.file_tensors(), {"format": 1, "config": {}})
+    task_files.write(tmp_path / "task.safetensors", adapted)
     bits = count(adapted, 0)["task_bits"]
     size = (tmp_path / "task.safetensors").stat().st_size
     assert bits / 8 <= size <= bits / 8 + 12_000  # names, record and head

@@ -22,9 +22,9 @@ from recast_exp.files import cache_folder
 from recast_exp.models import bank_cache as bank_store
 from recast_exp.models.adapted import assemble
 from recast_exp.models.backbones import create_backbone
-from recast_exp.models.bank_cache import bank_by_hash, bank_for
+from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.count import count
-from recast_exp.models.task_file import copy_into, read_task, write_task
+from recast_exp.models.task_file import copy_into, for_banks, read_task, write_task
 from recast_exp.recast import Banks, find_groups, mimic
 
 Build = Callable[..., Any]
@@ -139,9 +139,9 @@ def task(build: Build, tmp_path: Path) -> tuple[Any, Path]:
     generator = torch.Generator().manual_seed(1)
     for tensor in run.adapted.task_tensors().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    run.adapted.task_tensors()["head/fc.bias"][:3] = torch.tensor([-0.0, 1e-42, float("inf")])
+    run.adapted.task_tensors()["head/fc.bias"][:3] = torch.tensor([-0.0, 1e-42, 3e38])
     path = tmp_path / "ä task=1.safetensors"
-    write_task(path, run.adapted.task_tensors(), run.experiment.record(run.adapted))
+    write_task(path, run.adapted, run.experiment.record(run.adapted, {"test/accuracy": 0.5}))
     return run, path
 
 
@@ -150,11 +150,11 @@ def test_a_task_file_is_read_back_to_the_bit(task: tuple[Any, Path], build: Buil
     tensors, record = read_task(path)
     other = build("model=resnet", "model.batchnorm_statistics=update")
     assert not equal(other.adapted.task_tensors(), tensors)
-    copy_into(other.adapted, tensors)
+    copy_into(other.adapted, for_banks(tensors, record, run.adapted.banks))
     for name, tensor in run.adapted.task_tensors().items():
         assert torch.equal(other.adapted.task_tensors()[name].view(torch.int32), tensor.view(torch.int32)), name
-    assert {name.partition("/")[0] for name in tensors} == {"coefficients", "head", "buffers"}
-    assert record == json.loads(json.dumps(run.experiment.record(run.adapted)))
+    assert {name.partition("/")[0] for name in tensors} == {"coefficients", "relative", "head", "buffers"}
+    assert record == json.loads(json.dumps(run.experiment.record(run.adapted, {"test/accuracy": 0.5})))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -169,8 +169,9 @@ def test_the_record_says_all_that_a_task_needs(task: tuple[Any, Path]) -> None:
     assert record["input"]["mean"] == [0.5, 0.5, 0.5]
     config = record["config"]
     assert config["model"]["name"] == "resnet"
-    assert config["adapter"] == {"name": "none"}
+    assert "adapter" not in config  # none, as by default
     assert config["dataset"]["name"] == "digits"
+    assert record["metrics"] == {"test/accuracy": 0.5}
     assert "weights" not in config["model"]  # a path on this machine
 
 
@@ -237,7 +238,7 @@ def no_json(path: Path) -> None:
 
 def newer(path: Path) -> None:
     with safe_open(path, "pt") as file:
-        metadata = {name: json.dumps(json.loads(text) | {"format": 2}) for name, text in file.metadata().items()}
+        metadata = {name: json.dumps(json.loads(text) | {"format": 3}) for name, text in file.metadata().items()}
     save_file(load_file(path), path, metadata)
 
 
@@ -409,26 +410,10 @@ def test_a_given_bank_is_used_if_it_belongs_to_the_backbone(bank: Bank, solved: 
     assert_one_line(error, "bank", given, "other groups")
 
 
-def test_a_bank_is_found_by_its_hash_and_never_made(bank: Bank, solved: list[int], tmp_path: Path) -> None:
-    banks, path = bank()
-    solved.clear()
-    assert bank_by_hash(banks.hash, tmp_path).hash == banks.hash
-    with pytest.raises(MissingInputError) as error:
-        bank_by_hash("0" * 64, tmp_path)
-    assert_one_line(error, "bank", "0" * 16, tmp_path, "bank=FILE")
-    assert bank_by_hash(banks.hash, tmp_path / "elsewhere", str(path)).hash == banks.hash
-    with pytest.raises(UserError) as error:
-        bank_by_hash("0" * 64, tmp_path, str(path))
-    assert_one_line(error, "bank", path, "0" * 16, banks.hash[:16])
-    cut(path)
-    with pytest.raises(UserError) as error:
-        bank_by_hash(banks.hash, tmp_path)
-    assert_one_line(error, "bank", path)
-    assert solved == []
-
-
-def test_a_failed_write_leaves_the_old_file(banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bank.safetensors"
+def test_a_failed_write_leaves_the_old_file(
+    banks: Banks, task: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "bank.safetensors"
     banks.save(path)
     content = path.read_bytes()
 
@@ -438,15 +423,15 @@ def test_a_failed_write_leaves_the_old_file(banks: Banks, tmp_path: Path, monkey
 
     monkeypatch.setattr("recast_exp.recast.bank.save_file", full)
     monkeypatch.setattr("recast_exp.models.task_file.save_file", full)
-    for write in (banks.save, lambda path: write_task(path, {}, {})):
+    for write in (banks.save, lambda path: write_task(path, task[0].adapted, {})):
         with pytest.raises(OSError, match="No space"):
             write(path)
         assert path.read_bytes() == content
-        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_reader_of_the_old_file_is_not_disturbed_by_a_write(banks: Banks, tmp_path: Path) -> None:
-    path = tmp_path / "bank.safetensors"
+    path = tmp_path / "new" / "bank.safetensors"
     banks.save(path)
     content = path.read_bytes()
     with path.open("rb") as reader:

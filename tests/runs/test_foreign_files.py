@@ -14,13 +14,14 @@ from recast_exp.models.task_file import read_task
 from recast_exp.runs.adopt import recorded, resumed_overrides
 from recast_exp.runs.task_header import read_record
 from support.program import runner
+from support.task_files import FACTS
 
 CONFIG = {"seed": 42, "model": {"name": "vit_att", "method": "recast"}, "dataset": {"name": "digits"}}
 
 
 def task_file(path: Path, config: dict[str, Any], **record: Any) -> Path:
     """A safetensors file without tensors, whose record holds a configuration."""
-    text = json.dumps({"format": 1, "config": config, "bank": None, **record})
+    text = json.dumps({"format": 1, "config": config, "bank": None, **FACTS, **record})
     header = json.dumps({"__metadata__": {"recast_exp": text}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     return path

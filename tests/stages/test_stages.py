@@ -21,16 +21,19 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recast_exp.config.schema import Config, with_values
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.config.schema import Config, DatasetConfig, with_values
+from recast_exp.data import load_dataset
+from recast_exp.errors import UserError
 from recast_exp.experiment import features
 from recast_exp.files import cache_folder
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.recast import Banks
+from recast_exp.runs.task_header import read_record
 from recast_exp.training import loop
 from recast_exp.training.recipe import Recipe
 from support.running import run_stage
+from support.task_files import coefficients
 
 Compose = Callable[..., Config]
 Stage = Callable[..., tuple[dict[str, Any], Path]]
@@ -162,9 +165,9 @@ def test_reported_numbers_are_those_of_the_task_file(adapted: Any) -> None:
     with safe_open(folder / "task.safetensors", "pt") as file:
         record = json.loads(file.metadata()["recast_exp"])
     bank = Banks.load(cache_folder(None) / "banks" / f"{record['bank']}.safetensors", record["bank"])
-    tensors = load_file(folder / "task.safetensors")
+    found = coefficients(folder / "task.safetensors", bank)
     for layer, start in bank.coefficients.items():
-        moved = (tensors[f"coefficients/{layer}"] - start).abs()
+        moved = (found[layer] - start).abs()
         assert 0 < moved.max() < 10
 
 
@@ -194,12 +197,13 @@ def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
         patch.setattr("recast_exp.experiment.adaptation.test", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             run_stage(tiny(*options), tmp_path)
-    task = (tmp_path / "task.safetensors").read_bytes()
-    assert task == (folder / "task.safetensors").read_bytes()
+    kept, trained = load_file(tmp_path / "task.safetensors"), load_file(folder / "task.safetensors")
+    assert kept.keys() == trained.keys() and all(torch.equal(kept[name], trained[name]) for name in kept)
+    assert "test/accuracy" not in read_record(tmp_path / "task.safetensors")["metrics"]
     assert not (tmp_path / "metrics.json").exists()
     continued = run_stage(tiny(*options, f"resume={tmp_path}"), tmp_path)
     assert continued["test/loss"] == whole["test/loss"]
-    assert (tmp_path / "task.safetensors").read_bytes() == task
+    assert (tmp_path / "task.safetensors").read_bytes() == (folder / "task.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("rate", "idle"), [("1e-4", True), ("1e-2", False)])
@@ -306,18 +310,51 @@ def test_evaluate_refuses_other_classes(adapted: Any, tiny: Compose, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_refuses_another_bank_and_makes_none(
+def test_evaluate_takes_other_images_of_the_same_classes(
+    adapted: Any, tiny: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digits' own test images as files, of two of the classes: each class is found by its name."""
+    _, folder = adapted("att")
+    images = load_dataset(DatasetConfig(name="digits", part="target"), "nowhere")
+    test = images.splits["test"]
+    for split in ("train", "test"):
+        for number, (image, label) in enumerate(zip(test.images, test.labels, strict=True)):
+            if (name := images.classes[label]) in ("6", "9"):
+                path = tmp_path / "images" / split / name / f"{split}{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+    typed = (KINDS["att"][0], "dataset=folder", f"dataset.path={tmp_path / 'images'}", *task_of(folder))
+    every = {"trainer.limit_batches": None}
+    metrics = run_stage(with_values(tiny(KINDS["att"][0], *task_of(folder)), every), tmp_path / "own")
+    assert not caplog.messages
+    settings = with_values(tiny("model.backbone=digits_vit", *typed), every)
+    found = run_stage(settings, tmp_path / "other")
+    assert "these are not the images that" in caplog.text
+    per_class = {name: value for name, value in found.items() if name.startswith("test/accuracy_per_class/")}
+    assert per_class == {name: metrics[name] for name in (f"test/accuracy_per_class/{digit}" for digit in "69")}
+    assert found["test/accuracy_macro"] == pytest.approx(sum(per_class.values()) / 2)
+
+
+def test_images_are_given_the_labels_of_a_task_by_name() -> None:
+    images = load_dataset(DatasetConfig(name="digits", part="target"), "nowhere")
+    other = images.relabelled(("9", "x", "8", "7", "6", "5"))
+    assert len(other.classes) == 6
+    for split in ("train", "val", "test"):
+        before = [images.classes[label] for label in images.splits[split].labels]
+        assert [other.classes[label] for label in other.splits[split].labels] == before
+
+
+def test_evaluate_refuses_another_bank_and_makes_its_own_again(
     adapted: Any, stage: Stage, tiny: Compose, tmp_path: Path
 ) -> None:
-    _, folder = adapted("att")
+    metrics, folder = adapted("att")
     cfg = tiny("model=vit_att", "mimicry.seed=1", f"cache_dir={tmp_path / 'other'}")
     banks, path = bank_for(create_backbone(cfg.model), cfg.recast, cfg.mimicry, tmp_path / "other")
     with pytest.raises(UserError) as error:
         stage("model=vit_att", *task_of(folder), f"bank={path}")
     assert_one_line(error, "bank", path, banks.hash[:16])
-    with pytest.raises(MissingInputError) as error:
-        stage("model=vit_att", *task_of(folder), f"cache_dir={tmp_path / 'other'}")
-    assert_one_line(error, "bank", tmp_path, "bank=")
+    again, _ = stage("model=vit_att", *task_of(folder), f"cache_dir={tmp_path / 'other'}")
+    assert again["test/loss"] == metrics["test/loss"]
     assert [file.name for file in (tmp_path / "other" / "banks").glob("*.safetensors")] == [path.name]
 
 

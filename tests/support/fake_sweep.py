@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from support.task_files import FACTS
+
 SEEDS = (42, 1998, 3142592)
 DATASETS = {"flowers": 102, "aircraft": 100, "scenes": 67, "cub": 200, "cifar10": 10, "cifar100": 100}
 # label → method of the model, name of the adapter, coefficients, task numbers, gain over the probe
@@ -110,10 +112,12 @@ def write_job(
     rows = [f"{at + 1},{2 - 1.5 * p},{accuracy * p},{2.1 - 1.4 * p}" for at, p in enumerate(progress)]
     (folder / "metrics.csv").write_text("\n".join(["epoch,train/loss,val/accuracy,val/loss", *rows]) + "\n")
     if coefficients:
-        start = np.random.default_rng(0).standard_normal((12, 2, 1, 2))
-        values = start + 0.1 * draw.standard_normal(start.shape)
-        tensors = {f"coefficients/blocks.{at}.attn.qkv": values[at].astype(np.float32) for at in range(12)}
-        record = {"format": 1, "config": {}, "bank": "1" * 64}
+        shares = np.tile(np.eye(2), (6, 1, 1)) + 0.1 * draw.standard_normal((6, 2, 2))
+        layers = [f"blocks.{at}.attn.qkv" for at in range(12)]
+        groups = [[f"blocks.attn.qkv.{at}", 2, 1, *layers[2 * at : 2 * at + 2]] for at in range(6)]
+        tensors = {"relative": shares.ravel().astype(np.float32)}
+        record = {"format": 2, "config": {}, "bank": "1" * 64, "templates": {"groups": groups, "solver": None}}
+        record |= {"version": "0.1.0", **FACTS}
         save_file(tensors, folder / "task.safetensors", {"recast_exp": json.dumps(record)})
     return folder
 

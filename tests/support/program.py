@@ -49,7 +49,8 @@ def run(self, job):
     metrics = {"val/accuracy": 0.5, "test/accuracy": settings.seed / 1000}
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
     (run_dir / "parameters.json").write_text(json.dumps({"task_specific": 48}))
-    record = json.dumps({"format": 1, "config": {"seed": settings.seed}})
+    facts = {"backbone": {"name": "", "fingerprint": ""}, "classes": ["a"], "input": {}, "eval_batch_size": 1}
+    record = json.dumps({"format": 2, "config": {"seed": settings.seed}, "bank": None, **facts})
     header = json.dumps({"__metadata__": {"recast_exp": record}}).encode()
     (run_dir / "task.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     return metrics

@@ -23,7 +23,6 @@ import pytest
 import wandb
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
@@ -44,6 +43,7 @@ from recast_exp.training.history import as_csv
 from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
 from support.running import run_stage
+from support.task_files import coefficients
 
 Compose = Callable[..., Config]
 REGRESSION = Path(__file__).parents[1] / "regression" / "files"
@@ -249,12 +249,9 @@ def test_coefficients_over_time(job: tuple[Path, list[str]], tiny: Compose) -> N
     folder = job[0]
     settings = tiny(*OPTIONS, "select=last")
     banks, _ = bank_for(create_backbone(settings.model), settings.recast, settings.mimicry, cache_folder(None))
-    tensors = load_file(folder / "task.safetensors")
+    found = coefficients(folder / "task.safetensors", banks)
     row = columns(folder)[1][int(read(folder / "metrics.json")["epoch"]) - 1]
-    moved = {
-        layer: (tensors[f"coefficients/{layer}"] - start).abs().mean().item()
-        for layer, start in banks.coefficients.items()
-    }
+    moved = {layer: (found[layer] - start).abs().mean().item() for layer, start in banks.coefficients.items()}
     assert math.isclose(float(row["coefficients/change"]), sum(moved.values()) / len(moved), rel_tol=1e-5)
     assert len(banks.groups) == 6
     for group in banks.groups:

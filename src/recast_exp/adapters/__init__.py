@@ -15,11 +15,12 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recast_exp import errors
 from recast_exp.adapters._base import (
@@ -46,17 +47,20 @@ __all__ = [
     "check_adapter",
     "detach",
     "fitting",
+    "fixed_of",
     "from_config",
     "inject_adapter",
     "injected",
     "load",
     "merge",
+    "named_tensors",
     "names",
     "own_parameters",
     "parametrize_weight",
 ]
 
 _INJECTED = "_recast_exp_adapters"  # the attribute of a network that remembers its adapters; not in the state dict
+_OTHER_SEED = 2**31 - 1  # to find out what of an adapter is random; no seed that anyone would choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +71,13 @@ class Injected:
         adapter: The adapter with its options.
         trained: Public name → parameter name, as `inject_adapter` returned it.
         adds_parameters: Whether some of these are not the network's own.
+        fixed: Names of the tensors that it has brought, that do not train and that a task file has to hold.
     """
 
     adapter: Adapter
     trained: dict[str, str]
     adds_parameters: bool
+    fixed: tuple[str, ...] = ()
 
     @property
     def stays(self) -> bool:
@@ -162,6 +168,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     if seed is not None and not 0 <= seed < 2**32:
         raise UserError(f"seed: expected an integer from 0 to 2³² - 1, got {seed}")
     before = dict(network.named_parameters())
+    known = {id(tensor) for _, tensor in named_tensors(network)}
+    plain = copy.deepcopy(network) if adapter.keeps_fixed else None
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
     with contextlib.nullcontext() if seed is None else seeded(seed):
         trained = adapter.inject(network)
@@ -172,9 +180,48 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     for path in trained.values():
         network.get_parameter(path).requires_grad_(True)
     if trained:
-        record = Injected(adapter, trained, adds_parameters=not before.keys() >= set(trained.values()))
+        adds = not before.keys() >= set(trained.values())
+        fixed = () if plain is None else _fixed(network, plain, adapter, known)
+        record = Injected(adapter, trained, adds, fixed)
         vars(network)[_INJECTED] = [*injected(network), record]
     return trained
+
+
+def _fixed(network: nn.Module, plain: nn.Module, adapter: Adapter, known: set[int]) -> tuple[str, ...]:
+    """What an adapter has brought that does not train but differs from one injection to another.
+
+    Left out is what is the same for other random numbers and other weights, such as indices.
+
+    Args:
+        network: The network with the adapter.
+        plain: A copy without, whose weights this function overwrites.
+        adapter: The adapter.
+        known: `id` of each parameter and buffer that the network had before.
+    """
+    brought = {
+        name: tensor
+        for name, tensor in named_tensors(network)
+        if id(tensor) not in known and not tensor.requires_grad and tensor.numel()
+    }
+    if not brought or any(tensor.is_meta for tensor in brought.values()):
+        return tuple(brought)
+    with seeded(_OTHER_SEED), torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_()
+        adapter.inject(plain)
+    others = dict(named_tensors(plain))
+    return tuple(name for name, tensor in brought.items() if not torch.equal(tensor, others[name]))
+
+
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names of the parameters and buffers of a network with what they name, each once."""
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def fixed_of(network: nn.Module) -> dict[str, str]:
+    """Public name → name, of what the adapters in a network keep fixed and a task file has to hold."""
+    return {name: name for record in injected(network) for name in record.fixed}
 
 
 def injected(network: nn.Module) -> list[Injected]:

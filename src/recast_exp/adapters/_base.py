@@ -36,9 +36,12 @@ class Adapter(ABC):
 
     Attributes:
         fits: The layers that the adapter needs in a network, in words: "attention with a fused layer qkv".
+        keeps_fixed: Whether it brings tensors that do not train and depend on random numbers or on the weights, such as
+            random projections. A task file holds these too.
     """
 
     fits: ClassVar[str]
+    keeps_fixed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _options.check(self)

@@ -30,6 +30,7 @@ class Peft(Adapter):
     """
 
     fits = "layers that match adapter.arguments.target_modules"
+    keeps_fixed = True
 
     method: str = option("LORA", "method, as named by peft: LORA, VERA, IA3, ...")
     arguments: dict[str, Any] = option({}, "arguments of the method's configuration; target_modules defaults to the fused qkv, or to the convolutions")  # fmt: skip # noqa: E501

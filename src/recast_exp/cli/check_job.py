@@ -92,8 +92,9 @@ class JobChecker:
             return Checked([*errors, error])
         if settings.task and "task" in stage.requires:
             try:
-                errors += map(UserError, self._contradictions(settings, job, composed))
-                content = adopt.adopt(content, settings.task)
+                other = _asks_for_other_images(settings, job)
+                errors += map(UserError, self._contradictions(settings, job, composed, other))
+                content = adopt.adopt(content, settings.task, other_images=other)
                 settings = _adopted(content, settings.task)
             except RecastError as error:
                 errors.append(error)
@@ -106,7 +107,7 @@ class JobChecker:
         sources = composed.sources | dict.fromkeys((grammar.key(text) for text in job.values), COMMAND_LINE)
         return Checked(errors, content, settings, sources)
 
-    def _contradictions(self, settings: Config, job: Asked, composed: Composed) -> Iterator[str]:
+    def _contradictions(self, settings: Config, job: Asked, composed: Composed, other_images: bool) -> Iterator[str]:
         """Compare with the task file what was typed, and what was chosen on the command line or by an experiment."""
         chosen = {text.partition("=")[0] for text in job.options}
         defaults = self._composer.compose().choices
@@ -116,7 +117,8 @@ class JobChecker:
             if option and not group.startswith("hydra/") and (group in chosen or option != defaults.get(group))
         }
         asked = dict(keys.leaves(dataclasses.asdict(settings)))
-        return adopt.contradictions(asked, settings.task or "", map(grammar.key, job.values), content)
+        typed_keys = map(grammar.key, job.values)
+        return adopt.contradictions(asked, settings.task or "", typed_keys, content, other_images=other_images)
 
     def _missing_inputs(self, settings: Config, stage: stages.Stage) -> Iterator[RecastError]:
         if not stage.needs_model:
@@ -147,6 +149,23 @@ def plain(cfg: DictConfig) -> dict[str, object]:
     content = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(content, dict)
     return {str(name): value for name, value in content.items()}
+
+
+def _asks_for_other_images(settings: Config, job: Asked) -> bool:
+    """Whether a dataset was typed that is not the one that the task file was trained on.
+
+    Raises:
+        UserError: If the file names no dataset, and none was typed.
+    """
+    assert settings.task is not None
+    typed_dataset = any(text.startswith("dataset=") for text in job.options)
+    own = adopt.dataset_of(settings.task)
+    if own is None and not typed_dataset:
+        raise UserError(
+            f"dataset: expected one with stage={settings.stage['name']}, as {settings.task} was saved by the library "
+            "and names none, got nothing; pass dataset=NAME, such as dataset=folder dataset.path=FOLDER"
+        )
+    return typed_dataset and own != settings.dataset.name
 
 
 def _adopted(content: dict[str, object], task: str) -> Config:

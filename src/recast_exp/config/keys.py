@@ -35,15 +35,23 @@ def is_recorded(key: str) -> bool:
 
 
 def recorded(settings: Config) -> dict[str, object]:
-    """The part of a configuration that a task file records, as nested mappings."""
+    """The part of a configuration that a task file records, as nested mappings.
+
+    What has its default is left out, so a default of such a key must never change: `with_defaults` puts it back.
+    """
     content: dict[str, object] = {}
-    for name, value in dataclasses.asdict(settings).items():
-        if name in SECTIONS:
-            if inner := {key: item for key, item in value.items() if is_recorded(f"{name}.{key}")}:
-                content[name] = inner
-        elif is_recorded(name):
-            content[name] = value
+    for key, value in leaves(dataclasses.asdict(settings)):
+        if is_recorded(key) and value != default(key) and key != "dataset.backbones":  # of which model.backbone is one
+            section, _, name = key.rpartition(".")
+            node = content.setdefault(section, {}) if section else content
+            assert isinstance(node, dict)
+            node[name] = value
     return content
+
+
+def with_defaults(found: Mapping[str, object]) -> dict[str, object]:
+    """The dotted keys of `recorded`, with the defaults of all that it has left out."""
+    return {key: default(key) for key in FIELDS if is_recorded(key)} | dict(found)
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple[object, object]]:
@@ -60,13 +68,14 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict
     found = {}
     for key in dict.fromkeys([*now, *before]):
         if decides(key):
-            pair = before.get(key, _default(key)), now.get(key, _default(key))
+            pair = before.get(key, default(key)), now.get(key, default(key))
             if pair[0] != pair[1]:
                 found[key] = pair
     return found
 
 
-def _default(key: str) -> object:
+def default(key: str) -> object:
+    """The default of a key; None for one that this version does not know."""
     field = FIELDS.get(key)
     if field is None:
         return None

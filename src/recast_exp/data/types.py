@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,20 @@ class ImageSet:
         trained = set(self.splits["train"].labels.tolist())
         if untrained := [name for label, name in enumerate(self.classes) if label not in trained]:
             raise UserError(f"dataset {self.name}: no training image of class {', '.join(untrained)}")
+
+    def relabelled(self, classes: tuple[str, ...]) -> ImageSet:
+        """The same images with labels that are indices into other classes, which have all of these by name.
+
+        Some of them may have no image then.
+        """
+        import numpy as np
+
+        index = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        splits = {name: Samples(samples.images, index[samples.labels]) for name, samples in self.splits.items()}
+        other = copy.copy(self)
+        for name, value in {"classes": classes, "splits": splits, "numbers": None}.items():
+            object.__setattr__(other, name, value)  # without the check that each class has a training image
+        return other
 
     def describe(self) -> dict[str, Any]:
         """Describe the task, ready for JSON: name, class names in the order of the labels, images per split."""

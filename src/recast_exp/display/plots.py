@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from recast_exp.display.figures import DISTINCT, STYLE, TRAIN, VAL, save_figure
+from recast_exp.recast import Group
 
 # Matplotlib's automatic layout renders a figure several times, and every run renders the first two figures below
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
@@ -38,36 +39,57 @@ def learning_curves(history: list[dict[str, float]], path: Path, *, reported: in
         save_figure(figure, path)
 
 
-def coefficients(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> None:
-    """Heat maps of the coefficients, averaged over their sets: mimicked, trained, and the difference.
+def coefficients(relative: Mapping[str, Tensor], groups: Sequence[Group], path: Path) -> None:
+    """Heat maps of what a task has made of each layer: its gain, and the shares of the other layers of its group.
 
-    A row is a layer. A column is a template, or a block and a template if the blocks of a weight have separate
-    coefficients.
+    A row is a layer. Of its gain, a column is a block of the weight; of the shares, a block and another layer, in the
+    order of the group.
+
+    Args:
+        relative: Layer → [B, L], its row of A (`recast.formulas.relative`).
+        groups: The groups of these layers.
+        path: The file.
     """
-    layers = list(before)
-    tables = [_table(list(values.values())) for values in (before, {layer: after[layer] for layer in layers})]
-    tables.append(tables[1] - tables[0])
-    limits = [max(np.nanmax(np.abs(tables[0])), np.nanmax(np.abs(tables[1])))] * 2 + [np.nanmax(np.abs(tables[2]))]
+    parts = [shares_of(relative[layer], group.layers.index(layer)) for group in groups for layer in group.layers]
+    layers = [layer for group in groups for layer in group.layers]
+    tables = [_table([part[which] for part in parts]) for which in (0, 1)]
+    titles, centers = ["gain of the layer itself", "shares of its group's others"], [1.0, 0.0]
+    shown = [number for number, table in enumerate(tables) if table.shape[1]]  # a group of one layer has no others
     # In inches
-    width, height = min(2.8, 0.5 + 0.28 * tables[0].shape[1]), 0.2 * len(layers)
-    left, bottom, bar, room = 0.3 + 0.06 * max(map(len, layers)), 0.5, 0.12, 0.7
-    size = left + 3 * (width + bar + room), bottom + height + 0.35
+    widths = [min(5.0, max(1.7, 0.28 * tables[number].shape[1])) for number in shown]
+    height, left, bottom, bar, room = 0.2 * len(layers), 0.3 + 0.06 * max(map(len, layers)), 0.3, 0.12, 0.85
+    size = left + sum(widths) + len(shown) * (bar + room), bottom + height + 0.35
 
     def place(x: float, wide: float) -> tuple[float, float, float, float]:
         return x / size[0], bottom / size[1], wide / size[0], height / size[1]
 
     with mpl.rc_context(PLACED | {"axes.grid": False}):
-        figure = Figure(figsize=size)
-        titles = ("mimicked", "trained", "difference")
-        for number, (table, limit, title) in enumerate(zip(tables, limits, titles, strict=True)):
-            x = left + number * (width + bar + room)
+        figure, x = Figure(figsize=size), left
+        for width, number in zip(widths, shown, strict=True):
+            table, center = tables[number], centers[number]
+            limit = float(np.nanmax(np.abs(table - center))) or 1e-12
             axes = figure.add_axes(place(x, width))
-            image = axes.imshow(table, cmap="RdBu_r", vmin=-limit or -1e-12, vmax=limit or 1e-12, aspect="auto")
-            axes.set(title=title, xlabel="template" if before[layers[0]].shape[1] == 1 else "block × template")
-            axes.set_xticks(_ticks(table.shape[1]))
-            axes.set_yticks(range(len(layers)), layers if number == 0 else [], fontsize=7)
+            image = axes.imshow(table, cmap="RdBu_r", vmin=center - limit, vmax=center + limit, aspect="auto")
+            axes.set_title(titles[number], fontsize=9)
+            axes.set_xticks(_ticks(table.shape[1]) if table.shape[1] > 1 else [])
+            axes.set_yticks(range(len(layers)), layers if number == shown[0] else [], fontsize=7)
             figure.colorbar(image, cax=figure.add_axes(place(x + width + 0.08, bar)))
+            x += width + bar + room
         save_figure(figure, path)
+
+
+def shares_of(row: Tensor, own: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """A layer's row of A as its gain and the shares of the others.
+
+    Args:
+        row: [B, L].
+        own: Place of the layer in its group.
+
+    Returns:
+        Gains [B]; shares [B · (L - 1)], of a block after that of the block before.
+    """
+    values = row.double().cpu().numpy()
+    return values[:, own], np.delete(values, own, axis=1).ravel()
 
 
 @dataclass(frozen=True)
@@ -167,9 +189,8 @@ def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
         save_figure(figure, path)
 
 
-def _table(values: list[Tensor]) -> npt.NDArray[np.float64]:
-    """Coefficients [K, B, n] of several layers as rows of equal length, padded with NaN."""
-    rows = [value.double().mean(0).flatten().numpy() for value in values]
+def _table(rows: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Rows of one table, padded with NaN where they are shorter than the longest."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row

@@ -90,7 +90,6 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
     wants_probe = settings.probe and settings.model.method != "frozen"
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
-    start = {name: tensor.clone() for name, tensor in adapted.start_coefficients().items()}
     data = experiment.data(keep=True, plain=experiment.needs_features)
     if is_main:
         write_card(run_dir, data)
@@ -102,14 +101,15 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
         pruning.check(settings.trainer.max_epochs)
     if is_main:
         # Before the test: should that fail, the trained parameters are not lost.
-        write_task(run_dir / layout.TASK, adapted.file_tensors(), experiment.record(adapted))
+        write_task(run_dir / layout.TASK, adapted, experiment.record(adapted, result.metrics))
         if result.history and (remark := adapted.adapter.remark(result.metrics, result.history[-1])):
             log.warning("%s", remark)
     tested = test(recipe, adapted, data, trackers)
     metrics = _metrics(settings.trainer, result, tested.metrics, probed) | mimicry
     if is_main:
+        write_task(run_dir / layout.TASK, adapted, experiment.record(adapted, metrics))
         write_predictions(run_dir, data, tested.predictions)
-        _write(run_dir, metrics, result, adapted, start)
+        _write(run_dir, metrics, result, adapted)
         report_results(trackers, run_dir)
     return metrics
 
@@ -186,18 +186,13 @@ def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float]
     }
 
 
-def _write(
-    run_dir: Path,
-    metrics: Metrics,
-    result: FitResult,
-    adapted: AdaptedModel,
-    start: dict[str, torch.Tensor],
-) -> None:
+def _write(run_dir: Path, metrics: Metrics, result: FitResult, adapted: AdaptedModel) -> None:
     parameters = count(adapted, (run_dir / layout.TASK).stat().st_size)
     write_json(run_dir / layout.PARAMETERS, parameters)
     if result.history:
         plots.learning_curves(result.history, layout.plot(run_dir, "learning_curves"), reported=int(metrics["epoch"]))
-    if start:
-        after = {name: parameter.detach().cpu() for name, parameter in adapted.parameters("coefficients")}
-        plots.coefficients(start, after, layout.plot(run_dir, "coefficients"))
+    if adapted.banks:
+        after = {layer: parameter.detach().cpu() for layer, parameter in adapted.parameters("coefficients")}
+        relative = adapted.banks.relative(after)
+        plots.coefficients(relative, adapted.banks.groups, layout.plot(run_dir, "coefficients"))
     write_json(run_dir / layout.METRICS, metrics)  # last: its presence says that the run is finished

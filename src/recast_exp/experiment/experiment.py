@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recast_exp import heads
 from recast_exp.adapters import Adapter, from_config
@@ -135,8 +137,13 @@ class Experiment:
         adapted.backbone = self.backbone.fingerprint
         return adapted
 
-    def record(self, adapted: AdaptedModel) -> dict[str, object]:
-        """What a task file of this experiment says of itself."""
+    def record(self, adapted: AdaptedModel, measured: Mapping[str, Any]) -> dict[str, object]:
+        """What a task file of this experiment says of itself.
+
+        Args:
+            adapted: The model.
+            measured: What was measured of it; the accuracies are recorded, with four digits.
+        """
         return make_record(
             adapted,
             keys.recorded(self.settings),
@@ -145,4 +152,5 @@ class Experiment:
             test_images=self.images.splits["test"].digest(),
             input=input_record(self.backbone.input),
             eval_batch_size=self.eval_batch_size,
+            metrics={name: round(measured[name], 4) for name in ("val/accuracy", "test/accuracy") if name in measured},
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter, named_tensors
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
 from recast_exp.models.timm_model import timm_model
@@ -49,6 +49,8 @@ class AdaptedModel:
         banks: The template banks; None for a model without templates.
         adapter: The adapter; `NoAdapter()` for none.
         backbone: Fingerprint of the backbone's pretrained weights.
+        fixed: Public name → name, of parameters and buffers that the adapter has brought and that do not train, such as
+            VeRA's random projections. Of tensors that are one, the first is named.
     """
 
     network: nn.Module
@@ -57,6 +59,7 @@ class AdaptedModel:
     banks: Banks | None = None
     adapter: Adapter = field(default_factory=NoAdapter)
     backbone: str = ""
+    fixed: dict[str, str] = field(default_factory=dict)
 
     @property
     def trunk(self) -> dict[str, str]:
@@ -84,9 +87,17 @@ class AdaptedModel:
         }
         return {name: owner for name, owner in owners.items() if _packs(owner)}
 
+    def fixed_tensors(self) -> dict[str, Tensor]:
+        """`fixed/public name` → tensor of the model itself, for what the adapter keeps fixed."""
+        if not self.fixed:
+            return {}
+        tensors = dict(named_tensors(self.network))
+        return {f"fixed/{name}": tensors[path].data for name, path in self.fixed.items()}
+
     def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the task file: `task_tensors`, some of them packed."""
-        return self.task_tensors() | {name: owner.pack() for name, owner in self.packers().items()}
+        """`task_tensors`, some of them packed, and `fixed_tensors`."""
+        packed = {name: owner.pack() for name, owner in self.packers().items()}
+        return self.task_tensors() | packed | self.fixed_tensors()
 
     def start_coefficients(self) -> dict[str, Tensor]:
         """Layer → mimicked coefficients [K, B, n], from which training starts."""
@@ -152,15 +163,14 @@ def assemble(
             kind: {name: network.get_parameter(path) for name, path in paths.items()}
             for kind, paths in trainable.items()
         }
-        trainable["adapter"] = inject_adapter(
-            network, adapter, seed=None
-        )  # from the generators as the head leaves them
+        # From the generators as the head leaves them
+        trainable["adapter"] = inject_adapter(network, adapter, seed=None)
     # An adapter that replaces layers by its own modules (peft) gives the layers' parameters other names
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
     for kind, parameters in owned.items():
         trainable[kind] = {name: path_of[id(parameter)] for name, parameter in parameters.items()}
     buffers = running_statistics(network) if update else {}
-    adapted = AdaptedModel(network, trainable, buffers, banks, adapter)
+    adapted = AdaptedModel(network, trainable, buffers, banks, adapter, fixed=fixed_of(network))
     adapted.set_trainable(*KINDS)
     return adapted
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from recast_exp.config.schema import MimicryConfig, RecastConfig
-from recast_exp.errors import MissingInputError, RecastError, UserError, section
+from recast_exp.errors import RecastError, UserError, section
 from recast_exp.files import alone_at, json_hash, write_json
 from recast_exp.models.backbones import Backbone
 from recast_exp.plugins import SOLVERS
@@ -70,41 +70,19 @@ def bank_for(
         if index.is_file():
             try:
                 entry = json.loads(index.read_text(encoding="utf-8"))
-                path = _path(cache, entry["hash"])
+                path = bank_path(cache, entry["hash"])
                 return Banks.load(path, entry["hash"]), path
             except (RecastError, KeyError, TypeError, ValueError) as error:
                 log.warning("The cached template bank cannot be used (%s); it is made again", error)
         banks = _mimic(backbone, groups, recast, mimicry, settings)
-        path = _path(cache, banks.hash)
+        path = bank_path(cache, banks.hash)
         banks.save(path)
         write_json(index, {"hash": banks.hash, "settings": settings})
         return banks, path
 
 
-def bank_by_hash(content_hash: str, cache: Path, given: str | None = None) -> Banks:
-    """The bank that a task file names, from a file or the cache; it is never made from scratch.
-
-    Args:
-        content_hash: `Banks.hash` of the bank.
-        cache: The folder of the cache.
-        given: A file of banks (`bank=FILE`), instead of the cache.
-
-    Raises:
-        MissingInputError: If there is no such file.
-        UserError: If the content of the file is not that of the bank.
-    """
-    path = Path(given).expanduser() if given else _path(cache, content_hash)
-    if not path.is_file():
-        raise MissingInputError(
-            f"bank: expected the template bank {content_hash[:16]}… that the task was trained with, got none in "
-            f"{path.parent}; pass its file ({content_hash[:16]}….safetensors in the cache where it was trained) as "
-            "bank=FILE"
-        )
-    with section("bank: "):
-        return Banks.load(path, content_hash)
-
-
-def _path(cache: Path, content_hash: str) -> Path:
+def bank_path(cache: Path, content_hash: str) -> Path:
+    """Where the cache keeps the bank with a content hash."""
     return cache / "banks" / f"{content_hash}.safetensors"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters import Adapter, NoAdapter, inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
 from recast_exp.errors import UserError
 from recast_exp.models import library, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
 from recast_exp.models.trunk import Trunk
+from recast_exp.recast import Banks
 from recast_exp.runs.task_header import FROZEN
 from recast_exp.torch_state import seeded
 
@@ -27,6 +27,7 @@ class TaskInfo:
         head: Number of parameters of its head.
         bytes: Size of all of them.
         fingerprint: sha256 of the pretrained weights that they belong to.
+        metrics: What was measured of it, by name (`test/accuracy`), for a task that was loaded from a file of a run.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +36,7 @@ class TaskInfo:
     head: int
     bytes: int
     fingerprint: str
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -47,6 +49,8 @@ class KeptTask:
         own: That network, whose frozen tensors are the trunk's.
         adapter_paths: Public name → parameter name of what the adapter trains, in that network.
         buffers: Public name → buffer name of running statistics of its own.
+        fixed: Public name → name of what its adapter keeps fixed.
+        metrics: What was measured of it.
     """
 
     trunk: Trunk
@@ -57,6 +61,8 @@ class KeptTask:
     own: nn.Module | None = None
     adapter_paths: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def new(cls, trunk: Trunk, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> KeptTask:
@@ -83,7 +89,7 @@ class KeptTask:
         for parameter in trunk.coefficients_of(own):
             parameter.requires_grad_(True)
         buffers = running_statistics(own) if update else {}
-        return cls(trunk, classes, head, adapter, own=own, adapter_paths=paths, buffers=buffers)
+        return cls(trunk, classes, head, adapter, own=own, adapter_paths=paths, buffers=buffers, fixed=fixed_of(own))
 
     @classmethod
     def of_file(cls, trunk: Trunk, loaded: library.Task) -> KeptTask:
@@ -99,19 +105,18 @@ class KeptTask:
         where = f"task: {loaded.path}"
         if loaded.settings.method == "full":
             raise UserError(f"{where} has trained the whole backbone, so it shares none with other tasks")
-        if loaded.bank is not None and loaded.bank != trunk.banks.hash:
-            raise UserError(
-                f"{where} has coefficients for the templates {loaded.bank[:16]}…, this model has "
-                f"{trunk.banks.hash[:16]}…; coefficients mean nothing without their own templates"
-            )
-        for key, tensor in loaded.tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UserError(f"{where} holds values in {key} that are not finite")
-        task = cls.new(trunk, loaded.classes, loaded.adapter, loaded.settings.batchnorm_statistics == "update", seed=0)
+        banks = None
+        if loaded.bank is not None:
+            _check_templates(where, loaded, trunk.banks)
+            banks = trunk.banks
+        update = loaded.settings.batchnorm_statistics == "update"
+        task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
+        task.metrics = dict(loaded.metrics)
         library.check_weights(loaded, task._fingerprint_as(loaded))
         # A task without a bank is an adapter or a head on the pretrained backbone
-        task_file.copy_into(task.adapted(coefficients=loaded.bank is not None), loaded.tensors)
-        if task.own is None and loaded.bank is not None:
+        tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)
+        task_file.copy_into(task.adapted(coefficients=banks is not None), tensors)
+        if task.own is None and banks is not None:
             task.coefficients = trunk.take()
         return task
 
@@ -132,6 +137,7 @@ class KeptTask:
             head=sum(tensor.numel() for tensor in head),
             bytes=sum(tensor.numel() * tensor.element_size() for tensor in (*own, *head)),
             fingerprint=self.trunk.weights,
+            metrics=dict(self.metrics),
         )
 
     def adapted(self, coefficients: bool = True) -> AdaptedModel:
@@ -151,16 +157,41 @@ class KeptTask:
         }
         buffers = {public: f"network.{path}" for public, path in self.buffers.items()}
         banks = self.trunk.banks if coefficients else None
-        return AdaptedModel(whole, trainable, buffers, banks, self.adapter, self.trunk.weights)
+        fixed = {public: f"network.{path}" for public, path in self.fixed.items()}
+        return AdaptedModel(whole, trainable, buffers, banks, self.adapter, self.trunk.weights, fixed)
 
     def _fingerprint_as(self, loaded: library.Task) -> str:
         """The fingerprint of the trunk, taken as that of a task file was."""
-        if not loaded.fingerprint.startswith(FROZEN):
+        kind, colon, _ = loaded.fingerprint.rpartition(":")
+        if not colon:
             return self.trunk.weights
         if loaded.bank is None:
-            return f"{FROZEN}{self.trunk.weights}"
+            return f"{kind}:{self.trunk.weights}"
         paths = {id(parameter): path for path, parameter in self.network.named_parameters()}
         found = zip(self.trunk.layers, self.trunk.coefficients_of(self.network), strict=True)
         coefficients = {layer: paths[id(parameter)] for layer, parameter in found}
         trained = {"coefficients": coefficients, "adapter": self.adapter_paths}
-        return library.frozen_fingerprint(AdaptedModel(self.network, trained, self.buffers))
+        own = AdaptedModel(self.network, trained, self.buffers, fixed=self.fixed)
+        digest = library.frozen_fingerprint if f"{kind}:" == FROZEN else library.ungrouped_fingerprint
+        return f"{kind}:{digest(own)}"
+
+
+def _check_templates(where: str, loaded: library.Task, banks: Banks) -> None:
+    """Refuse the coefficients of a task for templates that are not its own and do not rebuild the same weights."""
+    if loaded.bank == banks.hash:
+        return
+    if loaded.origin is None or banks.origin is None or not (loaded.origin.repeatable and banks.origin.repeatable):
+        raise UserError(
+            f"{where} has coefficients for the templates {str(loaded.bank)[:16]}…, this model has {banks.hash[:16]}…; "
+            "coefficients mean nothing without their own templates"
+        )
+    if loaded.groups != banks.groups:
+        raise UserError(
+            f"{where} has coefficients for {len(loaded.groups)} groups of layers such as {loaded.groups[0]}, this "
+            f"model has {len(banks.groups)} others such as {banks.groups[0]}; make the model with the same RecastConfig"
+        )
+    if loaded.origin.weights != banks.origin.weights:
+        raise UserError(
+            f"{where} was trained on other weights ({loaded.origin.weights[:16]}…) than this model's "
+            f"({banks.origin.weights[:16]}…)"
+        )

@@ -1,8 +1,9 @@
 """The steps of a program after training: merge a model into plain weights; save a task to a file, and load it again.
 
 `recast_exp` offers them under its own name. A task file holds what a task has trained (coefficients, adapter, head) and
-the running statistics of BatchNorm layers, so it belongs to one backbone and one template bank. The bank lies next to
-it, once for all tasks that share it.
+the running statistics of BatchNorm layers, so it belongs to one backbone and one template bank. A bank of the closed
+form is made again from the pretrained weights; one of another solver lies next to the file, once for all tasks that
+share it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypedDict
 
 import torch
@@ -21,19 +23,20 @@ from torch.nn.utils import parametrize
 
 from recast_exp import adapters
 from recast_exp.adapters import Adapter, NoAdapter
-from recast_exp.config.schema import ModelConfig
+from recast_exp.config.schema import Config, ModelConfig
 from recast_exp.data.transforms import InputSpec
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, UserError, section
 from recast_exp.files import cache_folder
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble, head_parameters, running_statistics
-from recast_exp.models.bank_cache import bank_by_hash
+from recast_exp.models.bank_cache import bank_path
 from recast_exp.models.create import input_of
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
-from recast_exp.recast import Banks, TemplateCombination
+from recast_exp.recast import Banks, Group, Origin, TemplateCombination, remake
 from recast_exp.recast import merge as merge_templates
-from recast_exp.runs.task_header import FROZEN
+from recast_exp.recast.inject import BANKS
+from recast_exp.runs.task_header import FROZEN, UNGROUPED, TaskRecord
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +83,14 @@ class Task:
         input: The images that the model expects: size in pixels, mean and standard deviation of the channels.
         adapter: The adapter with its options; `NoAdapter()` for none.
         bank: `Banks.hash` of the template bank; None for a task without templates.
-        tensors: `kind/public name` → tensor, as stored: `coefficients/blocks.0.attn.qkv` [K, B, n], …
+        tensors: Name → tensor, as stored: `coefficients` [M], `head/head.weight` [C, D], …
         settings: What trained of the model, and whether BatchNorm's running statistics moved.
         fingerprint: sha256 of the weights that the task was trained on.
+        seed: Seed of the run.
+        groups: The layers that share templates.
+        origin: How these templates were made; None where that is not known.
+        metrics: What was measured of the task, by name (`test/accuracy`), where the file says so.
+        record: All that the file says of itself.
     """
 
     path: Path
@@ -94,6 +102,20 @@ class Task:
     tensors: dict[str, Tensor] = field(repr=False)
     settings: ModelConfig = field(repr=False)
     fingerprint: str
+    seed: int
+    groups: tuple[Group, ...] = field(repr=False)
+    origin: Origin | None
+    metrics: dict[str, float]
+    record: TaskRecord = field(repr=False)
+
+    @property
+    def relative(self) -> dict[str, Tensor]:
+        """Layer → the weights of its group in it, [B, L]: W'[l] = Σ_j A[l, j] W[j]; 1 and 0 before training.
+
+        L is the size of the group, in the order of its layers; B the number of blocks of rows. The values are those of
+        the file, which does not depend on how templates are mixed. A file of format 1 has none.
+        """
+        return task_file.relative_form(self.tensors, self.record)
 
 
 def save_task(
@@ -104,8 +126,8 @@ def save_task(
     Args:
         model: The model after training, not merged.
         path: The task file, a safetensors file; an old one is replaced.
-        banks: The banks that were injected. They are saved next to the task file as `HASH.safetensors`, unless that
-            file exists.
+        banks: The banks that were injected. Those that cannot be made again from the weights, as they are not of the
+            closed form, are saved next to the task file as `HASH.safetensors`, unless that file exists.
         classes: Names of the classes, in the order of the logits; None numbers them.
 
     Returns:
@@ -132,14 +154,21 @@ def save_task(
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
-    write(path, adapted, settings, names, input_of(model, settings), frozen_fingerprint(adapted))
+    fingerprint = f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
+    write(path, adapted, settings, names, input_of(model, settings), fingerprint)
     return path
 
 
 def write(
-    path: Path, adapted: AdaptedModel, settings: ModelConfig, classes: Sequence[str], spec: InputSpec, weights: str
+    path: Path,
+    adapted: AdaptedModel,
+    settings: ModelConfig,
+    classes: Sequence[str],
+    spec: InputSpec,
+    weights: str,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write the task file of a model, and its banks next to it as `HASH.safetensors`, unless that file exists.
+    """Write the task file of a model, and its banks next to it as `HASH.safetensors` where they cannot be made again.
 
     Args:
         path: The task file; an old one is replaced.
@@ -148,27 +177,37 @@ def write(
         classes: Names of the classes, in the order of the logits.
         spec: The images that the model expects.
         weights: The fingerprint of the weights that the task was trained on.
+        more: Further entries of the record.
+
+    Raises:
+        UserError: If two classes have one name.
     """
+    if twice := [name for name in classes if list(classes).count(name) > 1]:
+        raise UserError(f"classes: expected names of their own, got {twice[0]!r} twice")
     banks = adapted.banks
+    model = {
+        "backbone": settings.backbone,
+        "img_size": settings.img_size,
+        "method": "frozen" if banks is None else "recast",
+        "batchnorm_statistics": "update" if adapted.buffers else "frozen",
+    }
     record = task_file.make_record(
         adapted,
         {
-            "model": {
-                "backbone": settings.backbone,
-                "img_size": settings.img_size,
-                "method": "frozen" if banks is None else "recast",
-                "batchnorm_statistics": "update" if adapted.buffers else "frozen",
-            },
+            "model": {name: value for name, value in model.items() if value != getattr(ModelConfig, name)},
             "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
         },
         backbone={"name": settings.backbone, "fingerprint": weights},
         classes=list(classes),
         input=task_file.input_record(spec),
         eval_batch_size=256,  # in which the command line would repeat a test
+        **more,
     )
-    if banks is not None and not (bank_file := path.parent / f"{banks.hash}.safetensors").is_file():
-        banks.save(bank_file)
-    task_file.write_task(path, adapted.file_tensors(), record)
+    if banks is not None and not (banks.origin and banks.origin.repeatable):
+        bank_file = path.parent / f"{banks.hash}.safetensors"
+        if not bank_file.is_file():
+            banks.save(bank_file)
+    task_file.write_task(path, adapted, record)
 
 
 def load_task(path: str | Path) -> Task:
@@ -193,11 +232,26 @@ def load_task(path: str | Path) -> Task:
         config, backbone = record["config"], record["backbone"]
         settings = ModelConfig(**config.get("model", {}))
         adapter = adapters.from_config(config.get("adapter") or {"name": "none"})
-        name, weights = str(backbone["name"]), str(backbone["fingerprint"])
-        spec, classes = task_file.input_of_record(record["input"]), tuple(map(str, record["classes"]))
-    except (KeyError, TypeError, AttributeError) as error:
+        spec, seed = task_file.input_of_record(record["input"]), int(config.get("seed", Config.seed))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"task: expected the entries of a task file in {path}, got others ({error!r})") from error
-    return Task(path, name, classes, spec, adapter, record["bank"], tensors, settings, weights)
+    groups, origin = task_file.groups_and_origin(record)
+    return Task(
+        path=path,
+        backbone=backbone["name"],
+        classes=tuple(record["classes"]),
+        input=spec,
+        adapter=adapter,
+        bank=record["bank"],
+        tensors=tensors,
+        settings=settings,
+        fingerprint=backbone["fingerprint"],
+        seed=seed,
+        groups=tuple(groups),
+        origin=origin,
+        metrics=dict(record.get("metrics", {})),
+        record=record,
+    )
 
 
 def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None = None) -> nn.Module:
@@ -226,16 +280,38 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
         >>> task.classes[model(images).argmax(-1)[0]]  # doctest: +SKIP
     """
     _check_plain(model)
-    bank = _bank_of(task, banks)
     timm_model(model).reset_classifier(0)
-    of_library = task.fingerprint.startswith(FROZEN)
-    if not of_library:
-        check_weights(task, fingerprint(model))
-    adapted = assemble(model, task.settings, task.adapter, bank, len(task.classes), seed=0)
-    if of_library:
-        check_weights(task, frozen_fingerprint(adapted))
-    task_file.copy_into(adapted, task.tensors)
+    restore(model, task, banks=banks)
     return model.eval()
+
+
+def restore(
+    network: nn.Module, task: Task, *, banks: Banks | str | Path | None = None, cache: Path | None = None
+) -> AdaptedModel:
+    """Build the model of a task on a backbone, in place.
+
+    Args:
+        network: The plain timm model without a classifier.
+        task: The task.
+        banks: As of `apply_task`.
+        cache: The folder of the cache; None is that of the user.
+
+    Raises:
+        MissingInputError: As of `apply_task`.
+        UserError: As of `apply_task`.
+    """
+    if not task.fingerprint.startswith((FROZEN, UNGROUPED)):
+        check_weights(task, fingerprint(network))
+    found = banks_of(task, network, banks, cache)
+    adapted = assemble(network, task.settings, task.adapter, found, len(task.classes), task.seed)
+    if task.fingerprint.startswith(FROZEN):
+        check_weights(task, f"{FROZEN}{frozen_fingerprint(adapted)}")
+    elif task.fingerprint.startswith(UNGROUPED):
+        check_weights(task, f"{UNGROUPED}{ungrouped_fingerprint(adapted)}")
+    else:
+        adapted.backbone = task.fingerprint
+    task_file.copy_into(adapted, task_file.for_banks(task.tensors, task.record, found))
+    return adapted
 
 
 def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
@@ -251,7 +327,8 @@ def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
         "coefficients": _coefficients(model, banks),
         "adapter": dict(injected[0].trained) if injected else {},
     }
-    adapted = AdaptedModel(model, trainable, running_statistics(model), banks, adapter)
+    fixed = adapters.fixed_of(model)
+    adapted = AdaptedModel(model, trainable, running_statistics(model), banks, adapter, fixed=fixed)
     of_task = {id(parameter) for kind in trainable for _, parameter in adapted.parameters(kind)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in of_task:
@@ -288,8 +365,25 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
     return {layer: coefficients[layer] for layer in layers}
 
 
-def _bank_of(task: Task, given: Banks | str | Path | None) -> Banks | None:
-    """The bank of a task: given, next to its file, or in the cache."""
+def banks_of(
+    task: Task, network: nn.Module, given: Banks | str | Path | None = None, cache: Path | None = None
+) -> Banks | None:
+    """The templates of a task: given, next to its file, in the cache, or made again from the pretrained weights.
+
+    Args:
+        task: The task.
+        network: The backbone with its pretrained weights.
+        given: The banks, or the file of them.
+        cache: The folder of the cache; None is that of the user.
+
+    Returns:
+        The banks; None for a task without templates. Those that were made again may differ from the task's own in their
+        last bits: `task_file.for_banks` finds the coefficients for them.
+
+    Raises:
+        MissingInputError: If they are in none of these places and cannot be made again.
+        UserError: If the backbone has other weights, or those given are other banks.
+    """
     if task.bank is None:
         return None
     if isinstance(given, Banks):
@@ -297,17 +391,28 @@ def _bank_of(task: Task, given: Banks | str | Path | None) -> Banks | None:
             raise UserError(f"banks: expected those of {task.path}, {task.bank[:16]}…, got {given.hash[:16]}…")
         return given
     if given is not None:
-        return Banks.load(Path(given).expanduser(), task.bank)
+        with section("bank: "):
+            return Banks.load(Path(given).expanduser(), task.bank)
+    folder = cache_folder(None) if cache is None else cache
     bank_file = task.path.parent / f"{task.bank}.safetensors"
-    if bank_file.is_file():
-        return Banks.load(bank_file, task.bank)
-    try:
-        return bank_by_hash(task.bank, cache_folder(None))
-    except MissingInputError:
+    repeatable = task.origin is not None and task.origin.repeatable
+    for path in (bank_file, bank_path(folder, task.bank)):
+        if path.is_file():
+            try:
+                with section("bank: "):
+                    return Banks.load(path, task.bank)
+            except UserError as error:
+                if not repeatable:
+                    raise
+                log.warning("The template bank cannot be used (%s); it is made again", error)
+    if task.origin is None or not repeatable:
         raise MissingInputError(
-            f"banks: expected the template bank {task.bank[:16]}… of {task.path}, got neither {bank_file} nor a file "
-            "in the cache; pass the bank, or its file"
-        ) from None
+            f"bank: expected the template bank {task.bank[:16]}… of {task.path}, got neither {bank_file} nor a file in "
+            f"{folder}; pass its file ({task.bank[:16]}….safetensors in the cache where it was trained) as bank=FILE, "
+            "or as banks in Python"
+        )
+    with section(f"task: {task.path}: "):
+        return remake(network, task.groups, task.origin)
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -336,22 +441,40 @@ def check_weights(task: Task, got: str) -> None:
     if got != task.fingerprint:
         raise UserError(
             f"model: expected {task.backbone} with the weights that {task.path} was trained on "
-            f"({task.fingerprint.removeprefix(FROZEN)[:16]}…), got other weights ({got.removeprefix(FROZEN)[:16]}…)"
+            f"({_short(task.fingerprint)}), got other weights ({_short(got)}); pass the same file as model.weights"
         )
 
 
+def _short(fingerprint: str) -> str:
+    return f"{fingerprint.rpartition(':')[2][:16]}…"
+
+
 def frozen_fingerprint(adapted: AdaptedModel) -> str:
-    """sha256 over all tensors of a model that are not the task's."""
+    """sha256 over all tensors of a model that are not the task's: of format 1."""
+    return _digest(adapted, lambda name: True)
+
+
+def ungrouped_fingerprint(adapted: AdaptedModel) -> str:
+    """sha256 over the weights of a model that the task has neither trained nor put into templates.
+
+    Those in templates have a hash of their own, `Origin.weights`.
+    """
+    brought = {tensor.data_ptr() for tensor in adapted.fixed_tensors().values()}
+    state = adapted.network.state_dict()
+    return _digest(adapted, lambda name: name.partition(".")[0] != BANKS and state[name].data_ptr() not in brought)
+
+
+def _digest(adapted: AdaptedModel, counts: Callable[[str], bool]) -> str:
     of_task = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
     digest = hashlib.sha256()
     for name, tensor in sorted(adapted.network.state_dict().items()):
-        if tensor.data_ptr() not in of_task and not name.endswith("num_batches_tracked"):
+        if counts(name) and tensor.data_ptr() not in of_task and not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return f"{FROZEN}{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
-class _Origin(TypedDict, total=False):
+class _Described(TypedDict, total=False):
     """What is used of timm's record of a model."""
 
     architecture: str
@@ -360,7 +483,7 @@ class _Origin(TypedDict, total=False):
 
 def described(model: nn.Module) -> ModelConfig:
     """What a task file says of the backbone: its timm name, and the input size where it is not the weights' own."""
-    config: _Origin = getattr(model, "pretrained_cfg", None) or _Origin()
+    config: _Described = getattr(model, "pretrained_cfg", None) or _Described()
     name, tag = config.get("architecture") or type(model).__name__, config.get("tag")
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height = size[0] if isinstance(size, tuple) else size

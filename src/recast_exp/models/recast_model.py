@@ -292,7 +292,7 @@ class RecastModel(nn.Module):
     def save_task(self, name: str, path: str | Path) -> Path:
         """Save a task to a task file; `load_task` here and `recast_exp.apply_task` read it.
 
-        The template bank is saved next to it as `HASH.safetensors`, unless that file exists.
+        It does not need the templates: they are made again from the pretrained weights.
 
         Args:
             name: The task.
@@ -310,7 +310,8 @@ class RecastModel(nn.Module):
             raise UserError(f"model: expected a timm model, which a task file can name, got {self.backbone}")
         settings = ModelConfig(backbone=self.backbone, img_size=self.input.size)
         with self.task(name):
-            library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights)
+            more = {"metrics": task.metrics} if task.metrics else {}
+            library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights, more)
         return path
 
     def merge(self, name: str) -> nn.Module:

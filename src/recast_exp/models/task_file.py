@@ -1,13 +1,22 @@
 """Task files: the parameters of one task in a small safetensors file.
 
-A file holds the tensors of `AdaptedModel.file_tensors` and a record (JSON in the metadata) of all that they depend on:
-the template bank by its content hash, the backbone by its fingerprint, the configuration, the classes and the
-preprocessing. `models.library` makes the steps of a program from these functions.
+A file holds
+
+- `coefficients` [M], float32: those of all layers, one after the other in the order of `Banks.coefficients`;
+- `relative`, float32: the same as A of `recast.formulas.relative`, [B, L] for each layer, one after the other;
+- `adapter/…`, `head/…`, `backbone/…`, `buffers/…`: the other parameters of `AdaptedModel.file_tensors`;
+- `fixed/…`: tensors of the adapter that do not train, random ones among them;
+
+and a record (JSON in the metadata) of all that they depend on: the template bank by its content hash and how it was
+made, the backbone by its fingerprint, the configuration, the classes and the preprocessing. With the very bank, the
+coefficients are taken to the bit; with templates that were made again and differ in their last bits, from `relative`.
+`models.library` makes the steps of a program from these functions.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,32 +32,69 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
-from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, read_record
+from recast_exp.recast import Banks, Group, Origin
+from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, Templates, read_record
+
+COEFFICIENTS, RELATIVE, FIXED = "coefficients", "relative", "fixed/"
 
 
 def make_record(adapted: AdaptedModel, config: Mapping[str, object], **facts: object) -> dict[str, object]:
-    """The record of a task file: the configuration of the model, the bank's hash, and the given facts.
+    """The record of a task file: the configuration of the model, its templates, and the given facts.
 
     Args:
         adapted: The model.
         config: The configuration that describes the model, as nested mappings (`config.keys.recorded`).
         **facts: Further entries (backbone, classes, input, …).
     """
-    bank = adapted.banks.hash if adapted.banks else None
-    return {"format": FORMAT, "version": __version__, "config": dict(config), "bank": bank, **facts}
+    banks = adapted.banks
+    templates = {"templates": _templates(banks)} if banks else {}
+    bank = banks.hash if banks else None
+    return {"format": FORMAT, "version": __version__, "config": dict(config), "bank": bank, **templates, **facts}
 
 
-def write_task(path: Path, tensors: dict[str, Tensor], record: Mapping[str, object]) -> None:
+def _templates(banks: Banks) -> Templates:
+    groups = [[group.name, group.num_templates, group.num_blocks, *group.layers] for group in banks.groups]
+    if banks.origin is None:
+        return {"groups": groups, "solver": None}
+    made = {name: value for name, value in asdict(banks.origin).items() if name != "options" or value}
+    return {"groups": groups, **made}  # type: ignore[typeddict-item]
+
+
+def groups_and_origin(record: TaskRecord) -> tuple[list[Group], Origin | None]:
+    """The groups of a record's templates, and how these were made; None where that is not known."""
+    templates = record.get("templates")
+    if templates is None:
+        return [], None
+    groups = [Group(name, tuple(layers), count, blocks) for name, count, blocks, *layers in templates["groups"]]
+    if templates["solver"] is None:
+        return groups, None
+    return groups, Origin(
+        templates["solver"],
+        templates["seed"],
+        templates["num_sets"],
+        templates.get("options", {}),
+        templates["weights"],
+    )
+
+
+def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) -> None:
     """Write a task file atomically.
 
     Args:
         path: The file; an old one is replaced.
-        tensors: `AdaptedModel.file_tensors`.
+        adapted: The model.
         record: `make_record`.
     """
+    tensors = {name: tensor.detach().cpu() for name, tensor in adapted.file_tensors().items()}
+    if adapted.banks and COEFFICIENTS in adapted.trainable:
+        layers = list(adapted.banks.coefficients)
+        own = {layer: tensors.pop(f"{COEFFICIENTS}/{layer}").float() for layer in layers}
+        relative = adapted.banks.relative(own)
+        tensors[COEFFICIENTS] = torch.cat([own[layer].flatten() for layer in layers])
+        tensors[RELATIVE] = torch.cat([relative[layer].flatten() for layer in layers]).float()
     with replacing(path) as temporary:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False)})
+        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))})
 
 
 def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
@@ -56,7 +102,7 @@ def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
 
     Raises:
         MissingInputError: If there is no such file.
-        UserError: If it is damaged, or not a task file of this version.
+        UserError: If it is damaged, not a task file of this version, or holds values that are not finite.
     """
     record = read_record(path)
     try:
@@ -64,7 +110,65 @@ def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"task: expected a whole safetensors file, got {path} ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
+            raise UserError(f"task: {path} holds values in {name} that are not finite numbers")
     return tensors, record
+
+
+def for_banks(tensors: Mapping[str, Tensor], record: TaskRecord, banks: Banks | None) -> dict[str, Tensor]:
+    """The tensors of a task file as those of a model with these templates: `coefficients/LAYER` [K, B, n].
+
+    Args:
+        tensors: Those of the file.
+        record: Its record.
+        banks: The templates that the task is to go with: those that it was trained with, or others of the same groups,
+            for which its coefficients are found from their relative form.
+
+    Raises:
+        UserError: If the file's vectors have not as many entries as these groups ask for.
+    """
+    found = dict(tensors)
+    vector, relative = found.pop(COEFFICIENTS, None), found.pop(RELATIVE, None)
+    if banks is None or vector is None:
+        if vector is not None:
+            found[COEFFICIENTS] = vector  # which `copy_into` finds to be one too many
+        return found
+    shapes = {layer: tuple(start.shape) for layer, start in banks.coefficients.items()}
+    if banks.hash == record["bank"]:
+        own = _split(vector, shapes, COEFFICIENTS)
+    elif relative is None:
+        raise UserError("task: expected the tensor relative next to coefficients, got none")
+    else:
+        group_of = {layer: len(group.layers) for group in banks.groups for layer in group.layers}
+        own = banks.from_relative(
+            _split(relative, {layer: (shape[1], group_of[layer]) for layer, shape in shapes.items()}, RELATIVE)
+        )
+    return found | {f"{COEFFICIENTS}/{layer}": value for layer, value in own.items()}
+
+
+def relative_form(tensors: Mapping[str, Tensor], record: TaskRecord) -> dict[str, Tensor]:
+    """Layer → its row of A [B, L], float32 (`recast.formulas.relative`); nothing for a file of format 1.
+
+    Raises:
+        UserError: If the tensor has not as many entries as the record's groups ask for.
+    """
+    if RELATIVE not in tensors:
+        return {}
+    shapes = {
+        layer: (group.num_blocks, len(group.layers)) for group in groups_and_origin(record)[0] for layer in group.layers
+    }
+    return _split(tensors[RELATIVE], shapes, RELATIVE)
+
+
+def _split(vector: Tensor, shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Tensor]:
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if vector.ndim != 1 or len(vector) != sum(sizes) or not vector.is_floating_point():
+        raise UserError(
+            f"task: expected {name} [{sum(sizes)}] of floating-point numbers, got {list(vector.shape)} {vector.dtype}"
+        )
+    parts = torch.split(vector, sizes)
+    return {layer: part.reshape(shape) for part, (layer, shape) in zip(parts, shapes.items(), strict=True)}
 
 
 @torch.no_grad()
@@ -73,18 +177,27 @@ def copy_into(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
 
     Args:
         adapted: The model.
-        tensors: The tensors of a task file, or `AdaptedModel.task_tensors` of a model of the same kind.
+        tensors: The tensors of `for_banks`, or `AdaptedModel.task_tensors` of a model of the same kind. What an adapter
+            keeps fixed may be missing.
 
     Raises:
-        UserError: If names or shapes differ from the model's; nothing is changed then.
+        UserError: If names, shapes or kinds of numbers differ from the model's; nothing is changed then.
     """
-    live, packers = adapted.task_tensors(), adapted.packers()
+    live, packers, fixed = adapted.task_tensors(), adapted.packers(), adapted.fixed_tensors()
+    if any(name.startswith(FIXED) for name in tensors):
+        live |= fixed
 
     def is_packed(name: str) -> bool:
         return name in packers and tensors[name].shape == packers[name].pack().shape
 
     different = sorted(set(live) ^ set(tensors)) or sorted(
-        name for name in live if live[name].shape != tensors[name].shape and not is_packed(name)
+        name
+        for name in live
+        if not is_packed(name)
+        and (
+            live[name].shape != tensors[name].shape
+            or live[name].is_floating_point() != tensors[name].is_floating_point()
+        )
     )
     if different:
         raise UserError(

@@ -10,8 +10,19 @@ Example:
     >>> model = merge(model)  # a plain timm model again
 """
 
-from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination
+from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination
 from recast_exp.recast.grouping import Group, find_groups
-from recast_exp.recast.inject import inject, merge, mimic
+from recast_exp.recast.inject import inject, merge, mimic, remake
 
-__all__ = ["Banks", "Group", "TemplateBank", "TemplateCombination", "find_groups", "inject", "merge", "mimic"]
+__all__ = [
+    "Banks",
+    "Group",
+    "Origin",
+    "TemplateBank",
+    "TemplateCombination",
+    "find_groups",
+    "inject",
+    "merge",
+    "mimic",
+    "remake",
+]

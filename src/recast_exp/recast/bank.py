@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing
-from recast_exp.recast.formulas import combine, cosine_similarity, project, relative_error
+from recast_exp.recast.formulas import combine, cosine_similarity, from_relative, project, relative, relative_error
 from recast_exp.recast.grouping import Group, layer_module
 
 RECORD = "recast_exp_bank"
@@ -75,6 +76,30 @@ class TemplateCombination(nn.Module):
         return self
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How templates were made, so that `remake` can make them again from the same weights.
+
+    Attributes:
+        solver: Name of the solver.
+        seed: Its seed.
+        num_sets: Number K of sets of coefficients.
+        options: Options of the solver.
+        weights: The first half of the sha256 of the weights of all grouped layers, in float32.
+    """
+
+    solver: str
+    seed: int
+    num_sets: int
+    options: dict[str, Any]
+    weights: str
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether any machine makes the same templates to within rounding, in a moment: those of the closed form."""
+        return self.solver == "closed_form"
+
+
 @dataclass(frozen=True, eq=False)
 class Banks:
     """Templates and mimicked coefficients of all groups of one model.
@@ -83,13 +108,15 @@ class Banks:
         groups: The groups, in the model's order.
         templates: Group name → [n, rows, ...], float32.
         coefficients: Layer name → [K, B, n], float32.
-        settings: How they were found: backbone, weights, mimicry. JSON-able; not part of `hash`.
+        settings: Where the weights come from: backbone, fingerprint, mimicry. JSON-able; not part of `hash`.
+        origin: How they were made; None for banks of an earlier version. Not part of `hash`.
     """
 
     groups: tuple[Group, ...]
     templates: dict[str, Tensor] = field(repr=False)
     coefficients: dict[str, Tensor] = field(repr=False)
     settings: dict[str, object]
+    origin: Origin | None = None
 
     @functools.cached_property
     def hash(self) -> str:
@@ -106,6 +133,35 @@ class Banks:
         group = next(group for group in self.groups if layer in group.layers)
         return combine(self.coefficients[layer], self.templates[group.name])
 
+    def relative(self, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Express layers by the pretrained weights of their group: W'[l] = Σ_j A[l, j] W[j].
+
+        Args:
+            coefficients: Layer name → [K, B, n], for all layers.
+
+        Returns:
+            Layer name → its row A[l] as [B, L], float64; see `formulas.relative`. For n = L, it has 1 for the layer
+            itself and 0 for the others before training.
+        """
+        return self._by_group(coefficients, relative)
+
+    def from_relative(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The coefficients [K, B, n] of each layer for these templates: the inverse of `relative`.
+
+        Args:
+            shares: Layer name → [B, L], for all layers.
+        """
+        return self._by_group(shares, from_relative)
+
+    def _by_group(self, values: Mapping[str, Tensor], formula: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for group in self.groups:
+            given, start = (
+                torch.stack([kind[layer] for layer in group.layers]) for kind in (values, self.coefficients)
+            )
+            found |= dict(zip(group.layers, formula(given.cpu(), start.cpu()), strict=True))
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write all banks to a safetensors file, atomically.
 
@@ -114,7 +170,12 @@ class Banks:
         """
         tensors = {f"templates/{name}": tensor for name, tensor in self.templates.items()}
         tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
-        record = {"format": FORMAT, "groups": [asdict(group) for group in self.groups], "settings": self.settings}
+        record = {
+            "format": FORMAT,
+            "groups": [asdict(group) for group in self.groups],
+            "settings": self.settings,
+            "origin": asdict(self.origin) if self.origin else None,
+        }
         with replacing(Path(path).expanduser()) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -156,7 +217,8 @@ class Banks:
             # The file sorts its tensors by name, which puts block 10 before block 2.
             templates = {group.name: kinds["templates"][group.name] for group in groups}
             coefficients = {layer: kinds["coefficients"][layer] for group in groups for layer in group.layers}
-            banks = cls(groups, templates, coefficients, record["settings"])
+            origin = Origin(**made) if (made := record.get("origin")) else None
+            banks = cls(groups, templates, coefficients, record["settings"], origin)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: expected template banks of this version of recast_exp, got another file"
@@ -180,6 +242,20 @@ def reference(model: nn.Module, layer: str) -> Tensor:
     if weight.is_meta:
         raise UserError(f"model: expected weights with values, got the layer {layer} on the meta device")
     return weight.to("cpu", torch.float32)
+
+
+def weights_hash(model: nn.Module, layers: Iterable[str]) -> str:
+    """The first 32 digits of the sha256 of the weights of layers in float32, whatever the model's dtype.
+
+    Raises:
+        UnknownNameError: If the model lacks one of the layers.
+    """
+    digest = hashlib.sha256()
+    for layer in layers:
+        weight = reference(model, layer)
+        digest.update(f"{layer} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, float]]:

@@ -75,6 +75,44 @@ def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -
     return solution.to(weight.dtype).expand(num_sets, -1, -1).clone()
 
 
+def relative(coefficients: Tensor, start: Tensor) -> Tensor:
+    """Express the weights of a group by its pretrained weights instead of by templates.
+
+    With the mimicked coefficients C₀, W = C₀ T; a task has W' = C T. As C C₀⁺ C₀ = C,
+
+        W'[l] = Σ_j A[l, j] W[j],    A = C C₀⁺                                                    (relative form)
+
+    where W are the pretrained weights for n = L, and their best approximation of rank n for n < L. A does not depend on
+    how templates are mixed: it is the same for every seed of the closed form, and on every machine to within rounding.
+    For n = L it is the identity before training; A[l, l] is the gain of layer l, A[l, j] what it takes from layer j.
+
+    Args:
+        coefficients: [L, K, B, n], of a task.
+        start: [L, K, B, n], mimicked.
+
+    Returns:
+        A [L, B, L], float64.
+    """
+    after, before = coefficients.double().mean(1).transpose(0, 1), start.double().mean(1).transpose(0, 1)  # [B, L, n]
+    shares: Tensor = (after @ torch.linalg.pinv(before)).transpose(0, 1)
+    return shares.contiguous()
+
+
+def from_relative(shares: Tensor, start: Tensor) -> Tensor:
+    """The inverse of `relative` for templates with the mimicked coefficients `start`; all K sets are equal.
+
+    Args:
+        shares: A [L, B, L].
+        start: [L, K, B, n], mimicked.
+
+    Returns:
+        [L, K, B, n], of the dtype of `start`.
+    """
+    before = start.double().mean(1).transpose(0, 1)
+    mean = (shares.double().transpose(0, 1) @ before).transpose(0, 1)  # [L, B, n]
+    return mean.unsqueeze(1).expand_as(start).to(start.dtype).clone()
+
+
 def relative_error(rebuilt: Tensor, weights: Tensor) -> Tensor:
     """‖rebuilt - weights‖ / ‖weights‖ of each layer: [L, ...] each → [L], float64."""
     difference: Tensor = (rebuilt.double() - weights.double()).flatten(1).norm(dim=1)

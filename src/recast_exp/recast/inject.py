@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.plugins import SOLVERS
-from recast_exp.recast.bank import Banks, TemplateBank, TemplateCombination, reference
+from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination, reference, weights_hash
 from recast_exp.recast.grouping import Group, layer_module
 from recast_exp.recast.solvers import check_options
 
@@ -86,7 +86,33 @@ def mimic(
             )
         templates[group.name] = mimicked.templates
         coefficients |= dict(zip(group.layers, mimicked.coefficients.unbind(0), strict=True))
-    return Banks(groups, templates, coefficients, settings or {})
+    origin = Origin(solver, seed, num_sets, dict(options), weights_hash(model, coefficients))
+    return Banks(groups, templates, coefficients, settings or {}, origin)
+
+
+def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
+    """Make templates once more, as they were made before.
+
+    Args:
+        model: The pretrained model; it is not changed.
+        groups: The groups of its layers.
+        origin: How their templates were made.
+
+    Returns:
+        Those templates; on another machine, their last bits may differ.
+
+    Raises:
+        UnknownNameError: If the model lacks one of the layers, or there is no such solver.
+        UserError: If the layers have other weights.
+    """
+    groups = tuple(groups)
+    found = weights_hash(model, (layer for group in groups for layer in group.layers))
+    if found != origin.weights:
+        raise UserError(
+            f"model: expected the weights that the templates were made from ({origin.weights[:16]}…), got others "
+            f"({found[:16]}…)"
+        )
+    return mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **origin.options)
 
 
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:

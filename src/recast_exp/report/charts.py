@@ -228,75 +228,83 @@ def _sampled(trial: Trial) -> str:
 
 
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
-    """The trained coefficients of each method, a heat map for each dataset: of the first replicate that has them.
+    """What each method has made of each layer, a heat map for each dataset: of the first replicate that says so.
 
-    If datasets share their templates, there is a second figure: the differences from the mean over the datasets.
+    With several datasets, there is a second figure: the differences from the mean over the datasets.
 
     Returns:
         The figures, and a remark on each file that cannot be read.
     """
-    trained: dict[str, dict[str, tuple[str, Table]]] = defaultdict(dict)
+    trained: dict[str, dict[str, Table]] = defaultdict(dict)
     remarks = []
     for (method, dataset, _), job in results.counted.items():
         if dataset in trained[method] or not job.parameters.get("coefficients"):
             continue
         try:
-            trained[method][dataset] = _coefficients(job)
+            trained[method][dataset] = _relative_form(job)
         except DamagedError as error:
             remarks.append(f"{job.folder}: {error}; its coefficients are not shown")
     figures = {}
-    for method, by_dataset in trained.items():
-        if not by_dataset:
+    for method, tables in trained.items():
+        if not tables:
             continue
-        tables = {dataset: table for dataset, (_, table) in by_dataset.items()}
-        figures[f"{method}|trained values"] = _heat_maps(tables)
-        banks = {bank for bank, _ in by_dataset.values()}
-        layouts = {(tuple(table), *(values.shape for values in table.values())) for table in tables.values()}
-        if len(tables) > 1 and len(banks) == len(layouts) == 1:
+        figures[f"{method}|change by training"] = _heat_maps(tables)
+        layouts = {tuple((layer, *columns) for layer, (columns, _) in table.items()) for table in tables.values()}
+        if len(tables) > 1 and len(layouts) == 1:
             layers = next(iter(tables.values()))
-            mean = {layer: np.mean([table[layer] for table in tables.values()], axis=0) for layer in layers}
-            apart = {name: {layer: table[layer] - mean[layer] for layer in table} for name, table in tables.items()}
+            mean = {layer: np.mean([table[layer][1] for table in tables.values()], axis=0) for layer in layers}
+            apart = {
+                name: {layer: (columns, values - mean[layer]) for layer, (columns, values) in table.items()}
+                for name, table in tables.items()
+            }
             figures[f"{method}|difference from the mean over the datasets"] = _heat_maps(apart)
     return figures, remarks
 
 
-Table = dict[str, npt.NDArray[np.float64]]
-"""Layer → its coefficients [B · n], averaged over their sets."""
+Table = dict[str, tuple[list[str], npt.NDArray[np.float64]]]
+"""Layer → what each value is of, and the values: A minus the identity (`recast.formulas.relative`), its own first."""
 
 
-def _coefficients(job: Job) -> tuple[str, Table]:
-    """The bank and the coefficients of a task file, in the order of the layers."""
+def _relative_form(job: Job) -> Table:
+    """The relative form of the coefficients of a task file, layer by layer."""
     path = job.path / layout.TASK
     try:
-        record = read_record(path)
+        templates = read_record(path).get("templates")
         with safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if name.startswith("coefficients/")]  # noqa: SIM118
-            names.sort(
-                key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
-            )
-            values = {
-                name.partition("/")[2]: file.get_tensor(name).astype(np.float64).mean(0).ravel() for name in names
-            }
+            values = file.get_tensor("relative").astype(np.float64) if "relative" in file.keys() else None  # noqa: SIM118
+        table: Table = {}
+        if templates is None or values is None:
+            raise ValueError("of an earlier version, which wrote no relative form")
+        for _, _, blocks, *layers in templates["groups"]:
+            part, values = np.split(values, [len(layers) * blocks * len(layers)])
+            shares = part.reshape(len(layers), blocks, len(layers))
+            for own, layer in enumerate(layers):
+                order = [own, *(other for other in range(len(layers)) if other != own)]
+                change = shares[own] - np.eye(len(layers))[own]
+                names = ["itself", *(f"share of {layers[other]}" for other in order[1:])]
+                columns = [
+                    f"block {block + 1}, {name}" if blocks > 1 else name for name in names for block in range(blocks)
+                ]
+                table[layer] = columns, change[:, order].T.ravel()
     except (RecastError, SafetensorError, OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
-    if not values:
-        raise DamagedError(f"{path.name} holds no coefficients")
-    return str(record.get("bank")), values
+    return table
 
 
 def _heat_maps(tables: Mapping[str, Table]) -> Figure:
-    """A heat map for each dataset side by side, with one scale: a row is a layer, a column a template."""
+    """A heat map for each dataset side by side, with one scale: a row is a layer."""
     layers = next(iter(tables.values()))
-    limit = max(float(np.abs(values).max()) for table in tables.values() for values in table.values()) or 1.0
-    width = max(len(values) for table in tables.values() for values in table.values())
+    limit = max(float(np.abs(values).max()) for table in tables.values() for _, values in table.values()) or 1.0
+    width = max(len(values) for table in tables.values() for _, values in table.values())
     data: list[dict[str, object]] = []
     axes: dict[str, object] = {}
     for at, (name, table) in enumerate(tables.items()):
-        rows = [[_number(value) for value in values] + [None] * (width - len(values)) for values in table.values()]
+        pad = {layer: [None] * (width - len(values)) for layer, (_, values) in table.items()}
         data.append(
             {
                 "type": "heatmap",
-                "z": rows,
+                "z": [[*map(_number, values), *pad[layer]] for layer, (_, values) in table.items()],
+                "text": [[*columns, *pad[layer]] for layer, (columns, _) in table.items()],
                 "x": [f"{column + 1}" for column in range(width)],
                 "y": list(table),
                 "xaxis": f"x{at + 1 if at else ''}",
@@ -305,13 +313,13 @@ def _heat_maps(tables: Mapping[str, Table]) -> Figure:
                 "colorscale": [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
                 "showscale": at == len(tables) - 1,
                 "colorbar": {"thickness": 12},
-                "hovertemplate": f"{_safe(name)}<br>%{{y}}, template %{{x}}: %{{z:.4g}}<extra></extra>",
+                "hovertemplate": f"{_safe(name)}<br>%{{y}}, %{{text}}: %{{z:+.4f}}<extra></extra>",
             }
         )
         axes[f"xaxis{at + 1 if at else ''}"] = {
             "title": {"text": _safe(name)},
             "domain": [at / len(tables), (at + 0.94) / len(tables)],
-            "showticklabels": width <= 8,
+            "showticklabels": False,
             "showgrid": False,
             "type": "category",
         }

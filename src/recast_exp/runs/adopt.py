@@ -13,22 +13,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.runs.task_header import FROZEN, read_record
+from recast_exp.runs.task_header import read_record
 
 
-def adopt(content: Mapping[str, object], task: str | Path) -> dict[str, object]:
+def adopt(content: Mapping[str, object], task: str | Path, *, other_images: bool = False) -> dict[str, object]:
     """A configuration with what a task file was trained with in the place of its own values.
 
     Args:
         content: A composed configuration as nested mappings.
         task: The task file.
+        other_images: Whether the dataset stays that of the configuration.
 
     Raises:
         MissingInputError: If there is no such task file.
         UserError: If it is not a task file of this version.
     """
     adopted = copy.deepcopy(dict(content))
-    for key, value in recorded(task).items():
+    for key, value in recorded(task, other_images=other_images).items():
         node = adopted
         *sections, name = key.split(".")
         for section in sections:
@@ -39,28 +40,40 @@ def adopt(content: Mapping[str, object], task: str | Path) -> dict[str, object]:
     return adopted
 
 
-def recorded(task: str | Path) -> dict[str, object]:
-    """The dotted keys, and their values, that a task file was trained with.
+def recorded(task: str | Path, *, other_images: bool = False) -> dict[str, object]:
+    """The dotted keys, and their values, that a task file was trained with; of a file of the library, no dataset.
+
+    Args:
+        task: The task file.
+        other_images: Whether to leave out the dataset.
 
     Raises:
         MissingInputError: If there is no such task file.
-        UserError: If it is not a task file of this version, was saved by the library, or holds a key that this version
-            does not know or that does not describe the model: a file must not choose a tracker, a folder or a download.
+        UserError: If it is not a task file of this version, or holds a key that this version does not know or that does
+            not describe the model: a file must not choose a tracker, a folder or a download.
     """
     record = read_record(task)
-    backbone = record.get("backbone")
-    if isinstance(backbone, Mapping) and str(backbone.get("fingerprint")).startswith(FROZEN):
-        raise UserError(
-            f"task: {task} was saved by recast_exp.save_task, so it says nothing of a dataset; load it in "
-            "Python with recast_exp.load_task"
-        )
     found: dict[str, object] = dict(keys.leaves(record["config"]))
     for key in found:
         if key not in keys.FIELDS:
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")
         if not keys.is_recorded(key):
             raise UserError(f"task: {task} sets {key}; a task file may only describe the model, so it is not used")
-    return found
+    of_dataset = not other_images and "dataset.name" in found
+    if record["format"] > 1:
+        found = keys.with_defaults(found)
+    return {key: value for key, value in found.items() if of_dataset or not key.startswith("dataset.")}
+
+
+def dataset_of(task: str | Path) -> str | None:
+    """The dataset that a task file was trained on; None for a file of the library, which names none.
+
+    Raises:
+        MissingInputError: If there is no such task file.
+        UserError: If it is not a task file of this version.
+    """
+    name = dict(keys.leaves(read_record(task)["config"])).get("dataset.name")
+    return name if isinstance(name, str) else None
 
 
 def contradictions(
@@ -68,6 +81,8 @@ def contradictions(
     task: str | Path,
     typed: Iterable[str],
     chosen: Mapping[str, tuple[str, Mapping[str, object]]],
+    *,
+    other_images: bool = False,
 ) -> Iterator[str]:
     """Compare what the user asked for with what the task file was trained with.
 
@@ -76,6 +91,7 @@ def contradictions(
         task: The task file.
         typed: Keys that the user set.
         chosen: The groups that the user chose an option of: the option, and the dotted keys that it sets.
+        other_images: Whether the dataset may be another.
 
     Yields:
         One line for each key or group that differs.
@@ -84,7 +100,7 @@ def contradictions(
         MissingInputError: If there is no such task file.
         UserError: If it is not a task file of this version.
     """
-    record = recorded(task)
+    record = recorded(task, other_images=other_images)
     differing = {key for key, value in record.items() if asked.get(key) != value}
 
     def line(key: str, got: str, leave_out: str) -> str:

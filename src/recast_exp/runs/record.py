@@ -216,7 +216,7 @@ def is_finished(folder: Path) -> bool:
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
     except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False
-    return 0 <= accuracy <= 1 and count >= 0 and task["config"]["seed"] == record["seed"]
+    return 0 <= accuracy <= 1 and count >= 0 and task["config"].get("seed", keys.default("seed")) == record["seed"]
 
 
 def _now() -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -186,7 +187,7 @@ class Tested:
     """The result of a test.
 
     Attributes:
-        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME`.
+        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME` of each class with images.
         predictions: One for each test image, in the order of the split.
     """
 
@@ -201,11 +202,16 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
         trainer.test(module, datamodule=data, verbose=False)
     # `Trainer.test` returns only the metrics that it logs to trackers itself: none here
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    per_class = module.per_class.compute().tolist()
-    names = [f"test/accuracy_per_class/{name}" for name in data.image_set.classes]
+    classes, labels = data.image_set.classes, set(data.image_set.splits["test"].labels.tolist())
+    accuracies = zip(classes, module.per_class.compute().tolist(), strict=True)
+    per_class = {name: accuracy for label, (name, accuracy) in enumerate(accuracies) if label in labels}
+    if len(per_class) < len(classes):  # a task that is tested with images of some of its classes
+        metrics["test/accuracy_macro"] = fmean(per_class.values())
     rows = sorted(module.predictions.compute().tolist())
     predictions = [Prediction(*map(int, row[:3]), *row[3:]) for row in rows]
-    return Tested({**metrics, **dict(zip(names, per_class, strict=True))}, predictions)
+    return Tested(
+        metrics | {f"test/accuracy_per_class/{name}": accuracy for name, accuracy in per_class.items()}, predictions
+    )
 
 
 class Patience(EarlyStopping):
