@@ -92,7 +92,7 @@ class JobChecker:
             return Checked([*errors, error])
         if settings.task and "task" in stage.requires:
             try:
-                other = _asks_for_other_images(settings, job)
+                other = not stage.needs_images or _asks_for_other_images(settings, job)
                 errors += map(UserError, self._contradictions(settings, job, composed, other))
                 content = adopt.adopt(content, settings.task, other_images=other)
                 settings = _adopted(content, settings.task)
@@ -130,7 +130,7 @@ class JobChecker:
         for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank)):
             if path and not Path(path).expanduser().is_file():
                 yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
-        if error := self._dataset_problem(settings.dataset, settings.data_dir):
+        if stage.needs_images and (error := self._dataset_problem(settings.dataset, settings.data_dir)):
             yield error
 
     def _dataset_problem(self, dataset: DatasetConfig, data_dir: str) -> RecastError | None:

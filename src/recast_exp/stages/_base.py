@@ -38,13 +38,15 @@ class Stage(ABC):
     that a wrong command is reported at once.
 
     Attributes:
-        needs_model: Whether it needs a backbone and a dataset, which are then checked before it runs.
+        needs_model: Whether it needs a backbone, whose files are then checked before it runs.
+        needs_images: Whether it needs a dataset, which is then checked as well.
         requires: Keys of `task`, `path` and `resume` that have to be set.
         accepts: Those that may be set.
         runs_in_sweep: Whether it may be a job of a sweep.
     """
 
     needs_model: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[str, ...]] = ()
     runs_in_sweep: ClassVar[bool] = True
