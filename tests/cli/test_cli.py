@@ -14,6 +14,7 @@ import pytest
 from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from support.program import Result, runner
+from support.task_files import FACTS
 
 HEAVY = ("torch", "lightning", "timm", "torchvision", "sklearn", "torchmetrics", "wandb", "matplotlib")
 
@@ -42,7 +43,7 @@ def options(folder: Path, **experiments: str) -> str:
 
 def task_file(path: Path, config: Any, version: Any = 1, key: str = "recast_exp") -> str:
     """Write a task file with one tensor."""
-    record = json.dumps({"format": version, "config": config})
+    record = json.dumps({"format": version, "config": config, "bank": None, **FACTS})
     tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"__metadata__": {key: record}, "coefficients": tensor}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
@@ -365,7 +366,7 @@ def test_damaged_task_files(tmp_path: Path) -> None:
         "empty": "is no safetensors file or is cut short",
         "text": "is no safetensors file or is cut short",
         "other": "holds no task",
-        "newer": "has format 99, this version reads up to 1",
+        "newer": "has format 99, this version reads up to 2",
         "unknown key": "holds the key model.colour, which this version does not know",
         "wrong type": "holds model.pretrained=[1], which this version does not accept",
         "not a record": "holds no task",
