@@ -96,6 +96,7 @@ class JobChecker:
                 errors += map(UserError, self._contradictions(settings, job, composed, other))
                 content = adopt.adopt(content, settings.task, other_images=other)
                 settings = _adopted(content, settings.task)
+                errors += _without_dataset(settings, job) if stage.needs_images else ()
             except RecastError as error:
                 errors.append(error)
         errors += map(UserError, rules.problems(settings, multirun=self._multirun))
@@ -152,20 +153,23 @@ def plain(cfg: DictConfig) -> dict[str, object]:
 
 
 def _asks_for_other_images(settings: Config, job: Asked) -> bool:
-    """Whether a dataset was typed that is not the one that the task file was trained on.
-
-    Raises:
-        UserError: If the file names no dataset, and none was typed.
-    """
+    """Whether a dataset was typed that is not the one that the task file was trained on."""
     assert settings.task is not None
-    typed_dataset = any(text.startswith("dataset=") for text in job.options)
-    own = adopt.dataset_of(settings.task)
-    if own is None and not typed_dataset:
-        raise UserError(
+    return _types_dataset(job) and adopt.dataset_of(settings.task) != settings.dataset.name
+
+
+def _without_dataset(settings: Config, job: Asked) -> Iterator[RecastError]:
+    """A task file of the library says nothing of images, and the default dataset is none of its own."""
+    assert settings.task is not None
+    if adopt.dataset_of(settings.task) is None and not _types_dataset(job):
+        yield UserError(
             f"dataset: expected one with stage={settings.stage['name']}, as {settings.task} was saved by the library "
             "and names none, got nothing; pass dataset=NAME, such as dataset=folder dataset.path=FOLDER"
         )
-    return typed_dataset and own != settings.dataset.name
+
+
+def _types_dataset(job: Asked) -> bool:
+    return any(text.startswith("dataset=") for text in job.options)
 
 
 def _adopted(content: dict[str, object], task: str) -> Config:

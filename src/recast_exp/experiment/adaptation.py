@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -72,17 +72,28 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     return metrics
 
 
-def adapt(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
+def adapt(
+    settings: Config, run_dir: Path, group: str | None = None, start: Mapping[str, torch.Tensor] | None = None
+) -> Metrics:
     """Adapt a backbone to a dataset and write everything down; the metrics.
+
+    Args:
+        settings: The settings.
+        run_dir: Folder of the run.
+        group: Folder of the sweep that it belongs to.
+        start: Layer → the relative form [B, L] of the coefficients that training starts from (`Banks.relative`); None
+            for those that were mimicked.
 
     Raises:
         Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
     """
     with own_rank(settings.trainer.devices), tracked(settings, run_dir, group) as trackers:
-        return _adapt(settings, run_dir, trackers)
+        return _adapt(settings, run_dir, trackers, start)
 
 
-def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
+def _adapt(
+    settings: Config, run_dir: Path, trackers: list[Tracker], start: Mapping[str, torch.Tensor] | None
+) -> Metrics:
     is_main = is_main_process(settings.trainer.devices)
     experiment = Experiment.open(settings)
     banks, _ = experiment.banks()
@@ -90,6 +101,8 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
     wants_probe = settings.probe and settings.model.method != "frozen"
     probed = probe(experiment) if wants_probe else {}
     adapted = experiment.adapt(banks)
+    if banks and start is not None:
+        begin_from(adapted, banks.from_relative(start))
     data = experiment.data(keep=True, plain=experiment.needs_features)
     if is_main:
         write_card(run_dir, data)
@@ -112,6 +125,13 @@ def _adapt(settings: Config, run_dir: Path, trackers: list[Tracker]) -> Metrics:
         _write(run_dir, metrics, result, adapted)
         report_results(trackers, run_dir)
     return metrics
+
+
+@torch.no_grad()
+def begin_from(adapted: AdaptedModel, coefficients: Mapping[str, torch.Tensor]) -> None:
+    """Give a model other coefficients than the mimicked ones before it is trained: layer → [K, B, n]."""
+    for layer, parameter in adapted.parameters("coefficients"):
+        parameter.copy_(coefficients[layer])
 
 
 def validate(settings: Config, run_dir: Path) -> dict[str, float]:

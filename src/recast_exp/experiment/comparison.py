@@ -26,6 +26,7 @@ from recast_exp.config.variants import Variants
 from recast_exp.display import console, plots
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import UserError
+from recast_exp.experiment import subruns
 from recast_exp.experiment.adaptation import adapt, validate
 from recast_exp.experiment.check import check_experiment
 from recast_exp.files import write_json, write_text
@@ -33,7 +34,6 @@ from recast_exp.models.create import blueprint
 from recast_exp.models.label import run_title
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
-from recast_exp.runs.record import read_results
 from recast_exp.runs.results import Compared, Metrics, Results
 from recast_exp.tracking.start import say_how_to_sync
 
@@ -300,7 +300,7 @@ def _tune(tuning: Tuning, repeats: Repeats, settings: Config, folder: Path) -> r
 def _validated(settings: Config, run_dir: Path, name: str) -> dict[str, float]:
     """What one training gives on the validation images; trained, continued, or read where it is there already."""
     path = run_dir / layout.VALIDATION
-    if not (_claim(settings, run_dir) and path.is_file()):
+    if not (subruns.claim(settings, run_dir) and path.is_file()):
         job_record.begin(run_dir, settings, label=name, overrides=[])
         job_record.update(run_dir, stage="tune")
         with job_record.ending(run_dir):
@@ -323,26 +323,10 @@ def _place(
     return job, folder / " ".join([name, *([describe(recipe)] if recipe else [])])
 
 
-def _claim(settings: Config, run_dir: Path) -> bool:
-    """Whether a run with these very settings was begun in a folder; what another has left there is removed."""
-    record = job_record.read(run_dir)
-    # One that has only chosen a recipe is gone on with: the stage alone differs
-    known = record is not None and not list(job_record.differences({**record, "stage": "adapt"}, settings))
-    if not known:
-        job_record.clear(run_dir)
-    return known
-
-
 def _run(settings: Config, run_dir: Path, name: str, group: str | None, repeat: str) -> Results:
     """The results of one method with one seed or draw; trained, continued, or read where they are there already."""
     started = time.perf_counter()
-    if not (_claim(settings, run_dir) and job_record.is_finished(run_dir)):
-        job_record.begin(run_dir, settings, label=name, overrides=[])
-        with job_record.ending(run_dir):
-            adapt(settings, run_dir, group)
-    # For full fine-tuning hundreds of MB, and nothing is left to continue
-    layout.checkpoint(run_dir).unlink(missing_ok=True)
-    results = read_results(run_dir)
+    results = subruns.done(settings, run_dir, name, lambda: adapt(settings, run_dir, group))
     seconds = time.perf_counter() - started
     accuracy = 100 * float(results.metrics["test/accuracy"])
     log.info("%s, %s: test accuracy %.1f %% (%.0f s)", name, repeat, accuracy, seconds)

@@ -136,6 +136,16 @@ class Moments:
             moments.add(values, labels)
         return moments
 
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Those of all classes of several tasks, one task's after another's; exact, whatever the order of the tasks."""
+        return cls(
+            torch.cat([part.counts for part in parts]),
+            torch.cat([part.sums for part in parts]),
+            torch.stack([part.gram for part in parts]).sum(0),
+            torch.cat([part.weights for part in parts]),
+        )
+
     def add(self, values: Tensor, labels: Tensor) -> None:
         """Add a batch of features [B, D] with labels [B]."""
         values = values.double()

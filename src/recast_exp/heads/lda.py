@@ -9,7 +9,7 @@ matrices", Lemma 3.2 to 3.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,18 +38,24 @@ class LDA(Head):
     def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
         """Solve from the sums over images; one factorisation serves all shrinkages."""
         moments = self.moments(features)
-        values, vectors = torch.linalg.eigh(moments.within())
-        values = values.clamp(min=0)
-        means = moments.means
-        projected = means @ vectors
-        priors = (moments.counts * moments.weights / moments.total).log()
-        for setting in settings:
-            wanted = setting["shrinkage"]
-            shrinkage = ledoit_wolf(features, moments) if isinstance(wanted, str) else wanted
-            shrunk = (1 - shrinkage) * values + shrinkage * values.mean()
-            shrunk = shrunk.clamp(min=max(float(shrunk.max()) * 1e-10, torch.finfo(torch.float64).tiny ** 0.5))
-            weight = (projected / shrunk) @ vectors.T
-            yield Solution(weight, priors - (weight * means).sum(1) / 2, setting)
+        wanted = [setting["shrinkage"] for setting in settings]
+        numbers = (ledoit_wolf(features, moments) if isinstance(each, str) else float(each) for each in wanted)
+        for setting, solution in zip(settings, discriminants(moments, numbers), strict=True):
+            yield Solution(solution.weight, solution.bias, setting)
+
+
+def discriminants(moments: Moments, shrinkages: Iterable[float]) -> Iterator[Solution]:
+    """The discriminants for each shrinkage, from the sums over images alone; one factorisation serves all."""
+    values, vectors = torch.linalg.eigh(moments.within())
+    values = values.clamp(min=0)
+    means = moments.means
+    projected = means @ vectors
+    priors = (moments.counts * moments.weights / moments.total).log()
+    for shrinkage in shrinkages:
+        shrunk = (1 - shrinkage) * values + shrinkage * values.mean()
+        shrunk = shrunk.clamp(min=max(float(shrunk.max()) * 1e-10, torch.finfo(torch.float64).tiny ** 0.5))
+        weight = (projected / shrunk) @ vectors.T
+        yield Solution(weight, priors - (weight * means).sum(1) / 2, {"shrinkage": shrinkage})
 
 
 def ledoit_wolf(features: Features, moments: Moments) -> float:

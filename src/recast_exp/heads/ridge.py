@@ -9,7 +9,7 @@ Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (R2-D
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,15 +35,21 @@ class Ridge(Head):
 
     def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
         """Solve from the sums over images; one factorisation serves all penalties."""
-        moments = self.moments(features)
-        values, vectors = torch.linalg.eigh(moments.centred_gram())
-        values = values.clamp(min=0)
-        projected = vectors.T @ cross(moments)
-        for setting in settings:
-            penalty = float(setting["strength"]) * values.mean()
-            scaled = projected / (values + penalty).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-            weight = (vectors @ scaled).T
-            yield Solution(weight, _priors(moments) - weight @ moments.mean, setting)
+        strengths = (float(setting["strength"]) for setting in settings)
+        for setting, solution in zip(settings, regressions(self.moments(features), strengths), strict=True):
+            yield Solution(solution.weight, solution.bias, setting)
+
+
+def regressions(moments: Moments, strengths: Iterable[float]) -> Iterator[Solution]:
+    """Ridge regression for each penalty, from the sums over images alone; one factorisation serves all."""
+    values, vectors = torch.linalg.eigh(moments.centred_gram())
+    values = values.clamp(min=0)
+    projected = vectors.T @ cross(moments)
+    for strength in strengths:
+        penalty = strength * values.mean()
+        scaled = projected / (values + penalty).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+        weight = (vectors @ scaled).T
+        yield Solution(weight, _priors(moments) - weight @ moments.mean, {"strength": strength})
 
 
 def cross(moments: Moments) -> Tensor:

@@ -1,0 +1,40 @@
+"""Runs within a stage, each in a folder of its own: done once, continued where they were stopped, never repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from recast_exp.config.schema import Config
+from recast_exp.runs import layout
+from recast_exp.runs import record as job_record
+from recast_exp.runs.record import read_results
+from recast_exp.runs.results import Results
+
+
+def claim(settings: Config, run_dir: Path) -> bool:
+    """Whether a run with these very settings was begun in a folder; what another has left there is removed."""
+    record = job_record.read(run_dir)
+    # One that has only chosen a recipe is gone on with: the stage alone differs
+    known = record is not None and not list(job_record.differences({**record, "stage": "adapt"}, settings))
+    if not known:
+        job_record.clear(run_dir)
+    return known
+
+
+def done(settings: Config, run_dir: Path, label: str, work: Callable[[], object]) -> Results:
+    """The results of one run: of a finished one as they are, else of `work`, which goes on from a checkpoint.
+
+    Args:
+        settings: Its settings.
+        run_dir: Its folder.
+        label: What tables call its method.
+        work: Does the run, and writes its results into the folder.
+    """
+    if not (claim(settings, run_dir) and job_record.is_finished(run_dir)):
+        job_record.begin(run_dir, settings, label=label, overrides=[])
+        with job_record.ending(run_dir):
+            work()
+    # For full fine-tuning hundreds of MB, and nothing is left to continue
+    layout.checkpoint(run_dir).unlink(missing_ok=True)
+    return read_results(run_dir)
