@@ -127,9 +127,17 @@ class ImageSet:
 
         index = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
         splits = {name: Samples(samples.images, index[samples.labels]) for name, samples in self.splits.items()}
+        return self._with(classes=classes, splits=splits, numbers=None)
+
+    def with_test(self, indices: NDArray[np.int64]) -> ImageSet:
+        """The same with some of the test images, in that order; there may be none."""
+        return self._with(splits=self.splits | {"test": self.splits["test"].select(indices)})
+
+    def _with(self, **changes: object) -> ImageSet:
+        """A copy, without the check that each class has a training image."""
         other = copy.copy(self)
-        for name, value in {"classes": classes, "splits": splits, "numbers": None}.items():
-            object.__setattr__(other, name, value)  # without the check that each class has a training image
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
         return other
 
     def describe(self) -> dict[str, Any]:

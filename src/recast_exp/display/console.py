@@ -14,7 +14,7 @@ from rich.table import Table
 from recast_exp.config.grammar import short
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
-from recast_exp.runs.results import Compared, Counts, Inspection, Metrics, Reconstruction, Results
+from recast_exp.runs.results import Compared, Counts, Inspection, Metrics, Reconstruction, Results, Sequenced
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import Left, Recorded, SearchRecord
 
@@ -165,6 +165,28 @@ def show_sweep(folder: Path, settings: Mapping[str, Sequence[Results]]) -> None:
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
         table.add_row(setting, str(len(jobs)), f"{jobs[0].parameters['task_specific']:,}", *cells)
     _print(f"Sweep {folder}", table)
+
+
+def show_sequence(title: str, found: Sequenced) -> None:
+    """Show the accuracies of a sequence after each of its tasks, and its methods next to each other."""
+    matrix = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    matrix.add_column("after", overflow="fold")
+    for task in found["tasks"]:
+        matrix.add_column(escape(task), justify="right", overflow="fold")
+    for task, row in zip(found["tasks"], found["accuracy"], strict=True):
+        matrix.add_row(escape(task), *(f"{100 * accuracy:.1f}" for accuracy in row))
+    methods = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    methods.add_column("after the last task", overflow="fold", min_width=17)
+    for column in ("task known", "forgetting", "task unknown", "parameters"):
+        methods.add_column(column, justify="right", overflow="fold")
+    for line in found["methods"]:
+        unknown = "–" if line["unknown"] is None else f"{100 * line['unknown']:.1f}"
+        cells = (f"{100 * line['known']:.1f}", f"{100 * line['forgetting']:.1f}", unknown, f"{line['parameters']:,}")
+        methods.add_row(escape(line["method"]), *cells)
+    lines = ["Accuracy in percent: the mean over the tasks. Parameters: of all tasks, without heads."]
+    if (transfer := found["forward_transfer"]) is not None:
+        lines.append(f"Starting from earlier tasks changes the accuracy of a task by {100 * transfer:+.1f} points.")
+    _print(title, matrix, methods, *lines)
 
 
 def show_skipped(skipped: Sequence[Recorded | Left]) -> None:

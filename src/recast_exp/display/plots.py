@@ -164,6 +164,44 @@ def comparison(methods: Sequence[Compared], path: Path) -> None:
         save_figure(figure, path)
 
 
+def sequence(
+    tasks: Sequence[str], accuracy: Sequence[Sequence[float]], unknown: Mapping[str, Sequence[float]], path: Path
+) -> None:
+    """The test accuracy of each task after each, as a heat map; and that of images of unknown task, as curves.
+
+    Args:
+        tasks: Names of the tasks.
+        accuracy: Row i has the accuracies of the tasks 0 to i after task i.
+        unknown: Method → its accuracy after each task; empty where that was not measured.
+        path: The file.
+    """
+    count = len(tasks)
+    table = np.full((count, count), np.nan)
+    for line, row in zip(table, accuracy, strict=True):
+        line[: len(row)] = 100 * np.asarray(row)
+    size = 1.8 + 0.55 * count
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(size + (5.2 if unknown else 0.6), max(3.2, 0.9 + 0.42 * count)))
+        panels = figure.subplots(1, 2, width_ratios=(size, 4.6)) if unknown else [figure.subplots()]
+        axes = panels[0]
+        axes.imshow(table, cmap="Blues", vmin=np.nanmin(table) - 20, vmax=100, aspect="auto")
+        for (after, task), value in np.ndenumerate(table):
+            if not np.isnan(value):
+                axes.text(task, after, f"{value:.1f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(count), tasks, fontsize=7, rotation=30, ha="right")
+        axes.set_yticks(range(count), tasks, fontsize=7)
+        axes.set(xlabel="test accuracy in percent of", ylabel="after training on")
+        if unknown:
+            axes, marks = panels[1], itertools.cycle("osD^vP")
+            for (name, curve), color, mark in zip(unknown.items(), itertools.cycle(DISTINCT), marks, strict=False):
+                axes.plot(range(1, len(curve) + 1), 100 * np.asarray(curve), marker=mark, ms=4, color=color, label=name)
+            axes.set(xlabel="tasks so far", ylabel="accuracy in percent, task unknown")
+            axes.set_xticks(range(1, count + 1))
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False, fontsize=7)
+        save_figure(figure, path)
+
+
 def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
     """Relative error of each layer's weight, and cosine similarity of its weight and of its features."""
     names = list(layers)

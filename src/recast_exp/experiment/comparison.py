@@ -9,7 +9,6 @@ import functools
 import io
 import json
 import logging
-import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -114,7 +113,7 @@ def run(
     results: dict[str, list[Results]] = {}
     tried: dict[str, recipes.Search] = {}
     for name, method in rows.items():
-        folder, recipe = layout.compared(run_dir, slug(name)), {}
+        folder, recipe = layout.compared(run_dir, name), {}
         if tuning.choices:
             tried[name] = _tune(tuning, repeats, method, folder)
             recipe = tried[name].recipe
@@ -167,15 +166,10 @@ def methods(settings: Config, variants: Variants, more: Mapping[str, str] = Mapp
     model = {f"model.{name}": value for name, value in full.items()}
     rows[FULL] = with_values(base, {**model, "optimizer.backbone_lr": backbone_lr})
     for label, overrides in more.items():
-        if slug(label) in map(slug, rows):
+        if layout.slug(label) in map(layout.slug, rows):
             raise UserError(f"stage.more: expected labels of their own, got {label!r}, which is that of another method")
         rows[label] = _added(base.model, label, shlex.split(overrides), variants, common)
     return rows
-
-
-def slug(name: str) -> str:
-    """A method's label as the name of a folder."""
-    return re.sub(r"[^\w.+-]", "_", name)
 
 
 def _added(

@@ -23,7 +23,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.models import library
 from recast_exp.models.adapted import normalisations_with_statistics
-from recast_exp.models.backbones import create_backbone
+from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
@@ -93,6 +93,19 @@ class RecastModel(nn.Module):
         self._active: str | None = None
         self._trunk = Trunk(network, banks, width, weights)
         self.eval()
+
+    @classmethod
+    def on(cls, backbone: Backbone, banks: Banks) -> RecastModel:
+        """A backbone and its templates, which are injected in place."""
+        network = backbone.network
+        return cls(
+            network,
+            banks,
+            width=_width(network),
+            backbone=backbone.name,
+            weights=backbone.fingerprint,
+            input=backbone.input,
+        )
 
     @classmethod
     def from_timm(

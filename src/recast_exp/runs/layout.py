@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 # A run
@@ -32,6 +33,13 @@ SEARCH = "search.json"
 STORAGE = "optuna.log"
 REPORT = "report"
 
+# stage=sequence
+SEQUENCE = "sequence.json"
+SEQUENCE_MATRIX = "accuracy.csv"
+SEQUENCE_METHODS = "methods.csv"
+TASKS = "tasks"
+WEIGHTS = "weights.safetensors"
+
 # stage=compare
 COMPARISON = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"
@@ -57,6 +65,16 @@ def plots(run_dir: Path) -> list[Path]:
     return sorted((run_dir / PLOTS).glob("*.png"))
 
 
-def compared(run_dir: Path, slug: str) -> Path:
+def slug(name: str) -> str:
+    """A name as that of a folder."""
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
+def compared(run_dir: Path, method: str) -> Path:
     """The folder in which `stage=compare` runs one method."""
-    return run_dir / RUNS / slug
+    return run_dir / RUNS / slug(method)
+
+
+def sequenced(run_dir: Path, number: int, task: str, method: str = "") -> Path:
+    """The folder in which `stage=sequence` trains one task, counted from 0, or a baseline trains it."""
+    return run_dir / TASKS / " ".join(filter(None, (f"{number + 1:02d}", slug(task), slug(method))))

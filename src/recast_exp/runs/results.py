@@ -60,6 +60,51 @@ class Compared(_Measured):
     seconds: float
 
 
+class SequenceRow(TypedDict):
+    """A method in `sequence.json`; null where a number is not defined for it.
+
+    Attributes:
+        known: Mean over the tasks of the test accuracy after the last one, the task of an image being known.
+        forgetting: Mean over the tasks but the last of what that is below their best accuracy before.
+        unknown: The same accuracies, the task of an image not being known.
+        parameters: Trained parameters of all tasks together, without heads; 0 for features of the frozen backbone.
+        heads: Parameters of the heads of all tasks.
+    """
+
+    method: str
+    known: float
+    forgetting: float
+    unknown: float | None
+    parameters: int
+    heads: int
+
+
+class Sequenced(TypedDict):
+    """`sequence.json`.
+
+    Attributes:
+        tasks: Names of the tasks, in order.
+        accuracy: R: row i has the test accuracies of the tasks 0 to i after task i was trained.
+        identical: Whether each task's predictions were the same bit for bit after every later one.
+        backward_transfer: Mean of R[T, j] - R[j, j].
+        forward_transfer: Mean of R[i, i] minus the accuracy from the pretrained start; null for that start.
+        methods: The methods next to each other.
+        unknown: Method → its accuracy on images of unknown task, after each task.
+        bytes: Sizes of the task files.
+        seconds: Of training each task.
+    """
+
+    tasks: list[str]
+    accuracy: list[list[float]]
+    identical: bool
+    backward_transfer: float
+    forward_transfer: float | None
+    methods: list[SequenceRow]
+    unknown: dict[str, list[float]]
+    bytes: list[int]
+    seconds: list[float]
+
+
 class Reconstruction(TypedDict):
     """`reconstruction.json`: the bank, and how close it comes; of all layers the worst, and each layer."""
 
