@@ -184,17 +184,19 @@ def sequence(
         figure = Figure(figsize=(size + (5.2 if unknown else 0.6), max(3.2, 0.9 + 0.42 * count)))
         panels = figure.subplots(1, 2, width_ratios=(size, 4.6)) if unknown else [figure.subplots()]
         axes = panels[0]
-        axes.imshow(table, cmap="Blues", vmin=np.nanmin(table) - 20, vmax=100, aspect="auto")
+        low = float(np.nanmin(table)) - 20
+        axes.imshow(table, cmap="Blues", vmin=low, vmax=100, aspect="auto")
         for (after, task), value in np.ndenumerate(table):
             if not np.isnan(value):
-                axes.text(task, after, f"{value:.1f}", ha="center", va="center", fontsize=8)
+                color = "white" if value > (low + 100) / 2 else "black"
+                axes.text(task, after, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(count), tasks, fontsize=7, rotation=30, ha="right")
         axes.set_yticks(range(count), tasks, fontsize=7)
         axes.set(xlabel="test accuracy in percent of", ylabel="after training on")
         if unknown:
             axes, marks = panels[1], itertools.cycle("osD^vP")
-            for (name, curve), color, mark in zip(unknown.items(), itertools.cycle(DISTINCT), marks, strict=False):
-                axes.plot(range(1, len(curve) + 1), 100 * np.asarray(curve), marker=mark, ms=4, color=color, label=name)
+            for (label, curve), color, mark in zip(unknown.items(), itertools.cycle(DISTINCT), marks, strict=False):
+                axes.plot(range(1, len(curve) + 1), 100 * np.asarray(curve), marker=mark, ms=4, color=color, label=label)
             axes.set(xlabel="tasks so far", ylabel="accuracy in percent, task unknown")
             axes.set_xticks(range(1, count + 1))
             axes.grid(alpha=0.3)

@@ -149,7 +149,7 @@ class KeptTask:
         whole = nn.ModuleDict({"network": self.network, "head": self.head})
         path_of = {id(parameter): path for path, parameter in whole.named_parameters()}
         found = zip(self.trunk.layers, self.trunk.coefficients_of(self.network), strict=True) if coefficients else ()
-        prefix = str(getattr(self.network, "pretrained_cfg", {}).get("classifier") or "head")
+        prefix = _classifier_name(self.network)
         trainable = {
             "head": {f"{prefix}.{name}": f"head.{name}" for name, _ in self.head.named_parameters()},
             "coefficients": {layer: path_of[id(parameter)] for layer, parameter in found},
@@ -174,6 +174,12 @@ class KeptTask:
         own = AdaptedModel(self.network, trained, self.buffers, fixed=self.fixed)
         digest = library.frozen_fingerprint if f"{kind}:" == FROZEN else library.ungrouped_fingerprint
         return f"{kind}:{digest(own)}"
+
+
+def _classifier_name(network: nn.Module) -> str:
+    """The name that the classifier of a timm model has, and so its parameters in a task file; "head" for others."""
+    found = network.get_classifier() if hasattr(network, "get_classifier") else None  # type: ignore[operator]
+    return next((name for name, module in network.named_modules() if module is found), "head")
 
 
 def _check_templates(where: str, loaded: library.Task, banks: Banks) -> None:
