@@ -195,8 +195,10 @@ def sequence(
         axes.set(xlabel="test accuracy in percent of", ylabel="after training on")
         if unknown:
             axes, marks = panels[1], itertools.cycle("osD^vP")
-            for (label, curve), color, mark in zip(unknown.items(), itertools.cycle(DISTINCT), marks, strict=False):
-                axes.plot(range(1, len(curve) + 1), 100 * np.asarray(curve), marker=mark, ms=4, color=color, label=label)
+            for (label, curve), shade, mark in zip(unknown.items(), itertools.cycle(DISTINCT), marks, strict=False):
+                axes.plot(
+                    range(1, len(curve) + 1), 100 * np.asarray(curve), marker=mark, ms=4, color=shade, label=label
+                )
             axes.set(xlabel="tasks so far", ylabel="accuracy in percent, task unknown")
             axes.set_xticks(range(1, count + 1))
             axes.grid(alpha=0.3)

@@ -21,7 +21,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UnknownNameError, UserError
-from recast_exp.models import library
+from recast_exp.models import library, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import groups_of
@@ -326,6 +326,41 @@ class RecastModel(nn.Module):
             more = {"metrics": task.metrics} if task.metrics else {}
             library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights, more)
         return path
+
+    def save(self, path: str | Path) -> Path:
+        """Save the model with all its tasks: backbone, templates and a task file for each task; `load` reads it.
+
+        Args:
+            path: A folder; or a file, if it ends with `.zip`. Saving again into a folder writes only what is new.
+
+        Returns:
+            `path`.
+
+        Raises:
+            UserError: If the backbone is not a timm model.
+
+        Example:
+            >>> import tempfile
+            >>> from recast_exp import RecastConfig, RecastModel
+            >>> config = RecastConfig(targets=["*.attn.qkv"])
+            >>> model = RecastModel.from_timm("vit_tiny_patch16_224", pretrained=False, recast=config)
+            >>> model.add_task("pets", ["cat", "dog"])
+            >>> list(RecastModel.load(model.save(tempfile.mkdtemp())).tasks)
+            ['pets']
+        """
+        path = Path(path).expanduser()
+        model_file.save(self, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> RecastModel:
+        """Load a model of `save`, to the bit. No task is active, and nothing is downloaded.
+
+        Raises:
+            MissingInputError: If there is none at the path.
+            UserError: If it is damaged.
+        """
+        return model_file.load(cls, Path(path).expanduser())
 
     def merge(self, name: str) -> nn.Module:
         """A plain timm model with the weights of a task, in evaluation mode; this model is unchanged.

@@ -1,0 +1,234 @@
+"""A whole `RecastModel` on disk: a folder, or a zip file of it.
+
+    model.json             the backbone, the templates and the tasks by the names of their files; written last
+    HASH.safetensors       the templates; the backbone's other weights; a task file for each task
+
+Files are named by their content, so saving again writes only what is new, and an interrupted save leaves the old model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from recast_exp import __version__
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import replacing, write_json
+from recast_exp.models import task_file
+from recast_exp.models.create import check_name, create_network
+from recast_exp.recast import Banks
+from recast_exp.recast.inject import BANKS
+from recast_exp.torch_state import seeded
+
+if TYPE_CHECKING:
+    from recast_exp.models.recast_model import RecastModel
+
+FORMAT = 1
+RECORD = "model.json"
+_NAME = re.compile(r"[0-9a-f]{64}")
+_COEFFICIENTS = ".parametrizations.weight.original"
+
+
+class _Record(TypedDict):
+    format: int
+    version: str
+    backbone: str
+    img_size: int | None
+    fingerprint: str
+    width: int
+    dtype: str
+    input: dict[str, object]
+    bank: str
+    weights: str
+    tasks: dict[str, str]
+
+
+def save(model: RecastModel, path: Path) -> None:
+    """Write a model: into a folder, or into a zip file where the path ends with `.zip`.
+
+    Raises:
+        UserError: If the backbone is not a timm model.
+    """
+    if path.suffix == ".zip":
+        with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
+            _save(model, Path(folder))
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for file in sorted(Path(folder).iterdir()):
+                    archive.write(file, file.name)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        _save(model, path)
+
+
+def _save(model: RecastModel, folder: Path) -> None:
+    if model.input is None:
+        raise UserError(f"model: expected a timm model, which a file can name, got {model.backbone}")
+    trunk = model._trunk
+    bank_file = folder / f"{trunk.banks.hash}.safetensors"
+    if not bank_file.is_file():
+        trunk.banks.save(bank_file)
+    rest = _rest(trunk.network)
+    weights = _hash(rest)
+    weights_file = folder / f"{weights}.safetensors"
+    if not weights_file.is_file():
+        with replacing(weights_file) as temporary:
+            save_file(rest, temporary)
+    tasks = {}
+    for name in model.tasks:
+        written = model.save_task(name, folder / "task.safetensors")
+        tasks[name] = hashlib.sha256(written.read_bytes()).hexdigest()
+        written.replace(folder / f"{tasks[name]}.safetensors")
+    record: _Record = {
+        "format": FORMAT,
+        "version": __version__,
+        "backbone": model.backbone,
+        "img_size": model.input.size,
+        "fingerprint": trunk.weights,
+        "width": trunk.width,
+        "dtype": str(next(trunk.network.parameters()).dtype).removeprefix("torch."),
+        "input": asdict(model.input),
+        "bank": trunk.banks.hash,
+        "weights": weights,
+        "tasks": tasks,
+    }
+    write_json(folder / RECORD, record)
+    kept = {record["bank"], weights, *tasks.values()}
+    for file in folder.glob("*.safetensors"):
+        if _NAME.fullmatch(file.stem) and file.stem not in kept:
+            file.unlink()
+
+
+def load(cls: type[RecastModel], path: Path) -> RecastModel:
+    """Read a model of `save`.
+
+    Raises:
+        MissingInputError: If there is none at the path, or one of its files is missing.
+        UserError: If a file is damaged or not what the record says.
+    """
+    if not path.exists():
+        raise MissingInputError(f"{path}: expected a folder or zip file of RecastModel.save, got nothing")
+    with _unpacked(path) as folder:
+        record = _read(folder / RECORD, path)
+        banks = Banks.load(_file(folder, record["bank"], path), record["bank"])
+        with seeded(0):  # its first weights are replaced
+            network = create_network(record["backbone"], record["img_size"])
+        rest = _weights(_file(folder, record["weights"], path), record["weights"])
+        model = cls(
+            network,
+            banks,
+            width=record["width"],
+            backbone=record["backbone"],
+            weights=record["fingerprint"],
+            input=task_file.input_of_record(
+                {name: list(value) if isinstance(value, tuple) else value for name, value in record["input"].items()}
+            ),
+        )
+        _fill(network, rest, path)
+        model.to(getattr(torch, record["dtype"]))
+        for name, digest in record["tasks"].items():
+            model.load_task(_file(folder, digest, path), name)
+    return model
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    # Nothing else is in such a file, and nothing leaves the folder
+                    if name == RECORD or (name.endswith(".safetensors") and _NAME.fullmatch(name[:-12])):
+                        archive.extract(name, folder)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: expected a zip file of RecastModel.save, got another file ({error})") from error
+        yield Path(folder)
+
+
+def _read(file: Path, path: Path) -> _Record:
+    if not file.is_file():
+        raise MissingInputError(f"{path}: expected {RECORD} of RecastModel.save in it, got none")
+    try:
+        record: _Record = json.loads(file.read_text(encoding="utf-8"))
+        version, tasks = record["format"], record["tasks"]
+        names = [record["bank"], record["weights"], *tasks.values()]
+        texts = [record["backbone"], record["fingerprint"], *tasks]
+        sound = (
+            isinstance(version, int)
+            and all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
+            and all(isinstance(text, str) for text in texts)
+            and isinstance(record["width"], int)
+            and isinstance(record["input"], Mapping)
+            and (record["img_size"] is None or isinstance(record["img_size"], int))
+            and record["dtype"] in ("float32", "float16", "bfloat16", "float64")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: expected the {RECORD} of RecastModel.save, got one that is damaged")
+    if version > FORMAT:
+        raise UserError(
+            f"{path}: has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
+        )
+    check_name(record["backbone"])
+    return record
+
+
+def _file(folder: Path, digest: str, path: Path) -> Path:
+    file = folder / f"{digest}.safetensors"
+    if not file.is_file():
+        raise MissingInputError(f"{path}: expected the file {file.name}, which its {RECORD} names, got none")
+    return file
+
+
+def _rest(network: nn.Module) -> dict[str, Tensor]:
+    """What templates do not hold: the tensors of a network but templates and coefficients, each once."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in network.state_dict().items():
+        own = name.partition(".")[0] != BANKS and not name.endswith(_COEFFICIENTS)
+        if own and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor.detach().cpu().contiguous()
+    return kept
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _weights(file: Path, expected: str) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: expected a safetensors file, got a damaged one ({error})") from error
+    if (found := _hash(tensors)) != expected:
+        raise UserError(f"{file}: expected the content {expected[:16]}…, got {found[:16]}…")
+    return tensors
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    live = _rest(network)
+    different = sorted(set(live) ^ set(tensors)) or [n for n in live if live[n].shape != tensors[n].shape]
+    if different:
+        raise UserError(f"{path}: expected the weights of its backbone, got others; they differ in {different[0]}")
+    network.load_state_dict(tensors, strict=False)

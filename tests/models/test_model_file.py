@@ -1,0 +1,188 @@
+"""A whole `RecastModel` on disk: to the bit, without a download, and nothing damaged is taken."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError
+
+VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> RecastModel:
+    """A small backbone that timm creates by its name alone, with three tasks."""
+
+    def small(name: str, **options: Any) -> nn.Module:
+        made: nn.Module = create(name, **{**VIT, **options})
+        return made
+
+    create = timm.create_model
+    monkeypatch.setattr("recast_exp.models.create.timm.create_model", small)
+    made = RecastModel.from_timm(
+        "vit_tiny_patch16_224", pretrained=False, img_size=32, recast=RecastConfig(targets=["*.attn.qkv"])
+    )
+    made.add_task("pets", ["cat", "dog"])
+    made.add_task("a/b ü", 3, adapter=MeLo(rank=2))
+    made.add_task("birds", 2)
+    for name in made.tasks:
+        with made.task(name), torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+@torch.no_grad()
+def outputs(model: RecastModel, images: Tensor) -> dict[str, Tensor]:
+    found = {}
+    for name in (None, *model.tasks):
+        with model.task(name):
+            found[str(name)] = model(images)
+    return found
+
+
+@pytest.mark.parametrize("name", ["folder", "file.zip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_restored_to_the_bit(
+    name: str, dtype: torch.dtype, model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    model.to(dtype)
+    images = images.to(dtype)
+    expected = outputs(model, images)
+    assert model.save(tmp_path / name) == tmp_path / name
+    state = torch.get_rng_state()
+    loaded = RecastModel.load(tmp_path / name)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.active is None and not loaded.training
+    found = outputs(loaded, images)
+    assert list(found) == ["None", "pets", "a/b ü", "birds"]
+    assert all(torch.equal(found[task], expected[task]) for task in expected)
+    assert {task: loaded.tasks[task].classes for task in loaded.tasks} == {
+        task: model.tasks[task].classes for task in model.tasks
+    }
+    assert loaded.tasks["pets"].fingerprint == model.tasks["pets"].fingerprint
+
+
+def test_saving_again_writes_what_is_new_and_removes_what_is_not_there(
+    model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    model.save(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert len(before) == 5  # templates, other weights, three tasks
+    model.remove_task("birds")
+    model.add_task("cars", 2)
+    model.save(tmp_path)
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert len(after) == 5 and len(set(after) & set(before)) == 4
+    record = json.loads((tmp_path / "model.json").read_text())
+    for name in (record["bank"], record["weights"]):
+        assert after[f"{name}.safetensors"] == before[f"{name}.safetensors"]
+    assert list(RecastModel.load(tmp_path).tasks) == ["pets", "a/b ü", "cars"]
+
+
+def test_a_save_that_is_interrupted_leaves_the_old_model(
+    model: RecastModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(tmp_path)
+    expected = outputs(model, images)
+    model.add_task("cars", 2)
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recast_exp.models.model_file.write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            model.save(tmp_path)
+    found = outputs(RecastModel.load(tmp_path), images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def change(**entries: Any) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        record = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(record | entries))
+
+    return changed
+
+
+def damage(which: str) -> Callable[[Path], None]:
+    def damaged(folder: Path) -> None:
+        path = folder / f"{json.loads((folder / 'model.json').read_text())[which]}.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+
+    return damaged
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "model.json").write_text("[" * 100_000), "one that is damaged"),
+        (lambda folder: (folder / "model.json").unlink(), "expected model.json of RecastModel.save in it, got none"),
+        (change(format=99), "has format 99"),
+        (change(bank="../../somewhere"), "one that is damaged"),
+        (change(weights="0" * 64), "expected the file 000"),
+        (change(tasks={"pets": "1" * 64}), "expected the file 111"),
+        (change(tasks=[]), "one that is damaged"),
+        (change(backbone="vit_tyni"), "expected a timm model, got 'vit_tyni'"),
+        (change(dtype="int8"), "one that is damaged"),
+        (damage("bank"), "expected the content"),
+        (damage("weights"), "expected the content"),
+    ],
+    ids=range(11),
+)
+def test_what_is_damaged_is_refused(
+    harm: Callable[[Path], None], message: str, model: RecastModel, tmp_path: Path
+) -> None:
+    model.save(tmp_path)
+    harm(tmp_path)
+    with pytest.raises((UserError, MissingInputError), match=re.escape(message)) as error:
+        RecastModel.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="got nothing"):
+        RecastModel.load(tmp_path / "nowhere")
+    (tmp_path / "x.zip").write_bytes(b"no zip file")
+    with pytest.raises(UserError, match="expected a zip file"):
+        RecastModel.load(tmp_path / "x.zip")
+
+
+def test_a_zip_file_writes_nowhere_else(model: RecastModel, tmp_path: Path) -> None:
+    path = model.save(tmp_path / "model.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../outside.safetensors", b"x")
+        archive.writestr("more.py", b"x")
+    assert list(RecastModel.load(path).tasks) == list(model.tasks)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_a_model_that_no_file_can_name_is_not_saved(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)))
+
+        def forward(self, values: Tensor) -> Tensor:
+            found: Tensor = self.blocks(values)
+            return found
+
+    with pytest.raises(UserError, match="expected a timm model, which a file can name, got Own"):
+        RecastModel.wrap(Own(), width=4).save(tmp_path / "model")
