@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
     from recast_exp.models.kept_task import TaskInfo
     from recast_exp.models.library import Task, apply_task, load_task, merge, save_task
+    from recast_exp.models.prediction import Predicted
     from recast_exp.models.recast_model import RecastModel
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
 else:  # not for type checkers, to which every misspelt name would be one of this package
@@ -68,6 +69,7 @@ __all__ = [
     "NoAdapter",
     "Peft",
     "Piggyback",
+    "Predicted",
     "RecastConfig",
     "RecastError",
     "RecastModel",
@@ -105,6 +107,7 @@ _NAMES = {
     "errors": ("MissingInputError", "RecastError", "UnfitError", "UnknownNameError", "UserError"),
     "models.kept_task": ("TaskInfo",),
     "models.library": ("Task", "apply_task", "load_task", "merge", "save_task"),
+    "models.prediction": ("Predicted",),
     "models.recast_model": ("RecastModel",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -20,6 +20,7 @@ from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserEr
 from recast_exp.report.reading import has_jobs
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked
+from recast_exp.runs.task_header import task_files
 
 COMMAND_LINE = "command line"
 """The source of a value that was typed."""
@@ -91,16 +92,20 @@ class JobChecker:
         except RecastError as error:
             return Checked([*errors, error])
         if settings.task and "task" in stage.requires:
+            task = str(next(iter(task_files(settings.task)), settings.task))  # those after it are of the same model
             try:
-                other = not stage.needs_images or _asks_for_other_images(settings, job)
-                errors += map(UserError, self._contradictions(settings, job, composed, other))
-                content = adopt.adopt(content, settings.task, other_images=other)
-                settings = _adopted(content, settings.task)
-                errors += _without_dataset(settings, job) if stage.needs_images else ()
+                other = not stage.needs_images or _asks_for_other_images(task, settings, job)
+                errors += map(UserError, self._contradictions(task, settings, job, composed, other))
+                content = adopt.adopt(content, task, other_images=other)
+                settings = _adopted(content, task)
+                errors += _without_dataset(task, settings, job) if stage.needs_images else ()
             except RecastError as error:
                 errors.append(error)
         errors += map(UserError, rules.problems(settings, multirun=self._multirun))
-        errors += map(UserError, stages.problems(stage, settings, multirun=self._multirun))
+        try:
+            errors += map(UserError, stages.problems(stage, settings, multirun=self._multirun))
+        except RecastError as error:
+            errors.append(error)
         if unfit := rules.unfit(settings):
             errors.append(UnfitError(unfit))
         if self._inputs:
@@ -108,7 +113,9 @@ class JobChecker:
         sources = composed.sources | dict.fromkeys((grammar.key(text) for text in job.values), COMMAND_LINE)
         return Checked(errors, content, settings, sources)
 
-    def _contradictions(self, settings: Config, job: Asked, composed: Composed, other_images: bool) -> Iterator[str]:
+    def _contradictions(
+        self, task: str, settings: Config, job: Asked, composed: Composed, other_images: bool
+    ) -> Iterator[str]:
         """Compare with the task file what was typed, and what was chosen on the command line or by an experiment."""
         chosen = {text.partition("=")[0] for text in job.options}
         defaults = self._composer.compose().choices
@@ -119,7 +126,7 @@ class JobChecker:
         }
         asked = dict(keys.leaves(dataclasses.asdict(settings)))
         typed_keys = map(grammar.key, job.values)
-        return adopt.contradictions(asked, settings.task or "", typed_keys, content, other_images=other_images)
+        return adopt.contradictions(asked, task, typed_keys, content, other_images=other_images)
 
     def _missing_inputs(self, settings: Config, stage: stages.Stage) -> Iterator[RecastError]:
         if not stage.needs_model:
@@ -152,18 +159,16 @@ def plain(cfg: DictConfig) -> dict[str, object]:
     return {str(name): value for name, value in content.items()}
 
 
-def _asks_for_other_images(settings: Config, job: Asked) -> bool:
+def _asks_for_other_images(task: str, settings: Config, job: Asked) -> bool:
     """Whether a dataset was typed that is not the one that the task file was trained on."""
-    assert settings.task is not None
-    return _types_dataset(job) and adopt.dataset_of(settings.task) != settings.dataset.name
+    return _types_dataset(job) and adopt.dataset_of(task) != settings.dataset.name
 
 
-def _without_dataset(settings: Config, job: Asked) -> Iterator[RecastError]:
+def _without_dataset(task: str, settings: Config, job: Asked) -> Iterator[RecastError]:
     """A task file of the library says nothing of images, and the default dataset is none of its own."""
-    assert settings.task is not None
-    if adopt.dataset_of(settings.task) is None and not _types_dataset(job):
+    if adopt.dataset_of(task) is None and not _types_dataset(job):
         yield UserError(
-            f"dataset: expected one with stage={settings.stage['name']}, as {settings.task} was saved by the library "
+            f"dataset: expected one with stage={settings.stage['name']}, as {task} was saved by the library "
             "and names none, got nothing; pass dataset=NAME, such as dataset=folder dataset.path=FOLDER"
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
-from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, chunks
+from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, normalize
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.system import usable_cores
 
@@ -86,8 +86,7 @@ class ImageDataModule(lightning.LightningDataModule):
             for name, (split, augment) in _augmentations(spec, transform).items()
             if name in stores
         }
-        self._mean = torch.tensor(spec.mean).view(-1, 1, 1)
-        self._std = torch.tensor(spec.std).view(-1, 1, 1)
+        self._mean, self._std = spec.constants()
 
     @property
     def distinct_views(self) -> int | None:
@@ -172,10 +171,7 @@ class ImageDataModule(lightning.LightningDataModule):
             return images
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-        for part in chunks(images):
-            result[part].copy_(images[part]).div_(255).sub_(self._mean).div_(self._std)
-        return result
+        return normalize(images, self._mean, self._std)
 
     def _eval_dataloader(self, split: str) -> ImageLoader:
         dataset = self.datasets[split]

@@ -31,18 +31,32 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            if image.mode in ("I", "F"):
-                raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
-            deep = image.mode.startswith("I;16")  # 16 bits of grey, which PIL would clip to white
-            gray = image.point(lambda value: value / 256).convert("L") if deep else image
-            pixels: Tensor = v2.functional.pil_to_tensor(gray.convert("RGB"))
+            return pixels_of(image)
     # PIL's readers raise SyntaxError, ValueError, EOFError, struct.error and more, besides OSError, on a damaged file
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); replace or remove the file, or set dataset.bad_images=skip"
         ) from error
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return an image of PIL as a uint8 tensor [3, H, W]; grey is repeated, transparency dropped.
+
+    Raises:
+        ValueError: If it has 32 bits per pixel.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
+    deep = image.mode.startswith("I;16")  # 16 bits of grey, which PIL would clip to white
+    gray = image.point(lambda value: value / 256).convert("L") if deep else image
+    pixels: Tensor = v2.functional.pil_to_tensor(gray.convert("RGB"))
     return pixels
+
+
+def reason_of(error: RecastError) -> str:
+    """Why an image cannot be read, without its name."""
+    return " ".join(str(error.__cause__).split()) or "unreadable"
 
 
 def damaged_files(paths: Sequence[Path]) -> dict[Path, str]:
@@ -57,7 +71,7 @@ def look_at(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | str]:
         try:
             height, width = read_image(path).shape[1:]
         except RecastError as error:
-            return " ".join(str(error.__cause__).split()) or "unreadable"
+            return reason_of(error)
         return height, width
 
     return dict(zip(paths, in_parallel(look, paths, "looking at images"), strict=True))

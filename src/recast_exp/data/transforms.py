@@ -58,6 +58,11 @@ class InputSpec:
     interpolation: str
     squash: bool = False
 
+    def constants(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation as `normalize` takes them, [3, 1, 1] each."""
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
+
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
             raise UserError(f"interpolation: expected one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
@@ -102,6 +107,20 @@ def chunks(images: Tensor) -> Iterator[slice]:
 def eval_geometry(spec: InputSpec) -> Geometry:
     """The resizing of evaluation, which `standard`, `light`, `shift` and `none` share: short side to size/crop_pct."""
     return Geometry(math.floor(spec.size / spec.crop_pct), spec.squash, spec.interpolation)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Map uint8 pixels [B, 3, S, S] to float32.
+
+    Args:
+        images: The pixels.
+        mean: Channel means [3, 1, 1], on the device of the pixels.
+        std: Channel standard deviations [3, 1, 1], on the same.
+    """
+    result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    for part in chunks(images):
+        result[part].copy_(images[part]).div_(255).sub_(mean).div_(std)
+    return result
 
 
 class Augmentation:

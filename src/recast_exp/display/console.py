@@ -189,6 +189,23 @@ def show_sequence(title: str, found: Sequenced) -> None:
     _print(title, matrix, methods, *lines)
 
 
+def show_predictions(where: str, images: int, broken: int, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Show how many images each task takes for each class, the most frequent ones first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("images", justify="right")
+    for task, by_class in counts.items():
+        ranked = sorted(by_class.items(), key=lambda pair: -pair[1])
+        for at, (label, count) in enumerate(ranked[:SHOWN]):
+            table.add_row(escape(task) if at == 0 else "", escape(label), f"{count:,}")
+        if len(ranked) > SHOWN:
+            rest = sum(count for _, count in ranked[SHOWN:])
+            table.add_row("", f"{len(ranked) - SHOWN} other classes", f"{rest:,}")
+    left_out = f"; {broken:,} cannot be read, named in {layout.BROKEN}" if broken else ""
+    _print(f"{images:,} images of {escape(where)}{left_out}", table)
+
+
 def show_skipped(skipped: Sequence[Recorded | Left]) -> None:
     """Show the jobs of a sweep that were left out, by reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -52,6 +52,24 @@ def contact_sheet(images: Tensor, labels: Tensor, classes: Sequence[str], path: 
         save_figure(_sheet_figure(images, labels, classes, title), path)
 
 
+def predictions(images: Tensor, rows: Sequence[tuple[str, float]], path: Path, *, title: str) -> None:
+    """Images in a grid, each under its predicted class and the probability of it.
+
+    Args:
+        images: uint8 [N, 3, S, S].
+        rows: Class and probability of each.
+        path: The PNG to write.
+        title: Heading of the figure.
+    """
+    with _style():
+        side, size = 1.2, 6.5
+        captions = []
+        for label, probability in rows:
+            share = f" ({probability:.0%})"
+            captions.append(_cut(label, side * 72 - _width(share, size), size) + share)
+        save_figure(_grid(images, captions, title, columns=8, side=side, size=size), path)
+
+
 def confusion_matrix(counts: Tensor, classes: Sequence[str], path: Path) -> None:
     """Counts of the predictions for each true class, coloured by their share of the true class.
 

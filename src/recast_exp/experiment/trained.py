@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
@@ -12,6 +16,7 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.create import backbone_name
 from recast_exp.models.library import Task, load_task, restore
+from recast_exp.runs.task_header import task_files
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,47 @@ def open_task(settings: Config) -> Trained:
         UserError: If the file is damaged, or does not belong to the weights.
         MissingInputError: If the file, the weights or the templates are not there.
     """
-    if settings.task is None:
+    return next(iter(open_tasks(settings).values()))
+
+
+def open_tasks(settings: Config) -> dict[str, Trained]:
+    """The same for several task files (`task=[a,b]`), each with a backbone of its own.
+
+    Returns:
+        Name → task. The name is that of the file, or of its folder where files of that name are in several.
+
+    Raises:
+        UserError: If the tasks have different backbones, besides what `open_task` raises.
+        MissingInputError: As `open_task` does.
+    """
+    files = task_files(settings.task or "")
+    if not files:
         raise UserError("task: expected a task file (task=outputs/…/task.safetensors), got nothing")
-    task, cache, model = load_task(settings.task), cache_folder(settings.cache_dir), settings.model
+    cache, model = cache_folder(settings.cache_dir), settings.model
+    tasks = [load_task(file) for file in files]
+    for task in tasks[1:]:
+        first = tasks[0]
+        if (task.backbone, task.input.size) != (first.backbone, first.input.size):
+            raise UserError(
+                f"task: expected tasks of one backbone, got {task.backbone} with {task.input.size} pixels in "
+                f"{task.path}, and {first.backbone} with {first.input.size} in {first.path}"
+            )
     embedded = pretrained_weights(backbone_name(model), cache) if is_embedded(model) else None
-    backbone = create_backbone(model, embedded)
-    adapted = restore(backbone.network, task, banks=settings.bank, cache=cache)
-    adapted.network.eval()
-    return Trained(task, adapted, backbone)
+    pristine = create_backbone(model, embedded)
+    found = {}
+    for name, task in zip(_names([task.path for task in tasks]), tasks, strict=True):
+        network = copy.deepcopy(pristine.network) if len(tasks) > 1 else pristine.network
+        backbone = dataclasses.replace(pristine, network=network)
+        adapted = restore(network, task, banks=settings.bank, cache=cache)
+        adapted.network.eval()
+        found[name] = Trained(task, adapted, backbone)
+    return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that tell them apart, without the ending of the file."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").absolute().parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names if len(set(names)) == len(names) else [f"{name} {at + 1}" for at, name in enumerate(names)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
+from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import library, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
@@ -51,6 +52,7 @@ class KeptTask:
         buffers: Public name → buffer name of running statistics of its own.
         fixed: Public name → name of what its adapter keeps fixed.
         metrics: What was measured of it.
+        input: The images that it expects; None for those of the trunk.
     """
 
     trunk: Trunk
@@ -63,6 +65,7 @@ class KeptTask:
     buffers: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    input: InputSpec | None = None
 
     @classmethod
     def new(cls, trunk: Trunk, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> KeptTask:
@@ -111,7 +114,7 @@ class KeptTask:
             banks = trunk.banks
         update = loaded.settings.batchnorm_statistics == "update"
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
-        task.metrics = dict(loaded.metrics)
+        task.metrics, task.input = dict(loaded.metrics), loaded.input
         library.check_weights(loaded, task._fingerprint_as(loaded))
         # A task without a bank is an adapter or a head on the pretrained backbone
         tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)

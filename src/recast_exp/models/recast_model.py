@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.models import library, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
@@ -28,6 +28,7 @@ from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.kept_task import KeptTask, TaskInfo
+from recast_exp.models.prediction import Picture, Predicted, pictures_of, prepared, top_of
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.trunk import Trunk
 from recast_exp.models.weights import fingerprint
@@ -413,6 +414,60 @@ class RecastModel(nn.Module):
             rows.setdefault(name, []).append(row)
         with self._turn.lock:
             return self._mixed(images, rows)
+
+    def predict(
+        self, images: Picture | Sequence[Picture], tasks: str | Sequence[str] | None = None, top: int = 5
+    ) -> list[Predicted]:
+        """The most probable classes of images, which are prepared as the evaluation of each task prepares them.
+
+        All images are in memory at once; `stage=predict` takes any number.
+
+        Args:
+            images: Files, images of PIL, or uint8 arrays or tensors [H, W, 3] or [3, H, W]; one, several, or a batch.
+            tasks: A task for all, or the name of each image's task; None for the active one.
+            top: Number of classes for an image.
+
+        Returns:
+            A prediction for each image, in their order.
+
+        Raises:
+            UnknownNameError: If there is no such task.
+            UserError: If there is no active task and none is given, the number of names is not that of the images, an
+                image cannot be read, or nothing says how images are prepared: the backbone is not a timm model.
+        """
+        pictures = pictures_of(images)
+        if top < 1:
+            raise UserError(f"top: expected at least 1, got {top}")
+        if tasks is None and self._active is None:
+            raise UserError("tasks: expected a task, as none is active, got None")
+        given = self._active if tasks is None else tasks
+        names = [given] * len(pictures) if isinstance(given, str) else list(given or ())
+        if len(names) != len(pictures):
+            raise UserError(f"tasks: expected {len(pictures)} names, one for each image, got {len(names)}")
+        inputs = []
+        for name in names:
+            spec = self._find(name).input or self.input
+            if spec is None:
+                raise UserError(
+                    f"model: expected a timm model, which says how images are prepared, got {self.backbone}"
+                )
+            inputs.append(spec)
+        reference = next(self.network.parameters())
+        batch = torch.stack(
+            [
+                normalize(prepared(picture, spec)[None], *spec.constants())[0]
+                for picture, spec in zip(pictures, inputs, strict=True)
+            ]
+            or [torch.empty(0)]
+        ).to(reference.device, reference.dtype)
+        training = self.training
+        try:
+            self.eval()
+            with torch.inference_mode():
+                logits = self(batch, tasks=names) if pictures else []
+        finally:
+            self.train(training)
+        return [top_of(line, self._find(name).classes, name, top) for line, name in zip(logits, names, strict=True)]
 
     def _mixed(self, images: Tensor, rows: Mapping[str, list[int]]) -> Tensor | list[Tensor]:
         together = [

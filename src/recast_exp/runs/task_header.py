@@ -78,6 +78,13 @@ _LARGEST = 100_000_000  # bytes of a header, as safetensors has it
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+def task_files(text: str) -> list[Path]:
+    """The task files that `task=` names: one, or several in brackets (`[birds.safetensors,pets.safetensors]`)."""
+    if text.startswith("[") and text.endswith("]") and not Path(text).expanduser().is_file():
+        return [Path(name.strip().strip("'\"")).expanduser() for name in text[1:-1].split(",") if name.strip()]
+    return [Path(text).expanduser()] if text else []
+
+
 def read_record(path: str | Path) -> TaskRecord:
     """Read the record of a task file from the header of its safetensors, with nothing but the standard library.
 

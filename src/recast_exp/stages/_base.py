@@ -52,7 +52,11 @@ class Stage(ABC):
     runs_in_sweep: ClassVar[bool] = True
 
     def problems(self, settings: Config) -> Iterator[str]:
-        """What is wrong with a command of this stage, beyond what is wrong with any. One line each."""
+        """What is wrong with a command of this stage, beyond what is wrong with any. One line each.
+
+        Raises:
+            RecastError: What is missing, or cannot be read.
+        """
         return iter(())
 
     @abstractmethod

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.layout import refuse
+from recast_exp.data.listing import EXTENSIONS
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-"""Files with another extension are ignored."""
 
 _LAYOUT = "PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
@@ -101,7 +100,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
-        files = [path for path in _files(folder) if path.suffix.lower() in _EXTENSIONS]
+        files = [path for path in _files(folder) if path.suffix.lower() in EXTENSIONS]
         if not files:
             raise _without_image(folder)
         paths += sorted(files, key=lambda path: _natural(str(path)))

@@ -1,0 +1,90 @@
+"""The image files of a folder, a pattern, a list or a single path, one after another. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from recast_exp.errors import MissingInputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+"""Of image files; those of a folder with another extension are ignored."""
+
+LISTS = (".txt", ".lst")
+"""Of text files with a path in each line."""
+
+_MAGIC = "*?["
+
+
+def images_at(where: str) -> Iterator[Path]:
+    """Yield the paths of images in an order that does not change, a folder at a time: any number fits memory.
+
+    Args:
+        where: A folder, whose image files are found at any depth; a pattern (`photos/**/*.jpg`), in which `**` stands
+            for any number of folders; a text file (.txt, .lst) with a path in each line; or an image file.
+
+    Raises:
+        MissingInputError: If there is nothing there, at the first step.
+    """
+    path = Path(where).expanduser()
+    found: Iterator[Path]
+    if path.is_dir():
+        found = (each for each in _walk(path) if each.suffix.lower() in EXTENSIONS)
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        found = _lines(path)
+    elif path.is_file():
+        found = iter([path])
+    elif any(letter in where for letter in _MAGIC):
+        *parts, name = path.parts
+        start = next((at for at, part in enumerate(parts) if any(m in part for m in _MAGIC)), len(parts))
+        found = _matches(Path(*parts[:start]), [*parts[start:], name])
+    else:
+        raise MissingInputError(
+            f"stage.images: expected a folder, a pattern, a list (.txt) or an image, got {where}, which is not there"
+        )
+    first = next(found, None)
+    if first is None:
+        raise MissingInputError(f"stage.images: expected images, got {where}, which holds none")
+    yield first
+    yield from found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    entries = _entries(folder)
+    yield from (Path(entry.path) for entry in entries if not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+
+
+def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _matches(folder, rest) if rest else _walk(folder)
+        for entry in _entries(folder):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _matches(Path(entry.path), parts) if rest else ()
+        return
+    for entry in _entries(folder):
+        if fnmatch.fnmatchcase(entry.name, part):
+            if rest and entry.is_dir():
+                yield from _matches(Path(entry.path), rest)
+            elif not rest and not entry.is_dir():
+                yield Path(entry.path)
+
+
+def _lines(path: Path) -> Iterator[Path]:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if name := line.strip():
+                yield Path(name).expanduser()

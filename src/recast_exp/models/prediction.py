@@ -1,0 +1,80 @@
+"""From images of any kind to classes: prepared as evaluation prepares them, and the most probable classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from recast_exp.data.images import pixels_of, read_image
+from recast_exp.data.transforms import InputSpec, augmentation
+from recast_exp.errors import UserError
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+"""An image: a file, one of PIL, or uint8 [H, W, 3] or [3, H, W]."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a task makes of an image.
+
+    Attributes:
+        task: Name of the task.
+        label: The most probable class.
+        probability: Its probability.
+        top: The most probable classes with their probabilities, in order.
+    """
+
+    task: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def prepared(picture: Picture, spec: InputSpec) -> Tensor:
+    """An image as evaluation sees it: uint8 [3, S, S].
+
+    Raises:
+        UserError: If a file cannot be read, or an array is no image of this kind.
+    """
+    plain = augmentation("none", spec)
+    return plain.crop(plain.geometry(_pixels(picture)), ()).contiguous()
+
+
+def _pixels(picture: Picture) -> Tensor:
+    if isinstance(picture, str | Path):
+        path = Path(picture).expanduser()
+        if not path.is_file():
+            raise UserError(f"{path}: expected an image file, got nothing")
+        return read_image(path)
+    if isinstance(picture, Image.Image):
+        return pixels_of(picture)
+    tensor = torch.from_numpy(picture) if isinstance(picture, np.ndarray) else picture
+    if tensor.ndim == 3 and tensor.dtype == torch.uint8:
+        if tensor.shape[0] == 3:
+            return tensor.cpu()
+        if tensor.shape[2] == 3:
+            return tensor.permute(2, 0, 1).cpu()
+    raise UserError(f"images: expected uint8 [3, H, W] or [H, W, 3], got {tensor.dtype} {list(tensor.shape)}")
+
+
+def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One image, or several, as a list; a batch [N, ...] is taken apart."""
+    if isinstance(images, str | Path | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [images] if images.ndim == 3 else list(images)
+    return list(images)
+
+
+def top_of(logits: Tensor, classes: Sequence[str], task: str, count: int) -> Predicted:
+    """The most probable classes for the logits [C] of an image."""
+    probabilities, numbers = logits.float().softmax(0).topk(min(count, len(classes)))
+    pairs = zip(numbers.tolist(), probabilities.tolist(), strict=True)
+    top = tuple((classes[number], probability) for number, probability in pairs)
+    return Predicted(task, top[0][0], top[0][1], top)
