@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -58,9 +58,8 @@ def digits_vit(pretrained: bool = False, **kwargs: object) -> nn.Module:
         "embed_dim": recipe["width"],
         "depth": 12,
     }
-    return _registered(
-        "digits_vit", VisionTransformer(**(defaults | {"num_heads": recipe["heads"]} | _timm_kwargs(kwargs)))
-    )
+    network = VisionTransformer(**(defaults | {"num_heads": recipe["heads"]} | _timm_kwargs(kwargs)))
+    return _registered("digits_vit", network, pretrained, kwargs)
 
 
 @register_model  # type: ignore[untyped-decorator, unused-ignore]
@@ -72,19 +71,22 @@ def digits_resnet(pretrained: bool = False, **kwargs: object) -> nn.Module:
         "channels": tuple(RECIPES["digits_resnet"]["channels"]),
     }
     stem: dict[str, Any] = {"stem_width": 16, "replace_stem_pool": True}
-    return _registered("digits_resnet", ResNet(**(defaults | stem | _timm_kwargs(kwargs))))
+    network = ResNet(**(defaults | stem | _timm_kwargs(kwargs)))
+    return _registered("digits_resnet", network, pretrained, kwargs)
 
 
 def _timm_kwargs(kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments without those that timm passes to every model for its own bookkeeping."""
-    return {
-        name: value
-        for name, value in kwargs.items()
-        if name not in {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-    }
+    return {name: value for name, value in kwargs.items() if not name.startswith("pretrained_") and name != "cache_dir"}
 
 
-def _registered(name: str, network: nn.Module) -> nn.Module:
+def _registered(name: str, network: nn.Module, pretrained: bool, kwargs: Mapping[str, object]) -> nn.Module:
+    """The model with its record; and with the weights of a folder or of the Hub, where timm was asked for these."""
     model = timm_model(network)
     model.pretrained_cfg = model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
+    given: Any = kwargs.get("pretrained_cfg")  # a mapping, or timm's PretrainedCfg
+    config = given if isinstance(given, dict | None) else given.to_dict()
+    if pretrained and config and config.get("source") in ("hf-hub", "local-dir"):
+        model.pretrained_cfg = config
+        load_pretrained(network, pretrained_cfg=config, num_classes=model.num_classes)
     return network

@@ -24,6 +24,9 @@ CHECK = "check.json"
 PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 
+EXPORT = "export"
+EXPORT_FACTS = "model.json"
+
 # Its trackers
 WANDB_RECORD = "wandb.json"
 WANDB = "wandb"
@@ -49,7 +52,7 @@ COMPARISON_TABLE = "comparison.csv"
 RECIPES = "recipes.csv"
 RUNS = "runs"
 
-WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB})
+WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB, EXPORT})
 """Folders in which nobody looks for jobs."""
 
 
