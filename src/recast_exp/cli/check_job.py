@@ -92,8 +92,8 @@ class JobChecker:
         except RecastError as error:
             return Checked([*errors, error])
         if settings.task and "task" in stage.requires:
-            task = str(next(iter(task_files(settings.task)), settings.task))  # those after it are of the same model
             try:
+                task = str(next(iter(task_files(settings.task)), settings.task))  # those after it are of the same model
                 other = not stage.needs_images or _asks_for_other_images(task, settings, job)
                 errors += map(UserError, self._contradictions(task, settings, job, composed, other))
                 content = adopt.adopt(content, task, other_images=other)

@@ -55,6 +55,7 @@ class OverrideChecker:
             yield f"~{key}: every key is needed and none can be deleted; set another value: {key}=..."
         elif text.endswith("=") or (value == "" and key in grammar.PATH_KEYS):
             takes = accepted(field) if field else f"one of {', '.join(options or ())}"
+            takes = takes if key in keys.FIELDS or options else "a value"  # an entry of a mapping
             yield f"{key}: expected {takes}, got nothing"
         elif options is not None and not isinstance(value, dict):
             yield from self._option_problems(override, options, multirun)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -136,10 +137,17 @@ def exported(adapted: AdaptedModel, task: Task) -> Exported:
     network = copy.deepcopy(adapted.network).eval().requires_grad_(False)
     library.merge(network)
     staying = adapters.injected(network)
-    config: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
+    facts = facts_of(task)
+    return Exported(network, adapted, facts, staying[0].adapter.label if staying else None)
+
+
+def facts_of(task: Task) -> Facts:
+    """What a task file and timm say of a task."""
+    known = timm.get_pretrained_cfg(task.backbone, allow_unregistered=True)
+    config: dict[str, Any] = known.to_dict() if known else {}  # type: ignore[no-untyped-call]
     origin = {"backbone": task.backbone, "fingerprint": task.fingerprint}
-    origin |= {name: str(config[name]) for name in ("url", "hf_hub_id", "origin_url", "paper_ids") if config.get(name)}
-    facts = Facts(
+    origin |= {name: str(config[name]) for name in ("url", "hf_hub_id", "origin_url") if config.get(name)}
+    return Facts(
         architecture=task.backbone,
         classes=task.classes,
         input=task.input,
@@ -147,4 +155,3 @@ def exported(adapted: AdaptedModel, task: Task) -> Exported:
         origin=origin,
         task={"config": task.record["config"], "bank": task.bank, "metrics": task.metrics},
     )
-    return Exported(network, adapted, facts, staying[0].adapter.label if staying else None)

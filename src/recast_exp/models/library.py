@@ -36,6 +36,7 @@ from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, Group, Origin, TemplateCombination, remake
 from recast_exp.recast import merge as merge_templates
 from recast_exp.recast.inject import BANKS
+from recast_exp.runs import hub
 from recast_exp.runs.task_header import FROZEN, UNGROUPED, TaskRecord
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def load_task(path: str | Path) -> Task:
     """Read a task file, of `save_task` or of a run of the command line.
 
     Args:
-        path: The file.
+        path: The file, or its address on the Hugging Face Hub: `hf://owner/name`.
 
     Raises:
         MissingInputError: If there is no such file.
@@ -226,7 +227,7 @@ def load_task(path: str | Path) -> Task:
         >>> task = load_task("outputs/birds/task.safetensors")  # doctest: +SKIP
         >>> model = apply_task(timm.create_model(task.backbone, pretrained=True), task)  # doctest: +SKIP
     """
-    path = Path(path).expanduser()
+    path = hub.local(path)
     tensors, record = task_file.read_task(path)
     try:
         config, backbone = record["config"], record["backbone"]

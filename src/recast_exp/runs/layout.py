@@ -26,6 +26,7 @@ CHECKPOINTS = "checkpoints"
 
 EXPORT = "export"
 EXPORT_FACTS = "model.json"
+PUBLISH = "publish"
 
 # Its trackers
 WANDB_RECORD = "wandb.json"
@@ -52,7 +53,7 @@ COMPARISON_TABLE = "comparison.csv"
 RECIPES = "recipes.csv"
 RUNS = "runs"
 
-WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB, EXPORT})
+WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB, EXPORT, PUBLISH})
 """Folders in which nobody looks for jobs."""
 
 

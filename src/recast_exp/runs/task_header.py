@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.runs import hub
 
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
@@ -79,10 +80,15 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def task_files(text: str) -> list[Path]:
-    """The task files that `task=` names: one, or several in brackets (`[birds.safetensors,pets.safetensors]`)."""
+    """The task files that `task=` names: one, or several in brackets (`[birds.safetensors,hf://owner/pets]`).
+
+    Raises:
+        UserError: If an address of the Hub is none.
+        MissingInputError: If the Hub has no such file.
+    """
     if text.startswith("[") and text.endswith("]") and not Path(text).expanduser().is_file():
-        return [Path(name.strip().strip("'\"")).expanduser() for name in text[1:-1].split(",") if name.strip()]
-    return [Path(text).expanduser()] if text else []
+        return [hub.local(name.strip().strip("'\"")) for name in text[1:-1].split(",") if name.strip()]
+    return [hub.local(text)] if text else []
 
 
 def read_record(path: str | Path) -> TaskRecord:

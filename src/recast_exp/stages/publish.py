@@ -1,0 +1,37 @@
+"""`stage=publish`: a task file and its model card, on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from recast_exp.config.fields import option
+from recast_exp.config.schema import Config
+from recast_exp.runs.results import Metrics
+from recast_exp.stages._base import Job, Stage
+
+
+@dataclass(frozen=True)
+class Publish(Stage):
+    """Where to, and whether it is sent."""
+
+    requires: ClassVar[tuple[str, ...]] = ("task",)
+    needs_images: ClassVar[bool] = False
+    runs_in_sweep: ClassVar[bool] = False
+
+    repo: str = option("", "repository on the Hub: owner/name")
+    dry_run: bool = option(True, "write what would be sent, and send nothing")
+    private: bool = option(False, "make a new repository private")
+
+    def problems(self, settings: Config) -> Iterator[str]:
+        """The repository."""
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            yield f"stage.repo: expected owner/name with stage=publish, got {self.repo or 'nothing'}"
+
+    def run(self, job: Job) -> Metrics:
+        """Write the folder; send it, if that is asked for."""
+        from recast_exp.experiment import publishing
+
+        return publishing.run(job.settings, job.folder, self.repo, dry_run=self.dry_run, private=self.private)

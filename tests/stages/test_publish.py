@@ -1,0 +1,150 @@
+"""`stage=publish` and `hf://`: nothing is sent unless it is asked for, and what is sent comes back as it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recast_exp.cli.check import CommandLine, check
+from recast_exp.config.schema import Config
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.experiment.publishing import counted
+from recast_exp.models.library import load_task
+from recast_exp.runs import hub as addresses
+from support.helpers import assert_one_line
+from support.hub import Hub
+from support.running import run_stage
+
+Compose = Callable[..., Config]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run_stage(tiny("model=vit_att"), folder)
+    return folder / "task.safetensors"
+
+
+@pytest.fixture
+def program(hub: Hub, tmp_path: Path, weights: dict[str, Path]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The program, whose Hub is the stand-in."""
+
+    def program(*typed: str, token: str | None = "hf_secret", code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        environment.pop("HF_TOKEN", None)
+        if token:
+            environment["HF_TOKEN"] = token
+        own = [f"model.weights={weights['digits_vit']}", "trainer.accelerator=cpu"]
+        done = subprocess.run(
+            [sys.executable, "-m", "recast_exp", *typed, *own],
+            cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done
+
+    return program
+
+
+def test_a_dry_run_sends_nothing(program: Callable[..., Any], hub: Hub, trained: Path, tmp_path: Path) -> None:
+    done = program("stage=publish", f"task={trained}", "stage.repo=me/digits", "hydra.run.dir=run", token=None)
+    assert hub.requests == [] and hub.files == {}
+    folder = tmp_path / "run" / "publish"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "task.safetensors"]
+    assert (folder / "task.safetensors").read_bytes() == trained.read_bytes()
+    assert "Nothing is sent. To me/digits would go README.md" in done.stderr + done.stdout
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["datasets"] == ["digits"] and "recast" in front["tags"]
+    assert '"hf://me/digits"' in card and "48 coefficients + 485 head" in card
+
+
+@pytest.mark.slow
+def test_what_is_sent_comes_back(program: Callable[..., Any], hub: Hub, trained: Path, tmp_path: Path) -> None:
+    sent = program("stage=publish", f"task={trained}", "stage.repo=me/digits", "stage.dry_run=false")
+    assert "Sent to" in sent.stderr + sent.stdout
+    assert set(hub.files["me/digits"]) == {"README.md", "task.safetensors"}
+    assert hub.files["me/digits"]["task.safetensors"] == trained.read_bytes()
+    done = program("stage=evaluate", "task=hf://me/digits", "hydra.run.dir=hub")
+    program("stage=evaluate", f"task={trained}", "hydra.run.dir=file")
+    assert "test/accuracy" in done.stdout
+    ours, theirs = (yaml.safe_load((tmp_path / name / "metrics.json").read_text()) for name in ("file", "hub"))
+    assert ours["test/loss"] == theirs["test/loss"]
+    missing = program("stage=evaluate", "task=hf://me/nowhere", code=3).stderr.splitlines()
+    assert [line for line in missing if line.startswith("error: task: expected a file at hf://me/nowhere, got none")]
+    hub.files["me/broken"] = {"task.safetensors": b"something else"}
+    damaged = program("stage=evaluate", "task=hf://me/broken", code=2).stderr
+    assert "which is no safetensors file or is cut short" in damaged
+
+
+def test_without_a_token_or_with_a_wrong_one(program: Callable[..., Any], hub: Hub, trained: Path) -> None:
+    for token in (None, "hf_other"):
+        typed = ("stage=publish", f"task={trained}", "stage.repo=me/digits", "stage.dry_run=false")
+        done = program(*typed, token=token, code=2)
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: stage.")]
+        assert "HF_TOKEN" in line
+        assert "Traceback" not in done.stderr
+    assert hub.files == {}
+
+
+def test_wrong_repositories(trained: Path) -> None:
+    for repo in ("digits", "a/b/c"):
+        found = check(CommandLine(("stage=publish", f"task={trained}", f"stage.repo={repo}"), inputs=False))
+        assert found.wrong == [f"stage.repo: expected owner/name with stage=publish, got {repo}"]
+
+
+@pytest.mark.parametrize("text", ["hf://", "hf://name", "hf://a/b/../c.safetensors", "hf://a/b/x.pth", "hf://a/b@"])
+def test_addresses_that_are_none(text: str) -> None:
+    for read in (addresses.local, load_task):
+        with pytest.raises(UserError) as error:
+            read(text)
+        assert_one_line(error, "task: expected hf://owner/name", text)
+
+
+def test_what_an_address_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(repo: str, file: str, revision: str | None) -> str:
+        asked.append((repo, file, revision))
+        return str(tmp_path / "x")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for text in ("hf://a/b", "hf://a/b@v1.0", "hf://a/b/sub/t.safetensors", "hf://a/b@main/t.safetensors"):
+        assert addresses.local(text) == tmp_path / "x"
+    assert asked == [
+        ("a/b", "task.safetensors", None),
+        ("a/b", "task.safetensors", "v1.0"),
+        ("a/b", "sub/t.safetensors", None),
+        ("a/b", "t.safetensors", "main"),
+    ]
+    assert addresses.local("a/b.safetensors") == Path("a/b.safetensors")
+
+
+def test_without_a_network_the_cache_serves_or_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("Cannot find the requested files in the disk cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(MissingInputError) as error:
+        addresses.local("hf://a/b")
+    assert_one_line(error, "task: expected a file at hf://a/b, got none")
+
+
+def test_everything_in_a_file_is_counted(trained: Path) -> None:
+    assert counted(load_task(trained)).startswith("48 coefficients + 485 head; ")
