@@ -143,7 +143,8 @@ def test_the_examples_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(timm, "create_model", create_model)
     monkeypatch.chdir(tmp_path)
     batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
-    namespace: dict[str, Any] = {"batches": batches, "images": images()}
+    pixels = np.zeros((2, 40, 30, 3), dtype=np.uint8)
+    namespace: dict[str, Any] = {"batches": batches, "images": images(), "pixels": pixels}
     for block in blocks:
         exec(block, namespace)
     assert namespace["names"] == [namespace["classes"][label] for label in namespace["labels"]]

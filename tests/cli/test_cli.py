@@ -134,7 +134,10 @@ MISTAKES = [
     ("hydra/launcher=slurm", "hydra/launcher: expected one of .*, got 'slurm'"),
     ("experiment=foo", "experiment: expected one of .*, got 'foo'; --config-dir DIR adds those of DIR/experiment/"),
     ("trainer.devices=2", "trainer.devices: expected trainer=ddp for 2 devices, got strategy=auto"),
-    ("task=x", "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate or predict?"),
+    (
+        "task=x",
+        "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate, export, predict or publish?",
+    ),
     ("stage.name=nope", "stage.name: expected one of adapt, check, .*, got 'nope'.*"),  # D3: made a folder, then failed
     ("stage=evaluate", "task: expected a task file .* with stage=evaluate, got nothing"),
     ("dataset.name=nope", "dataset.name: expected one of .*, got 'nope'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from recast_exp.files import write_text
 from recast_exp.report import exports, page
 from recast_exp.report.comparing import compare_all
 from recast_exp.report.reading import Contents, read_jobs
+from recast_exp.report.sequences import TaskSequence, read_sequences
 from recast_exp.report.table import Results, tabulate
 from recast_exp.report.trials import Search, read_searches
 from recast_exp.runs import layout
@@ -32,21 +34,30 @@ def write_report(folder: Path) -> Path:
     """
     folder = folder.expanduser().resolve()
     contents, searches = read_searches(read_jobs(folder))
-    if not contents.jobs and not searches:
+    sequences, unread = read_sequences(folder)
+    contents = dataclasses.replace(contents, remarks=(*contents.remarks, *unread))
+    if not contents.jobs and not searches and not sequences:
         remarks = f" ({'; '.join(contents.remarks)})" if contents.remarks else ""
         raise MissingInputError(
-            f"path: expected the folder of a sweep, got {folder}, which holds no run of stage=adapt{remarks}"
+            f"path: expected the folder of a sweep, got {folder}, which holds no run of stage=adapt or sequence"
+            f"{remarks}"
         )
     results = tabulate(contents.jobs)
     target = folder / layout.REPORT
     try:
-        _write(target, contents, results, searches)
+        _write(target, contents, results, searches, sequences)
     except OSError as error:
         raise UserError(f"path: {target} cannot be written to ({error.strerror})") from error
     return target / "report.html"
 
 
-def _write(target: Path, contents: Contents, results: Results, searches: Sequence[Search]) -> None:
+def _write(
+    target: Path,
+    contents: Contents,
+    results: Results,
+    searches: Sequence[Search],
+    sequences: Sequence[TaskSequence],
+) -> None:
     rows = exports.records(results)
     exports.write_csv(target / "results.csv", rows)
     exports.write_parquet(target / "results.parquet", rows)
@@ -54,8 +65,8 @@ def _write(target: Path, contents: Contents, results: Results, searches: Sequenc
     write_text(target / "table.tex", exports.latex(results))
     if panels := _panels(results):
         accuracy_by_parameters(panels, target / "accuracy.png")
-    write_text(target / "report.md", page.summary(contents, results, searches))
-    write_text(target / "report.html", page.html(contents, results, searches))
+    write_text(target / "report.md", page.summary(contents, results, searches, sequences))
+    write_text(target / "report.html", page.html(contents, results, searches, sequences))
 
 
 def _panels(results: Results) -> dict[str, list[Point]]:

@@ -84,7 +84,7 @@ def _accuracy(
         cell, size, look = column[row.method], sizes[row.method], styles[row.method]
         if cell.mean is None or size is None:
             continue
-        label = f"{_safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
+        label = f"{safe(row.method)}<br>{text.measured(cell)} %<br>{text.count(size)} {unit}<extra></extra>"
         accuracy, spread = 100 * cell.mean, 100 * (cell.std or 0)
         if not size[1]:  # only the head is trained: a line, as a logarithmic axis cannot show 0 parameters
             line = {"color": look["color"], "dash": "dash", "width": 2}
@@ -101,7 +101,7 @@ def _accuracy(
     axis: dict[str, object] = {"type": "log", "title": {"text": f"{unit} of a task, without the head"}}
     if ends[1] >= 100 * ends[0]:
         axis["dtick"] = 1  # powers of ten only
-    return _figure(data, xaxis=axis, yaxis={"title": {"text": "test accuracy in percent"}})
+    return figure_of(data, xaxis=axis, yaxis={"title": {"text": "test accuracy in percent"}})
 
 
 def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> tuple[Figures, list[str]]:
@@ -134,7 +134,7 @@ def curve_figures(results: Results, styles: Mapping[str, Mapping[str, str]]) -> 
                 few = max(len(history) for runs in by_method.values() for history in runs) <= 12
                 epochs = {"title": {"text": "epoch"}, **({"dtick": 1} if few else {})}
                 axes = {"xaxis": epochs, "yaxis": {"title": {"text": title + unit}}}
-                figures[f"{dataset}|{title}"] = _figure(data, **axes)
+                figures[f"{dataset}|{title}"] = figure_of(data, **axes)
     return figures, remarks
 
 
@@ -150,7 +150,7 @@ def _curve(
         method,
         [runs[0][at].get("epoch", at + 1) for at in shown],
         [_number(values[at]) for at in shown],
-        f"{_safe(method)} ({averaged})<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+        f"{safe(method)} ({averaged})<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
         mode="lines" if epochs > 1 else "markers",
         line={"color": look["color"], "dash": look["dash"], "width": 2},
         marker={"color": look["color"]},
@@ -178,10 +178,10 @@ def _trials(search: Search, against: str) -> Figure:
     if against != "trial":
         sampled = [trial.parameters[against] for trial in shown]
         values = numbers(sampled)
-        at = values or [_safe(value) for value in sampled]
+        at = values or [safe(value) for value in sampled]
         logarithmic = values is not None and search.space[against].startswith("tag(log")
         axis = {
-            "title": {"text": _safe(against)},
+            "title": {"text": safe(against)},
             "type": "category" if values is None else "log" if logarithmic else "linear",
         }
     accuracies = [100 * (trial.accuracy or 0) for trial in shown]
@@ -219,12 +219,12 @@ def _trials(search: Search, against: str) -> Figure:
                 "hoverinfo": "skip",
             }
         )
-    return _figure(data, xaxis=axis, yaxis={"title": {"text": "validation accuracy in percent"}})
+    return figure_of(data, xaxis=axis, yaxis={"title": {"text": "validation accuracy in percent"}})
 
 
 def _sampled(trial: Trial) -> str:
     sampled = (f"{key}={text.sampled(value)}" for key, value in trial.parameters.items())
-    return "<br>".join([f"trial {trial.number}, {trial.state}", *map(_safe, sampled)])
+    return "<br>".join([f"trial {trial.number}, {trial.state}", *map(safe, sampled)])
 
 
 def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
@@ -313,17 +313,17 @@ def _heat_maps(tables: Mapping[str, Table]) -> Figure:
                 "colorscale": [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
                 "showscale": at == len(tables) - 1,
                 "colorbar": {"thickness": 12},
-                "hovertemplate": f"{_safe(name)}<br>%{{y}}, %{{text}}: %{{z:+.4f}}<extra></extra>",
+                "hovertemplate": f"{safe(name)}<br>%{{y}}, %{{text}}: %{{z:+.4f}}<extra></extra>",
             }
         )
         axes[f"xaxis{at + 1 if at else ''}"] = {
-            "title": {"text": _safe(name)},
+            "title": {"text": safe(name)},
             "domain": [at / len(tables), (at + 0.94) / len(tables)],
             "showticklabels": False,
             "showgrid": False,
             "type": "category",
         }
-    return _figure(
+    return figure_of(
         data,
         **axes,
         yaxis={"autorange": "reversed", "tickfont": {"size": 10}, "showgrid": False},
@@ -343,7 +343,8 @@ _LAYOUT: dict[str, object] = {
 }
 
 
-def _figure(data: list[dict[str, object]], **layout: object) -> Figure:
+def figure_of(data: list[dict[str, object]], **layout: object) -> Figure:
+    """A figure with the look of all charts."""
     return {"data": data, "layout": _LAYOUT | layout}
 
 
@@ -352,7 +353,7 @@ def _trace(method: str, x: Sequence[float], y: Sequence[float | None], label: st
     return {"type": "scatter", "x": list(x), "y": list(y), "meta": method, "hovertemplate": label, **look}
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """A name escaped for plotly, which gives a meaning to a few tags and placeholders."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 

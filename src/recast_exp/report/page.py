@@ -18,6 +18,7 @@ from recast_exp.report.comparing import CONFIDENCE, Comparison, compare_all, com
 from recast_exp.report.exports import markdown, table
 from recast_exp.report.reading import Contents, Job
 from recast_exp.report.replicates import Words
+from recast_exp.report.sequences import COLUMNS, TaskSequence, sequence_figures
 from recast_exp.report.table import Results
 from recast_exp.report.trials import Search, Trial
 from recast_exp.runs.state import State
@@ -46,7 +47,9 @@ class Facts(TypedDict):
     tests_hint: str
 
 
-def html(contents: Contents, results: Results, searches: Sequence[Search]) -> str:
+def html(
+    contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence] = ()
+) -> str:
     """The page, as a string."""
     facts = _facts(contents, results, searches)
     methods = [row.method for row in results.rows]
@@ -80,14 +83,20 @@ def html(contents: Contents, results: Results, searches: Sequence[Search]) -> st
             "accuracy": charts.accuracy_figures(results, styles),
             "curves": curves,
             "coefficients": coefficients,
+            "sequences": sequence_figures(sequences),
         },
+        sequences=sequences,
+        sequence_hint=SEQUENCE_HINT,
+        sequence_columns=COLUMNS,
         style=_resource("page.css"),
         script=_resource("page.js"),
         library=_library(),
     )
 
 
-def summary(contents: Contents, results: Results, searches: Sequence[Search]) -> str:
+def summary(
+    contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence] = ()
+) -> str:
     """The report as Markdown: the table, the tests, the searches, jobs without results, commands and versions."""
     facts = _facts(contents, results, searches)
     parts = [f"# {facts['title']}", facts["status"], *([f"**{facts['warning']}**"] if facts["warning"] else [])]
@@ -120,6 +129,8 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
         columns = ("trial", "validation accuracy", "epochs", *search.space, "outcome")
         parts += [f"## {search.title}", f"{search.status}. {_SEARCH_HINT}", markdown([columns, *trials])]
         parts += [f"The best setting:\n\n```console\n$ {search.command}\n```"] if search.command else []
+    for sequence in sequences:
+        parts += [f"## {sequence.title}", SEQUENCE_HINT, markdown([COLUMNS, *sequence.rows])]
     if facts["unfinished"]:
         where = facts["where"]
         left = [(job.folder, name or text.NOTHING, *where(job), _why(job)) for name, job in facts["unfinished"]]
@@ -130,6 +141,11 @@ def summary(contents: Contents, results: Results, searches: Sequence[Search]) ->
     parts += ["## Commands and versions", *(f"```console\n$ {command}\n```" for command in facts["commands"])]
     parts += ["".join(f"- {name}: {', '.join(values)}\n" for name, values in facts["versions"].items())]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+SEQUENCE_HINT = (
+    "Test accuracy in percent after the last task, as the mean over the tasks; parameters of all tasks, without heads."
+)
 
 
 def _table_hint(words: Words) -> str:

@@ -16,7 +16,7 @@ from recast_exp.config import grammar
 from recast_exp.config.schema import DatasetConfig
 from recast_exp.errors import one_line
 from recast_exp.report.replicates import Replicate
-from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SWEEP, WITHOUT_JOBS
+from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, SWEEP, TASKS, WITHOUT_JOBS
 from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import PlannedJob, SweepRecord
@@ -139,7 +139,7 @@ def read_jobs(folder: Path) -> Contents:
         at, plan_of = planned.pop(path.parent, (_UNPLANNED, None))
         job = _ran(path, folder, plan_of)
         if job is None:
-            other_stages += 1
+            other_stages += not (path.parent / SEQUENCE).is_file()  # these have a section of their own
         else:
             jobs.append(((at, *_natural(job.folder)), job))
     jobs += [((at, *_natural(job.folder)), job) for at, job in planned.values()]
@@ -152,7 +152,9 @@ def read_jobs(folder: Path) -> Contents:
 def records(folder: Path, *names: str) -> Iterator[Path]:
     """The files of these names below a folder, except in the folders of reports and trackers."""
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted((name for name in folders if name not in WITHOUT_JOBS), key=_natural)
+        # The runs within a sequence are no replicates of one method
+        left_out = WITHOUT_JOBS | ({TASKS} if JOB in files else set())
+        folders[:] = sorted((name for name in folders if name not in left_out), key=_natural)
         yield from (Path(root) / name for name in names if name in files)
 
 

@@ -71,7 +71,8 @@ def problems(stage: Stage, settings: Config, *, multirun: bool) -> Iterator[str]
             yield f"{key}: expected {INPUTS[key]} with stage={name}, got nothing"
         elif value and key not in (*stage.requires, *stage.accepts):
             users = [other for other in names() if key in (*load(other).requires, *load(other).accepts)]
-            yield f"{key}: expected nothing with stage={name}, got {value!r}; did you mean stage={' or '.join(users)}?"
+            meant = " or ".join([", ".join(users[:-1]), users[-1]] if len(users) > 1 else users)
+            yield f"{key}: expected nothing with stage={name}, got {value!r}; did you mean stage={meant}?"
     if multirun and not stage.runs_in_sweep:
         yield f"stage: expected another one in a sweep, got {name}, which runs by itself; leave out -m"
     yield from stage.problems(settings)
