@@ -138,6 +138,7 @@ def test_the_examples_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
         assert pretrained and timm.is_model(name.partition(".")[0])
         model = copy.deepcopy(stock)
         model.reset_classifier(num_classes)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
         return model
 
     monkeypatch.setattr(timm, "create_model", create_model)

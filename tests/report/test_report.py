@@ -23,7 +23,7 @@ from scipy import stats
 
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.report import charts, exports, reading, text
+from recast_exp.report import charts, exports, reading, sequences, text
 from recast_exp.report.build import write_report
 from recast_exp.report.comparing import EXACT, compare, compare_with_reference, holm, mean_interval, sign_flip
 from recast_exp.report.reading import read_jobs
@@ -738,3 +738,48 @@ def test_a_job_whose_process_is_gone_was_interrupted() -> None:
     assert not reading._has_died({**here, "pid": os.getpid()})
     assert not reading._has_died({**here, "pid": gone.pid, "host": "another"})
     assert not reading._has_died({**here, "pid": gone.pid, "state": "finished"})
+
+
+# Sequences
+
+
+def write_sequence(folder: Path, **changed: Any) -> Path:
+    """What stage=sequence leaves of three tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {"known": 0.9, "forgetting": 0.0, "unknown": 0.8, "parameters": 144, "heads": 1000}
+    found = {
+        "tasks": ["cub[0:2]", "<b>", "digits"],
+        "accuracy": [[0.9], [0.9, 0.8], [0.9, 0.8, 1.0]],
+        "identical": True,
+        "methods": [{"method": "RECAST-Att", **row}, {"method": "full & all", **row, "unknown": None}],
+        "unknown": {"RECAST-Att": [0.9, 0.85, 0.8]},
+    }
+    (folder / "sequence.json").write_text(json.dumps(found | changed))
+    (folder / "job.json").write_text(json.dumps({"format": 1, "stage": "sequence"}))
+    return folder
+
+
+def test_a_sequence_has_a_table_and_a_chart(tmp_path: Path) -> None:
+    write_sequence(tmp_path / "first")
+    write_job(tmp_path / "first" / "tasks" / "01 cub", seed=1)  # no replicate of anything
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "RECAST-Att on 3 tasks in sequence, first" in page and "full &amp; all" in page
+    summary = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| RECAST-Att | 90.0 | 0.0 | 80.0 | 144 |" in summary and "| full & all | 90.0 | 0.0 | – | 144 |" in summary
+    assert "other stages" not in summary and "01 cub" not in summary
+    read, remarks = sequences.read_sequences(tmp_path)
+    figures = sequences.sequence_figures(read)
+    assert list(figures) == [f"{read[0].title}|{show}" for show in ("each task after each", "task unknown")]
+    for figure in figures.values():
+        go.Figure(figure)
+        assert "<b>" not in json.dumps(figure)
+    assert not remarks
+
+
+@pytest.mark.parametrize("changed", [{"methods": []}, {"accuracy": 3}, {"tasks": None}, {"unknown": {"a": ["x"]}}])
+def test_a_damaged_sequence_is_a_remark(changed: dict[str, Any], tmp_path: Path) -> None:
+    write_sequence(tmp_path / "bad", **changed)
+    write_sequence(tmp_path / "good")
+    write_report(tmp_path)
+    summary = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "- bad: sequence.json cannot be read" in summary and "sequence, good" in summary

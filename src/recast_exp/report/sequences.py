@@ -55,7 +55,7 @@ def read_sequences(folder: Path) -> tuple[list[TaskSequence], list[str]]:
         place = path.parent.relative_to(folder).as_posix()
         try:
             sequence = TaskSequence(place, cast(Sequenced, read_json(path)))
-            _ = sequence.rows, sequence.title, _heat_map(sequence.found)
+            _ = sequence.rows, sequence.title, sequence_figures([sequence])
         except (DamagedError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             remarks.append(f"{place}: {path.name} cannot be read ({type(error).__name__}); it is not shown")
         else:
