@@ -92,29 +92,31 @@ LOAD = """
 import sys, torch
 import recast_exp
 from support.adapted import create, images, logits
-model = create("vit", num_classes=4)
-model.load_state_dict(torch.load(sys.argv[1], weights_only=True))
-torch.manual_seed(1234)
-torch.rand(7)
-torch.save(logits(recast_exp.apply_task(model, recast_exp.load_task(sys.argv[2]))), sys.argv[3])
+folder = sys.argv[1]
+for name in sys.argv[2:]:
+    model = create("vit", num_classes=4)
+    model.load_state_dict(torch.load(f"{folder}/weights.pth", weights_only=True))
+    torch.manual_seed(1234)
+    torch.rand(7)
+    task = recast_exp.load_task(f"{folder}/{name}.safetensors")
+    torch.save(logits(recast_exp.apply_task(model, task)), f"{folder}/{name}.pth")
 """
 
 
-@pytest.mark.parametrize("method", [None, *RANDOM])
-def test_a_file_is_restored_to_the_bit_elsewhere(method: str | None, stock: nn.Module, tmp_path: Path) -> None:
+def test_files_are_restored_to_the_bit_elsewhere(stock: nn.Module, tmp_path: Path) -> None:
     """In another process, with another cache and another state of the generators."""
-    adapters = [recast_exp.Peft(method=method, arguments=RANDOM[method])] if method else []
-    model, banks = trained(stock, *adapters)
-    path = recast_exp.save_task(model, tmp_path / "task.safetensors", banks=banks)
-    weights, result = tmp_path / "weights.pth", tmp_path / "logits.pth"
-    torch.save(stock.state_dict(), weights)
-    environment = os.environ | {
-        "RECAST_EXP_CACHE": str(tmp_path / "empty"),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    command = [sys.executable, "-c", LOAD, *map(str, (weights, path, result))]
-    subprocess.run(command, check=True, env=environment, timeout=120)
-    assert torch.equal(torch.load(result, weights_only=True), logits(model))
+    expected = {}
+    for name, arguments in {"none": None, **RANDOM}.items():
+        adapters = [recast_exp.Peft(method=name, arguments=arguments)] if arguments else []
+        model, banks = trained(stock, *adapters)
+        recast_exp.save_task(model, tmp_path / f"{name}.safetensors", banks=banks)
+        expected[name] = logits(model)
+    torch.save(stock.state_dict(), tmp_path / "weights.pth")
+    own = {"RECAST_EXP_CACHE": str(tmp_path / "empty"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", LOAD, str(tmp_path), *expected]
+    subprocess.run(command, check=True, env=os.environ | own, timeout=120)
+    for name, values in expected.items():
+        assert torch.equal(torch.load(tmp_path / f"{name}.pth", weights_only=True), values), name
 
 
 def test_only_what_is_random_is_kept_beside_what_trains(stock: nn.Module, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_finished_sequence_is_not_trained_again(
 
 @pytest.mark.slow
 def test_a_killed_sequence_goes_on(tmp_path: Path, weights: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "recast_exp", *THREE, "trainer.max_epochs=6", "probe=false", "stage.baselines=[]"]
+    command = [sys.executable, "-m", "recast_exp", *THREE, "trainer.max_epochs=4", "probe=false", "stage.baselines=[]"]
     command += ["stage.unknown=false", f"model.weights={weights['digits_vit']}", "trainer.accelerator=cpu"]
 
     def matrix(folder: Path) -> Any:

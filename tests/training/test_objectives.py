@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recast_exp.cli import main as cli
 from recast_exp.heads.ridge import Ridge
 from recast_exp.training.features import extract
 from recast_exp.training.loop import fit
@@ -109,22 +110,27 @@ def test_whole_runs(tiny: Any, tmp_path: Path, options: tuple[str, ...]) -> None
 @pytest.mark.slow
 def test_learning_rates_are_said_to_have_no_effect_on_a_probe(tmp_path: Path) -> None:
     """A solved head is trained by nothing, so no recipe is named."""
-    command = [sys.executable, "-m", "recast_exp", "model=vit_frozen", "dataset.max_per_class=12", "probe=false"]
+    command = ["model=vit_frozen", "dataset.max_per_class=12", "probe=false"]
     typed = ["optimizer.lr=0.3", "trainer.max_epochs=2"]
     expected = (
         "optimizer.lr, trainer.max_epochs: no effect, as nothing is trained but the head, which is solved; head=linear "
         "trains it by gradient descent"
     )
-    for more, warned in ((typed, True), ([], False), ([*typed, "head=linear"], False)):
-        run = subprocess.run(
-            [*command, *more, f"hydra.run.dir={tmp_path}/run{len(more)}"],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=True,
-        )
-        assert (expected in run.stderr.splitlines()) is warned
-        assert ("Recipe: " in run.stderr) is ("head=linear" in more)
+    cases = ((typed, True), ([], False), ([*typed, "head=linear"], False))
+    commands = [[*command, *more, f"hydra.run.dir={tmp_path}/run{len(more)}"] for more, _ in cases]
+    code = (
+        "import json, sys\n"
+        "from recast_exp.cli.main import run\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    print('NEXT', file=sys.stderr, flush=True)\n"
+        "    assert run(arguments) == 0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, timeout=100, check=True
+    )
+    for (more, warned), said in zip(cases, done.stderr.split("NEXT\n")[1:], strict=True):
+        assert (expected in said.splitlines()) is warned
+        assert ("Recipe: " in said) is ("head=linear" in more)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +148,11 @@ def test_learning_rates_are_said_to_have_no_effect_on_a_probe(tmp_path: Path) ->
         (("training=lp_ft", "training.strength=0"), "training.strength: expected a number > 0, got 0"),
     ],
 )
-def test_wrong_requests_are_one_line(typed: tuple[str, ...], expected: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recast_exp", *QUICK, *typed, f"hydra.run.dir={tmp_path}/run"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-    assert run.stderr.startswith(f"error: {expected}")
+def test_wrong_requests_are_one_line(
+    typed: tuple[str, ...], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*QUICK, *typed, f"hydra.run.dir={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {expected}")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()

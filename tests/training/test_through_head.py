@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recast_exp.cli import main as cli
 from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import EpochSampler
 from recast_exp.errors import UserError
@@ -244,8 +245,7 @@ def test_everything_trains_through_the_head(tiny: Any, tmp_path: Path, options: 
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
     quick = [option for option in QUICK if not option.startswith("training.")]
-    command = [sys.executable, "-m", "recast_exp", *quick, *options, "trainer.max_epochs=4"]
-    subprocess.run([*command, f"hydra.run.dir={tmp_path}/whole"], check=True, timeout=200)
+    command = [*quick, *options, "trainer.max_epochs=4"]
     code = (
         "import os, sys\n"
         "from recast_exp.training.history import History\n"
@@ -257,9 +257,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[s
         "from recast_exp.cli.main import run\n"
         "run(sys.argv[1:])\n"
     )
-    killed = [sys.executable, "-c", code, *command[3:], f"hydra.run.dir={tmp_path}/killed"]
+    killed = [sys.executable, "-c", code, *command, f"hydra.run.dir={tmp_path}/killed"]
     assert subprocess.run(killed, timeout=200, check=False).returncode == 9
-    subprocess.run([sys.executable, "-m", "recast_exp", f"resume={tmp_path}/killed"], check=True, timeout=200)
+    both = json.dumps([[f"resume={tmp_path}/killed"], [*command, f"hydra.run.dir={tmp_path}/whole"]])
+    runs = (
+        "import json, sys\n"
+        "from recast_exp.cli.main import run\n"
+        "assert [run(arguments) for arguments in json.loads(sys.argv[1])] == [0, 0]\n"
+    )
+    subprocess.run([sys.executable, "-c", runs, both], check=True, timeout=200)
     one, other = (load_file(tmp_path / name / "task.safetensors") for name in ("whole", "killed"))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
@@ -287,12 +293,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[s
         (("training=bilevel",), "training: expected one of alternating, joint, lp_ft, through_head, got 'bilevel'"),
     ],
 )
-def test_wrong_requests_are_one_line(typed: tuple[str, ...], expected: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recast_exp", *QUICK, *typed, f"hydra.run.dir={tmp_path}/run"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert run.returncode == 2
-    assert run.stderr.startswith(f"error: {expected}")
-    assert run.stderr.count("\n") == 1
+def test_wrong_requests_are_one_line(
+    typed: tuple[str, ...], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*QUICK, *typed, f"hydra.run.dir={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {expected}")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
