@@ -1,6 +1,7 @@
 """One batch of many tasks on ViT-S/16 at 112 px, and the switch from one task to another.
 
-64 images belong to 1, 2, 6, 50 or 64 tasks of `vit_att` (`--model vit_mlp` for the MLPs). A batch takes
+64 images (`--images`) belong to 1, 2, 6, 50 or 64 tasks of `vit_att` (`--model vit_mlp` for the MLPs); with `--images
+1000`, to as many tasks as images too. A batch takes
 
     mixed       what RecastModel does: products with the templates, or a pass of its own for a task with many images
     products    products with the templates, however many images a task has
@@ -26,32 +27,33 @@ from models import BACKBONE, CLASSES, TARGETS
 from recast_exp import RecastConfig, RecastModel
 from recast_exp.models import recast_model
 
-SIZE, IMAGES = 112, 64
-TASKS = (1, 2, 6, 50, 64)
+SIZE = 112
+TASKS = (1, 2, 6, 50)
 TARGET, SWITCH = 1.30, 1e-3
 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--model", choices=sorted(TARGETS), default="vit_att")
+    parser.add_argument("--images", type=int, default=64, help="images in the batch")
     args = parser.parse_args()
     use_threads(args.threads)
     torch.manual_seed(0)
-    images = torch.randn(IMAGES, 3, SIZE, SIZE)
+    images, counts = torch.randn(args.images, 3, SIZE, SIZE), (*TASKS, args.images)
     stock = timm.create_model(BACKBONE, img_size=SIZE, num_classes=CLASSES).eval()
     model = RecastModel.from_timm(
         BACKBONE, img_size=SIZE, pretrained=False, recast=RecastConfig(targets=TARGETS[args.model])
     )
-    for number in range(max(TASKS)):
+    for number in range(args.images):
         model.add_task(str(number), CLASSES)
-    lora = with_lora(max(TASKS))
+    lora = with_lora(args.images)
 
     cases: dict[str, Callable[[], object]] = {"stock timm": partial(stock, images)}
-    for count in TASKS:
-        names = [str(number % count) for number in range(IMAGES)]
+    for count in counts:
+        names = [str(number % count) for number in range(args.images)]
         cases |= {
             f"{count} mixed": partial(model, images, tasks=names),
-            f"{count} products": partial(in_passes, model, images, names, IMAGES + 1),
+            f"{count} products": partial(in_passes, model, images, names, args.images + 1),
             f"{count} grouping": partial(in_passes, model, images, names, 1),
             f"{count} switching": partial(one_by_one, model, images, names),
             f"{count} peft": partial(lora, images, adapter_names=names),
@@ -59,7 +61,7 @@ def main() -> None:
     with torch.inference_mode():
         times = interleaved(cases, rounds=args.rounds)
     notes = []
-    for count in TASKS:
+    for count in counts:
         others = [f"{count} {way}" for way in ("grouping", "switching", "peft")]
         cheapest = min(others, key=lambda case: times.spread(case).median)
         notes.append(
@@ -71,7 +73,7 @@ def main() -> None:
         )
         ratio = times.ratio(f"{count} mixed", cheapest)
         notes.append(verdict(f"  {ratio.median:.3f} of the cheapest other, {cheapest}", ratio, at_most=1))
-    speeds = {case: f"{IMAGES / times.spread(case).median:,.0f}" for case in times.seconds}
+    speeds = {case: f"{args.images / times.spread(case).median:,.0f}" for case in times.seconds}
     report("many_tasks", times, "stock timm", columns={"images/s": speeds}, notes=notes, path=args.json)
 
     switches = interleaved(

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from recast_exp.config.schema import RecastConfig
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
     from recast_exp.models.kept_task import TaskInfo
-    from recast_exp.models.library import Task, apply_task, load_task, merge, save_task
+    from recast_exp.models.library import merge, save_task
+    from recast_exp.models.loading import Task, apply_task, load_task
     from recast_exp.models.prediction import Predicted
     from recast_exp.models.recast_model import RecastModel
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
@@ -106,7 +107,8 @@ _NAMES = {
     "config.schema": ("RecastConfig",),
     "errors": ("MissingInputError", "RecastError", "UnfitError", "UnknownNameError", "UserError"),
     "models.kept_task": ("TaskInfo",),
-    "models.library": ("Task", "apply_task", "load_task", "merge", "save_task"),
+    "models.library": ("merge", "save_task"),
+    "models.loading": ("Task", "apply_task", "load_task"),
     "models.prediction": ("Predicted",),
     "models.recast_model": ("RecastModel",),
 }

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -227,6 +228,10 @@ def every_value_once(overrides: list[str]) -> Iterator[list[str]]:
         yield [values[number % len(values)] for values in choices]
 
 
+def not_there(*_: object, **__: object) -> str:
+    raise LocalEntryNotFoundError("offline")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "errors"),
@@ -234,6 +239,7 @@ def every_value_once(overrides: list[str]) -> Iterator[list[str]]:
 )
 def test_the_command_is_accepted(typed: str, errors: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "Composer", Remembering)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", not_there)  # nobody waits for the network
     monkeypatch.chdir(ROOT)
     args, unknown = cli._parser().parse_known_intermixed_args(shlex.split(typed, comments=True))
     assert unknown == []

@@ -16,12 +16,14 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import recast_exp
 from recast_exp import RecastConfig, RecastModel
-from recast_exp.models import library
+from recast_exp.models import library, loading
 from recast_exp.recast import Banks, Origin
+from recast_exp.runs.task_header import read_record
 from support import task_files
 from support.adapted import create, images, logits, train
 from support.helpers import assert_one_line
@@ -61,12 +63,12 @@ def test_templates_with_other_last_bits_give_the_same_logits(
     """A stand-in for another processor: templates that are mixed in another way, which no bit of the first survives."""
     model, banks = trained(stock, **grouping)
     task = recast_exp.load_task(recast_exp.save_task(model, tmp_path / "task.safetensors", banks=banks))
-    real = library.remake
+    real = loading.remake
 
     def remake(network: nn.Module, groups: Any, origin: Origin) -> Banks:
         return real(network, groups, dataclasses.replace(origin, seed=origin.seed + 1))
 
-    monkeypatch.setattr(library, "remake", remake)
+    monkeypatch.setattr(loading, "remake", remake)
     applied = recast_exp.apply_task(copy.deepcopy(stock), task)
     assert not torch.equal(logits(model), logits(stock))
     torch.testing.assert_close(logits(applied), logits(model), rtol=1e-4, atol=1e-5)
@@ -175,6 +177,38 @@ def test_other_weights_are_refused(stock: nn.Module, tmp_path: Path) -> None:
         with pytest.raises(recast_exp.UserError) as error:
             recast_exp.apply_task(other, task)
         assert_one_line(error, task.path, "expected", "got other")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [["g", 2, 1, "blocks.0.attn.qkv", "blocks.9.attn.qkv"]],
+        [["g", 2, 7, "blocks.0.attn.qkv", "blocks.1.attn.qkv"]],
+        [["g", 2, 1, "blocks.0.attn.qkv", "blocks.1.mlp.fc2"]],
+        [["g", 2**30, 1, "blocks.0.attn.qkv", "blocks.1.attn.qkv"]],
+        [["g", 3, 1, "blocks.0.attn.qkv", "blocks.1.attn.qkv"]],
+        [["g", 2, 1, "blocks.0.norm1", "blocks.1.norm1"]],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sets", [2, 2**30])
+def test_groups_that_the_backbone_does_not_have(
+    groups: list[Any], sets: int, stock: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that others have changed: one line, and no memory for what it announces."""
+    monkeypatch.setenv("RECAST_EXP_CACHE", str(tmp_path / "cache"))
+    model, banks = trained(stock, targets=["*.attn.qkv"])
+    path = recast_exp.save_task(model, tmp_path / "task.safetensors", banks=banks)
+    record = read_record(path)
+    record["templates"] |= {"groups": groups, "num_sets": sets}  # type: ignore[typeddict-item]
+    tensors = load_file(path)
+    size = sets * sum((len(group) - 3) * group[1] * group[2] for group in groups)
+    if size < 10_000:
+        tensors["coefficients"] = torch.zeros(size)
+    save_file(tensors, path, {"recast_exp": json.dumps(record)})
+    with pytest.raises(recast_exp.UserError) as error:
+        recast_exp.apply_task(copy.deepcopy(stock), recast_exp.load_task(path))
+    assert "\n" not in str(error.value) and "task" in str(error.value)
 
 
 def test_a_damaged_bank_in_the_cache_is_made_again(

@@ -64,6 +64,52 @@ def test_a_task_file_holds_no_interpolation(tmp_path: Path, config: dict[str, An
             read(path)
 
 
+@pytest.mark.parametrize("length", [2**40, 2**63, 101_000_000])
+def test_a_header_that_is_longer_than_any(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "task.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(min(length, 110_000_000))  # sparse: it takes no room
+    with pytest.raises(UserError, match="no safetensors file or is cut short"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("backbone", None),
+        ("backbone", {"name": 3, "fingerprint": "x"}),
+        ("classes", []),
+        ("classes", ["a", "a"]),
+        ("classes", "abc"),
+        ("input", []),
+        ("eval_batch_size", 0),
+        ("eval_batch_size", True),
+        ("eval_batch_size", 2**40),
+        ("templates", {"groups": "x", "solver": None}),
+        ("templates", {"groups": [["g", 0, 1, "a"]], "solver": None}),
+        ("templates", {"groups": [], "solver": "closed_form"}),
+        ("metrics", {"test/accuracy": "high"}),
+        ("format", True),
+        ("format", 1.5),
+    ],
+)
+def test_each_entry_of_a_record_is_looked_at(tmp_path: Path, entry: str, value: object) -> None:
+    path = task_file(tmp_path / "task.safetensors", CONFIG, **{entry: value})
+    with pytest.raises(UserError, match=r"^task: expected") as error:
+        read_record(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, "x": NaN}', "[" * 100_000, '{"format": 1e999}', '"text"', "9" * 6000])
+def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "task.safetensors"
+    header = json.dumps({"__metadata__": {"recast_exp": text}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match="holds no task"):
+        read_record(path)
+
+
 @pytest.mark.parametrize("bank", ["../../somewhere", "a" * 63, "A" * 64, 7, "a" * 64 + "/../b"])
 def test_a_bank_is_named_by_its_hash(tmp_path: Path, bank: object) -> None:
     path = task_file(tmp_path / "task.safetensors", CONFIG, bank=bank)

@@ -26,7 +26,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import prediction
 from recast_exp.runs.task_header import task_files
 from support.helpers import assert_one_line
-from support.running import run_stage
+from support.running import run_commands, run_stage
 
 Compose = Callable[..., Config]
 
@@ -220,11 +220,11 @@ def test_task_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_prediction_goes_on(
     trained: dict[str, Path], weights: dict[str, Path], digits: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "recast_exp", "stage=predict", f"task={trained['att']}", f"stage.images={digits}"]
+    command = ["stage=predict", f"task={trained['att']}", f"stage.images={digits}"]
     command += ["stage.batch_size=3", "trainer.accelerator=cpu", f"model.weights={weights['digits_vit']}"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, f"hydra.run.dir={whole}"], check=True, env=dict(os.environ), timeout=120)
-    process = subprocess.Popen([*command, f"hydra.run.dir={killed}"], start_new_session=True)
+    started = [sys.executable, "-m", "recast_exp", *command, f"hydra.run.dir={killed}"]
+    process = subprocess.Popen(started, start_new_session=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if (killed / "progress.json").is_file() and (killed / "predictions.csv").stat().st_size > 5000:
@@ -237,6 +237,6 @@ def test_a_killed_prediction_goes_on(
     assert 0 < done < len(list(digits.iterdir()))
     with (killed / "predictions.csv").open("ab") as file:
         file.write(b"half a li")  # as if the kill had come within a batch
-    subprocess.run([*command, f"hydra.run.dir={killed}"], check=True, env=dict(os.environ), timeout=120)
+    run_commands(*([*command, f"hydra.run.dir={folder}"] for folder in (killed, whole)))
     for name in ("predictions.csv", "predictions.jsonl", "broken.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()

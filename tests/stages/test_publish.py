@@ -18,7 +18,7 @@ from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import publishing
 from recast_exp.experiment.publishing import counted
-from recast_exp.models.library import load_task
+from recast_exp.models.loading import load_task
 from recast_exp.runs import hub as addresses
 from support.helpers import assert_one_line
 from support.hub import Hub

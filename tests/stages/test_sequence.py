@@ -26,7 +26,7 @@ from recast_exp.heads import Features, Moments
 from recast_exp.heads.lda import discriminants
 from recast_exp.heads.ridge import regressions
 from support.helpers import assert_one_line
-from support.running import run_stage
+from support.running import run_commands, run_stage
 
 Compose = Callable[..., Config]
 FOLDERS = ("01 digits_0_3_", "02 digits_3_7_", "03 digits_7_10_")
@@ -55,6 +55,7 @@ def test_nothing_is_forgotten(sequence: tuple[dict[str, Any], Path]) -> None:
     assert found["backward_transfer"] == found["methods"][0]["forgetting"] == metrics["forgetting"] == 0
     assert found["forward_transfer"] is None
     assert metrics["test/accuracy"] == pytest.approx(sum(found["accuracy"][-1]) / 3)
+    assert found["parameters"] == [48, 48, 48] and len(found["seconds"]) == 3
     assert found["bytes"] == [(folder / "tasks" / name / "task.safetensors").stat().st_size for name in FOLDERS]
     with (folder / "accuracy.csv").open(newline="") as file:
         rows = list(csv.reader(file))
@@ -154,15 +155,15 @@ def test_a_finished_sequence_is_not_trained_again(
 
 @pytest.mark.slow
 def test_a_killed_sequence_goes_on(tmp_path: Path, weights: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "recast_exp", *THREE, "trainer.max_epochs=4", "probe=false", "stage.baselines=[]"]
+    command = [*THREE, "trainer.max_epochs=4", "probe=false", "stage.baselines=[]"]
     command += ["stage.unknown=false", f"model.weights={weights['digits_vit']}", "trainer.accelerator=cpu"]
 
     def matrix(folder: Path) -> Any:
         return read(folder / "sequence.json")["accuracy"]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, f"hydra.run.dir={whole}"], check=True, env=dict(os.environ), timeout=240)
-    process = subprocess.Popen([*command, f"hydra.run.dir={killed}"], start_new_session=True)
+    started = [sys.executable, "-m", "recast_exp", *command, f"hydra.run.dir={killed}"]
+    process = subprocess.Popen(started, start_new_session=True)
     second = killed / "tasks" / "02 digits_3_7_" / "checkpoints" / "last.ckpt"
     end = time.monotonic() + 120
     while not second.is_file() and time.monotonic() < end:
@@ -172,7 +173,7 @@ def test_a_killed_sequence_goes_on(tmp_path: Path, weights: dict[str, Path]) -> 
     process.wait()
     assert not (killed / "sequence.json").is_file()
     before = (killed / "tasks" / "01 digits_0_3_" / "task.safetensors").stat().st_mtime_ns
-    subprocess.run([*command, f"hydra.run.dir={killed}"], check=True, env=dict(os.environ), timeout=240)
+    run_commands(*([*command, f"hydra.run.dir={folder}"] for folder in (killed, whole)))
     assert matrix(killed) == matrix(whole)
     assert (killed / "tasks" / "01 digits_0_3_" / "task.safetensors").stat().st_mtime_ns == before
 
@@ -240,6 +241,10 @@ def test_what_is_no_task(text: str) -> None:
         (("stage.splits=2", "stage.baselines=[all]"), "stage.baselines: expected some of separate"),
         (("stage.splits=2", "model=vit_full"), "model.method: expected recast or frozen"),
         (("stage.splits=2", "model=vit_frozen", "stage.start_from=mean"), "stage.start_from: expected zero"),
+        (
+            ("stage.splits=2", "trainer=ddp", "trainer.devices=2"),
+            "trainer.devices: expected 1 with stage=sequence, got 2",
+        ),
     ],
 )
 def test_refusals(typed: tuple[str, ...], message: str, compose: Compose) -> None:

@@ -27,7 +27,7 @@ from recast_exp.training.loop import fit
 from recast_exp.training.module import TaskModule
 from recast_exp.training.objectives.through_head import ThroughHead, supports
 from recast_exp.training.recipe import Recipe
-from support.running import run_stage
+from support.running import run_commands, run_stage
 
 QUICK = (
     "trainer.accelerator=cpu",
@@ -259,13 +259,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[s
     )
     killed = [sys.executable, "-c", code, *command, f"hydra.run.dir={tmp_path}/killed"]
     assert subprocess.run(killed, timeout=200, check=False).returncode == 9
-    both = json.dumps([[f"resume={tmp_path}/killed"], [*command, f"hydra.run.dir={tmp_path}/whole"]])
-    runs = (
-        "import json, sys\n"
-        "from recast_exp.cli.main import run\n"
-        "assert [run(arguments) for arguments in json.loads(sys.argv[1])] == [0, 0]\n"
-    )
-    subprocess.run([sys.executable, "-c", runs, both], check=True, timeout=200)
+    run_commands([f"resume={tmp_path}/killed"], [*command, f"hydra.run.dir={tmp_path}/whole"])
     one, other = (load_file(tmp_path / name / "task.safetensors") for name in ("whole", "killed"))
     assert one.keys() == other.keys()
     for name, tensor in one.items():

@@ -19,7 +19,7 @@ from recast_exp.experiment.unknown_task import score
 from recast_exp.files import replacing
 from recast_exp.heads import Solution
 from recast_exp.models.features import head_of
-from recast_exp.models.library import load_task, restore
+from recast_exp.models.loading import load_task, restore
 from recast_exp.runs import layout
 from recast_exp.runs.results import Results, SequenceRow
 from recast_exp.training.features import extract

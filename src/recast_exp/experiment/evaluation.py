@@ -16,7 +16,7 @@ from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.count import count
 from recast_exp.models.label import run_title
-from recast_exp.models.library import Task, load_task, restore
+from recast_exp.models.loading import Task, load_task, restore
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics
 from recast_exp.system import is_main_process

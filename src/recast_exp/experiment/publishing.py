@@ -14,7 +14,7 @@ from recast_exp.errors import UserError, first_line
 from recast_exp.export._base import facts_of
 from recast_exp.export.card import model_card
 from recast_exp.files import replacing, write_text
-from recast_exp.models.library import Task, load_task
+from recast_exp.models.loading import Task, load_task
 from recast_exp.runs import layout
 from recast_exp.runs.hub import TASK
 from recast_exp.runs.results import Metrics

@@ -68,6 +68,7 @@ def run(settings: Config, run_dir: Path, group: str | None, tasks: Sequence[Sequ
         RuntimeError: If a later task has changed the predictions of an earlier one, which is a bug.
     """
     parts = opened(tasks)
+    group = group or str(run_dir)  # trackers show its runs together
     label = method_label(settings.label, settings.model, settings.adapter)
     trained = _Trained(run_dir, group, label, plan.start_from)
     unknown = None if plan.random_features is None else UnknownTask(plan.random_features, settings.seed)
@@ -101,6 +102,7 @@ def run(settings: Config, run_dir: Path, group: str | None, tasks: Sequence[Sequ
         "forward_transfer": trained.transfer(matrix),
         "methods": rows,
         "unknown": curves,
+        "parameters": [each.parameters["task_specific"] for each in trained.results],
         "bytes": [path.stat().st_size for path in trained.paths],
         "seconds": [float(each.metrics["seconds"]) for each in trained.results],
     }

@@ -15,7 +15,7 @@ from recast_exp.files import cache_folder
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.create import backbone_name
-from recast_exp.models.library import Task, load_task, restore
+from recast_exp.models.loading import Task, load_task, restore
 from recast_exp.runs.task_header import task_files
 
 

@@ -20,7 +20,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import library
 from recast_exp.models.adapted import AdaptedModel
-from recast_exp.models.library import Task
+from recast_exp.models.loading import Task
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
-from recast_exp.models import library, task_file
+from recast_exp.models import loading, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
 from recast_exp.models.trunk import Trunk
 from recast_exp.recast import Banks
@@ -95,7 +95,7 @@ class KeptTask:
         return cls(trunk, classes, head, adapter, own=own, adapter_paths=paths, buffers=buffers, fixed=fixed_of(own))
 
     @classmethod
-    def of_file(cls, trunk: Trunk, loaded: library.Task) -> KeptTask:
+    def of_file(cls, trunk: Trunk, loaded: loading.Task) -> KeptTask:
         """The task of a task file.
 
         Its coefficients, if the trunk's layers are to hold them, pass through these layers, which then hold others than
@@ -115,7 +115,7 @@ class KeptTask:
         update = loaded.settings.batchnorm_statistics == "update"
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
         task.metrics, task.input = dict(loaded.metrics), loaded.input
-        library.check_weights(loaded, task._fingerprint_as(loaded))
+        loading.check_weights(loaded, task._fingerprint_as(loaded))
         # A task without a bank is an adapter or a head on the pretrained backbone
         tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)
         task_file.copy_into(task.adapted(coefficients=banks is not None), tensors)
@@ -163,7 +163,7 @@ class KeptTask:
         fixed = {public: f"network.{path}" for public, path in self.fixed.items()}
         return AdaptedModel(whole, trainable, buffers, banks, self.adapter, self.trunk.weights, fixed)
 
-    def _fingerprint_as(self, loaded: library.Task) -> str:
+    def _fingerprint_as(self, loaded: loading.Task) -> str:
         """The fingerprint of the trunk, taken as that of a task file was."""
         kind, colon, _ = loaded.fingerprint.rpartition(":")
         if not colon:
@@ -175,7 +175,7 @@ class KeptTask:
         coefficients = {layer: paths[id(parameter)] for layer, parameter in found}
         trained = {"coefficients": coefficients, "adapter": self.adapter_paths}
         own = AdaptedModel(self.network, trained, self.buffers, fixed=self.fixed)
-        digest = library.frozen_fingerprint if f"{kind}:" == FROZEN else library.ungrouped_fingerprint
+        digest = loading.frozen_fingerprint if f"{kind}:" == FROZEN else loading.ungrouped_fingerprint
         return f"{kind}:{digest(own)}"
 
 
@@ -185,7 +185,7 @@ def _classifier_name(network: nn.Module) -> str:
     return next((name for name, module in network.named_modules() if module is found), "head")
 
 
-def _check_templates(where: str, loaded: library.Task, banks: Banks) -> None:
+def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
     """Refuse the coefficients of a task for templates that are not its own and do not rebuild the same weights."""
     if loaded.bank == banks.hash:
         return

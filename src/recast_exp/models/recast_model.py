@@ -21,7 +21,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.errors import UnknownNameError, UserError
-from recast_exp.models import library, model_file
+from recast_exp.models import library, loading, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import groups_of
@@ -291,7 +291,7 @@ class RecastModel(nn.Module):
             UserError: If there is a task of this name; if the file is damaged or holds values that are not finite; if
                 it belongs to other weights, other templates or another kind of model. The model is unchanged then.
         """
-        loaded = library.load_task(path)
+        loaded = loading.load_task(path)
         name = loaded.path.stem if name is None else name
         self._check_new(name)
         with self._turn.lock:
@@ -438,36 +438,40 @@ class RecastModel(nn.Module):
         pictures = pictures_of(images)
         if top < 1:
             raise UserError(f"top: expected at least 1, got {top}")
-        if tasks is None and self._active is None:
-            raise UserError("tasks: expected a task, as none is active, got None")
-        given = self._active if tasks is None else tasks
-        names = [given] * len(pictures) if isinstance(given, str) else list(given or ())
-        if len(names) != len(pictures):
-            raise UserError(f"tasks: expected {len(pictures)} names, one for each image, got {len(names)}")
-        inputs = []
-        for name in names:
-            spec = self._find(name).input or self.input
-            if spec is None:
-                raise UserError(
-                    f"model: expected a timm model, which says how images are prepared, got {self.backbone}"
-                )
-            inputs.append(spec)
+        names = self._names_for(len(pictures), tasks)
+        if not pictures:
+            return []
         reference = next(self.network.parameters())
+        specs = [self._input_of(name) for name in names]
         batch = torch.stack(
             [
                 normalize(prepared(picture, spec)[None], *spec.constants())[0]
-                for picture, spec in zip(pictures, inputs, strict=True)
+                for picture, spec in zip(pictures, specs, strict=True)
             ]
-            or [torch.empty(0)]
-        ).to(reference.device, reference.dtype)
+        )
         training = self.training
         try:
             self.eval()
             with torch.inference_mode():
-                logits = self(batch, tasks=names) if pictures else []
+                logits = self(batch.to(reference.device, reference.dtype), tasks=names)
         finally:
             self.train(training)
         return [top_of(line, self._find(name).classes, name, top) for line, name in zip(logits, names, strict=True)]
+
+    def _names_for(self, count: int, tasks: str | Sequence[str] | None) -> list[str]:
+        given = self._active if tasks is None else tasks
+        if given is None:
+            raise UserError("tasks: expected a task, as none is active, got None")
+        names = [given] * count if isinstance(given, str) else list(given)
+        if len(names) != count:
+            raise UserError(f"tasks: expected {count} names, one for each image, got {len(names)}")
+        return names
+
+    def _input_of(self, name: str) -> InputSpec:
+        spec = self._find(name).input or self.input
+        if spec is None:
+            raise UserError(f"model: expected one of timm, which says how images are prepared, got {self.backbone}")
+        return spec
 
     def _mixed(self, images: Tensor, rows: Mapping[str, list[int]]) -> Tensor | list[Tensor]:
         together = [

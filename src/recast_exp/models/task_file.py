@@ -10,7 +10,7 @@ A file holds
 and a record (JSON in the metadata) of all that they depend on: the template bank by its content hash and how it was
 made, the backbone by its fingerprint, the configuration, the classes and the preprocessing. With the very bank, the
 coefficients are taken to the bit; with templates that were made again and differ in their last bits, from `relative`.
-`models.library` makes the steps of a program from these functions.
+`models.library` and `models.loading` make the steps of a program from these functions.
 """
 
 from __future__ import annotations

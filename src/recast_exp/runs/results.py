@@ -90,6 +90,7 @@ class Sequenced(TypedDict):
         forward_transfer: Mean of R[i, i] minus the accuracy from the pretrained start; null for that start.
         methods: The methods next to each other.
         unknown: Method → its accuracy on images of unknown task, after each task.
+        parameters: Trained parameters of each task, without its head.
         bytes: Sizes of the task files.
         seconds: Of training each task.
     """
@@ -101,6 +102,7 @@ class Sequenced(TypedDict):
     forward_transfer: float | None
     methods: list[SequenceRow]
     unknown: dict[str, list[float]]
+    parameters: list[int]
     bytes: list[int]
     seconds: list[float]
 

@@ -44,6 +44,8 @@ class Sequence(Stage):
                 "model.method: expected recast or frozen with stage=sequence, whose tasks share a backbone, got full; "
                 "stage.baselines=[fine-tuning] trains every weight"
             )
+        if settings.trainer.devices != 1:
+            yield f"trainer.devices: expected 1 with stage=sequence, got {settings.trainer.devices}"
         if self.start_from != "zero" and settings.model.method != "recast":
             yield f"stage.start_from: expected zero without coefficients, got {self.start_from}"
 
