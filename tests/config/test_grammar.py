@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from recast_exp.config import grammar as overrides
+from recast_exp.config.fields import build, option
+from recast_exp.errors import UserError
 
 
 def values(text: str, *, multirun: bool = False) -> list[object]:
@@ -149,3 +151,16 @@ def test_rewriting_twice_changes_nothing(typed: str, multirun: bool) -> None:
 def test_a_seeds_range_is_cut_where_no_sweep_can_go() -> None:
     [text] = overrides.rewrite(["seed=range(0,1000000000)"], multirun=True)
     assert text.count(",") == overrides.MAX_JOBS
+
+
+@dataclasses.dataclass
+class Scaled:
+    how: str = option("none", "how", choices=("none", "true"))
+    often: bool = option(False, "often")
+
+
+def test_true_is_a_word_where_an_option_is_a_string() -> None:
+    """The command line and YAML read it as a truth value."""
+    assert build(Scaled, {"how": True, "often": True}, "stage.", "stage=x") == Scaled("true", True)
+    with pytest.raises(UserError, match=r"^stage\.how: expected one of none, true, got 'false'$"):
+        build(Scaled, {"how": False}, "stage.", "stage=x")
