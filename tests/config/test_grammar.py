@@ -1,5 +1,6 @@
 """What is typed arrives in Hydra's grammar: seeds, paths, and letters that the grammar refuses."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
