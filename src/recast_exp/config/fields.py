@@ -163,7 +163,7 @@ def build(kind: type[Options], values: Mapping[str, object], prefix: str, owner:
             continue
         try:
             # The command line reads true and false; of a string, they are a word like any other
-            node[name] = str(value).lower() if isinstance(value, bool) and known[name].type == "str" else value
+            node[name] = str(value).lower() if isinstance(value, bool) and known[name].type in ("str", str) else value
             problem = range_problem(f"{prefix}{name}", known[name], node[name])
         except OmegaConfBaseException:
             problem = f"{prefix}{name}: expected {accepted(known[name])}, got {value!r}"
