@@ -68,7 +68,7 @@ def run(settings: Config, run_dir: Path, group: str | None, tasks: Sequence[Sequ
         RuntimeError: If a later task has changed the predictions of an earlier one, which is a bug.
     """
     parts = opened(tasks)
-    group = group or str(run_dir)  # trackers show its runs together
+    alone, group = group is None, group or str(run_dir)  # trackers show its runs together
     label = method_label(settings.label, settings.model, settings.adapter)
     trained = _Trained(run_dir, group, label, plan.start_from)
     unknown = None if plan.random_features is None else UnknownTask(plan.random_features, settings.seed)
@@ -107,8 +107,9 @@ def run(settings: Config, run_dir: Path, group: str | None, tasks: Sequence[Sequ
         "seconds": [float(each.metrics["seconds"]) for each in trained.results],
     }
     _write(run_dir, found)
-    console.show_sequence(run_title(settings.model, settings.adapter, f"{len(tasks)} tasks", settings.seed), found)
-    log.info("Results: %s", run_dir)
+    if alone:  # a sweep has a table of its own
+        console.show_sequence(run_title(settings.model, settings.adapter, f"{len(tasks)} tasks", settings.seed), found)
+        log.info("Results: %s", run_dir)
     return _metrics(found, trained.results)
 
 
