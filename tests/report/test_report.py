@@ -767,6 +767,7 @@ def test_a_sequence_has_a_table_and_a_chart(tmp_path: Path) -> None:
     summary = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "| RECAST-Att | 90.0 | 0.0 | 80.0 | 144 |" in summary and "| full & all | 90.0 | 0.0 | – | 144 |" in summary
     assert "other stages" not in summary and "01 cub" not in summary
+    assert "1 sequence(s) of tasks" in summary and "0 of 0" not in summary
     read, remarks = sequences.read_sequences(tmp_path)
     figures = sequences.sequence_figures(read)
     assert list(figures) == [f"{read[0].title}|{show}" for show in ("each task after each", "task unknown")]

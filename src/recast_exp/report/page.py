@@ -51,7 +51,7 @@ def html(
     contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence] = ()
 ) -> str:
     """The page, as a string."""
-    facts = _facts(contents, results, searches)
+    facts = _facts(contents, results, searches, sequences)
     methods = [row.method for row in results.rows]
     styles = charts.style(methods)
     curves, unread = charts.curve_figures(results, styles)
@@ -98,7 +98,7 @@ def summary(
     contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence] = ()
 ) -> str:
     """The report as Markdown: the table, the tests, the searches, jobs without results, commands and versions."""
-    facts = _facts(contents, results, searches)
+    facts = _facts(contents, results, searches, sequences)
     parts = [f"# {facts['title']}", facts["status"], *([f"**{facts['warning']}**"] if facts["warning"] else [])]
     if results.rows:
         parts += ["## Test accuracy", facts["table_hint"], markdown(table(results))]
@@ -165,7 +165,9 @@ def _outcome(trial: Trial, search: Search) -> str:
     return "" if trial.state == State.FINISHED else ": ".join(filter(None, (trial.state, trial.reason)))
 
 
-def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> Facts:
+def _facts(
+    contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence]
+) -> Facts:
     """The facts that page and summary share."""
     unfinished = results.unfinished
     states = Counter(job.state for _, job in unfinished)
@@ -182,7 +184,12 @@ def _facts(contents: Contents, results: Results, searches: Sequence[Search]) -> 
         "title": f"Report on {'/'.join(contents.folder.parts[-2:])}",
         "status": " · ".join(
             [
-                *([f"{len(results.counted)} of {expected} runs finished"] if expected or not searches else []),
+                *(
+                    [f"{len(results.counted)} of {expected} runs finished"]
+                    if expected or not (searches or sequences)
+                    else []
+                ),
+                *([f"{len(sequences)} sequence(s) of tasks"] if sequences else []),
                 *(search.status for search in searches),
                 *rest,
                 *([f"as of {latest[:16].replace('T', ' ')}"] if (latest := _latest(contents.jobs)) else []),
