@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from recast_exp.config.schema import Config
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import publishing
 from recast_exp.experiment.publishing import counted
+from recast_exp.export import card
+from recast_exp.export._base import facts_of
 from recast_exp.models.loading import load_task
 from recast_exp.runs import hub as addresses
 from support.helpers import assert_one_line
@@ -148,6 +151,14 @@ def test_without_a_network_the_cache_serves_or_a_line_says_so(monkeypatch: pytes
     with pytest.raises(MissingInputError) as error:
         addresses.local("hf://a/b")
     assert_one_line(error, "task: expected a file at hf://a/b, got none")
+
+
+def test_the_licence_of_own_weights_is_not_guessed(trained: Path) -> None:
+    task = dataclasses.replace(load_task(trained), backbone="vit_small_patch16_224.augreg_in21k_ft_in1k")
+    known, own = facts_of(task), facts_of(task, own_weights=True)
+    assert known.licence == "apache-2.0" and "hf_hub_id" in known.origin
+    assert own.licence is None and set(own.origin) == {"backbone", "fingerprint"}
+    assert "apache" not in card.model_card(own, "") and "base_model" not in card.model_card(own, "")
 
 
 def test_everything_in_a_file_is_counted(trained: Path) -> None:

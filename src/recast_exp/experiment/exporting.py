@@ -31,7 +31,7 @@ def run(settings: Config, run_dir: Path, format: str, options: Mapping[str, bool
         UserError: If the format cannot hold the model, its packages are not installed, or the logits differ.
     """
     trained = open_task(settings)
-    model = exported(trained.adapted, trained.task)
+    model = exported(trained.adapted, trained.task, own_weights=settings.model.weights is not None)
     folder = run_dir / layout.EXPORT
     folder.mkdir(exist_ok=True)
     write = importlib.import_module(f"recast_exp.export.{FORMATS[format]}").write

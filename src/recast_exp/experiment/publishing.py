@@ -47,6 +47,7 @@ def run(settings: Config, run_dir: Path, repo: str, *, dry_run: bool, private: b
     folder.mkdir(exist_ok=True)
     with replacing(folder / TASK) as temporary:
         shutil.copyfile(task.path, temporary)
+    facts = facts_of(task, own_weights=settings.model.weights is not None)
     size = task.settings.img_size
     load = LOAD.format(
         repo=repo,
@@ -54,7 +55,7 @@ def run(settings: Config, run_dir: Path, repo: str, *, dry_run: bool, private: b
         pixels=task.input.size,
         classes=len(task.classes),
     )
-    write_text(folder / "README.md", model_card(facts_of(task), load, parameters=counted(task)))
+    write_text(folder / "README.md", model_card(facts, load, parameters=counted(task)))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     listed = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
     if dry_run:

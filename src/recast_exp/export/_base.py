@@ -127,23 +127,29 @@ class Exported:
         return max(found)
 
 
-def exported(adapted: AdaptedModel, task: Task) -> Exported:
+def exported(adapted: AdaptedModel, task: Task, *, own_weights: bool = False) -> Exported:
     """Merge a copy of a model, and gather the facts about it.
 
     Args:
         adapted: The model on the CPU.
         task: Its task.
+        own_weights: Whether its backbone has the weights of a file, not those that timm names.
     """
     network = copy.deepcopy(adapted.network).eval().requires_grad_(False)
     library.merge(network)
     staying = adapters.injected(network)
-    facts = facts_of(task)
+    facts = facts_of(task, own_weights=own_weights)
     return Exported(network, adapted, facts, staying[0].adapter.label if staying else None)
 
 
-def facts_of(task: Task) -> Facts:
-    """What a task file and timm say of a task."""
-    known = timm.get_pretrained_cfg(task.backbone, allow_unregistered=True)
+def facts_of(task: Task, *, own_weights: bool = False) -> Facts:
+    """What a task file and timm say of a task.
+
+    Args:
+        task: The task.
+        own_weights: Whether its backbone has the weights of a file, of which timm's record does not tell.
+    """
+    known = None if own_weights else timm.get_pretrained_cfg(task.backbone, allow_unregistered=True)
     config: dict[str, Any] = known.to_dict() if known else {}  # type: ignore[no-untyped-call]
     origin = {"backbone": task.backbone, "fingerprint": task.fingerprint}
     origin |= {name: str(config[name]) for name in ("url", "hf_hub_id", "origin_url") if config.get(name)}

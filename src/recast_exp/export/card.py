@@ -38,11 +38,12 @@ def model_card(facts: Facts, load: str, *, parameters: str = "") -> str:
         front["metrics"] = ["accuracy"]
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     method = config.get("model", {}).get("label") or config.get("model", {}).get("name") or "RECAST"
+    adapter = str(config.get("adapter", {}).get("name", "none"))
     rows = [
         ("Backbone", f"`{facts.origin['backbone']}`, weights {facts.origin['fingerprint'].rpartition(':')[2][:16]}…"),
-        ("Licence of its weights", facts.licence or "not recorded by timm"),
+        ("Licence of its weights", facts.licence or "not known"),
         ("Method", escaped(str(method))),
-        *([("Adapter", escaped(str(config["adapter"]["name"])))] if config.get("adapter") else []),
+        *([("Adapter", escaped(adapter))] if adapter != "none" else []),
         *([("Trained parameters", parameters)] if parameters else []),
         *([("Dataset", escaped(dataset))] if dataset else []),
         *[(f"{escaped(name)}", f"{100 * value:.1f} %") for name, value in metrics.items()],
