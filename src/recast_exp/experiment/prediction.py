@@ -270,5 +270,8 @@ def _write_sheet(run_dir: Path, tasks: Mapping[str, Trained], count: int) -> Non
             continue
         captions.append((entry["class"], entry["probability"]))
     if images:
-        title = f"The first {len(images)} images as the model sees them, with the classes of the task {name}"
+        whose = f" by {name}" if len(tasks) > 1 else ""
+        title = (
+            f"The first {len(images)} images as the model sees them, with the class predicted{whose} (its probability)"
+        )
         image_plots.predictions(torch.stack(images), captions, layout.plot(run_dir, "predictions"), title=title)
