@@ -36,6 +36,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--model", choices=sorted(TARGETS), default="vit_att")
     parser.add_argument("--images", type=int, default=64, help="images in the batch")
+    parser.add_argument("--no-peft", action="store_true", help="without peft, which takes long to make 1,000 adapters")
     args = parser.parse_args()
     use_threads(args.threads)
     torch.manual_seed(0)
@@ -46,7 +47,7 @@ def main() -> None:
     )
     for number in range(args.images):
         model.add_task(str(number), CLASSES)
-    lora = with_lora(args.images)
+    lora = with_lora(2 if args.no_peft else args.images)
 
     cases: dict[str, Callable[[], object]] = {"stock timm": partial(stock, images)}
     for count in counts:
@@ -56,13 +57,14 @@ def main() -> None:
             f"{count} products": partial(in_passes, model, images, names, args.images + 1),
             f"{count} grouping": partial(in_passes, model, images, names, 1),
             f"{count} switching": partial(one_by_one, model, images, names),
-            f"{count} peft": partial(lora, images, adapter_names=names),
         }
+        if not args.no_peft:
+            cases[f"{count} peft"] = partial(lora, images, adapter_names=names)
     with torch.inference_mode():
         times = interleaved(cases, rounds=args.rounds)
     notes = []
     for count in counts:
-        others = [f"{count} {way}" for way in ("grouping", "switching", "peft")]
+        others = [f"{count} {way}" for way in ("grouping", "switching", *(() if args.no_peft else ("peft",)))]
         cheapest = min(others, key=lambda case: times.spread(case).median)
         notes.append(
             verdict(
