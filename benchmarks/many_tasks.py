@@ -1,10 +1,10 @@
 """One batch of many tasks on ViT-S/16 at 112 px, and the switch from one task to another.
 
-64 images (`--images`) belong to 1, 2, 6, 50 or 64 tasks of `vit_att` (`--model vit_mlp` for the MLPs); with `--images
-1000`, to as many tasks as images too. A batch takes
+64 images (`--images`) belong to 1, 2, 6, 50 or 64 tasks (`--tasks`) of `vit_att` (`--model vit_mlp` for the MLPs). A
+batch takes
 
-    mixed       what RecastModel does: products with the templates, or a pass of its own for a task with many images
-    products    products with the templates, however many images a task has
+    mixed       what RecastModel does: one pass, in which a layer has the weights of one task after the other
+    products    one pass, in which a layer takes products with the templates
     grouping    a forward pass for each task
     switching   a forward pass for each image
     peft        peft's LoRA (r = 8 on qkv) with `adapter_names`, which loops over the adapters in each layer
@@ -25,10 +25,10 @@ from torch import Tensor
 from measuring import arguments, interleaved, report, use_threads, verdict
 from models import BACKBONE, CLASSES, TARGETS
 from recast_exp import RecastConfig, RecastModel
-from recast_exp.models import recast_model
+from recast_exp.recast import mixed
 
 SIZE = 112
-TASKS = (1, 2, 6, 50)
+TASKS = (1, 2, 6, 50, 64)
 TARGET, SWITCH = 1.30, 1e-3
 
 
@@ -36,26 +36,27 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--model", choices=sorted(TARGETS), default="vit_att")
     parser.add_argument("--images", type=int, default=64, help="images in the batch")
+    parser.add_argument("--tasks", type=int, nargs="+", default=TASKS, help="numbers of tasks in the batch")
     parser.add_argument("--no-peft", action="store_true", help="without peft, which takes long to make 1,000 adapters")
     args = parser.parse_args()
     use_threads(args.threads)
     torch.manual_seed(0)
-    images, counts = torch.randn(args.images, 3, SIZE, SIZE), (*TASKS, args.images)
+    images, counts = torch.randn(args.images, 3, SIZE, SIZE), args.tasks
     stock = timm.create_model(BACKBONE, img_size=SIZE, num_classes=CLASSES).eval()
     model = RecastModel.from_timm(
         BACKBONE, img_size=SIZE, pretrained=False, recast=RecastConfig(targets=TARGETS[args.model])
     )
-    for number in range(args.images):
+    for number in range(max(counts)):
         model.add_task(str(number), CLASSES)
-    lora = with_lora(2 if args.no_peft else args.images)
+    lora = with_lora(2 if args.no_peft else max(2, *counts))
 
     cases: dict[str, Callable[[], object]] = {"stock timm": partial(stock, images)}
     for count in counts:
         names = [str(number % count) for number in range(args.images)]
         cases |= {
             f"{count} mixed": partial(model, images, tasks=names),
-            f"{count} products": partial(in_passes, model, images, names, args.images + 1),
-            f"{count} grouping": partial(in_passes, model, images, names, 1),
+            f"{count} products": partial(with_products, model, images, names),
+            f"{count} grouping": partial(task_by_task, model, images, names),
             f"{count} switching": partial(one_by_one, model, images, names),
         }
         if not args.no_peft:
@@ -105,14 +106,23 @@ def with_lora(tasks: int) -> peft.PeftModel:
     return model
 
 
-def in_passes(model: RecastModel, images: Tensor, names: list[str], per_task: int) -> object:
-    """A mixed batch, in which so many images of a task have a pass of their own."""
-    before = recast_model.PER_TASK
-    recast_model.PER_TASK = per_task
+def with_products(model: RecastModel, images: Tensor, names: list[str]) -> object:
+    """A mixed batch, by products with the templates."""
+    before = mixed.WEIGHTS_FROM
+    mixed.WEIGHTS_FROM = 1 << 62
     try:
         return model(images, tasks=names)
     finally:
-        recast_model.PER_TASK = before
+        mixed.WEIGHTS_FROM = before
+
+
+def task_by_task(model: RecastModel, images: Tensor, names: list[str]) -> list[Tensor]:
+    """The images of each task in a pass of their own."""
+    found = []
+    for name in dict.fromkeys(names):
+        model.set_task(name)
+        found.append(model(images[[row for row, each in enumerate(names) if each == name]]))
+    return found
 
 
 def one_by_one(model: RecastModel, images: Tensor, names: list[str]) -> list[Tensor]:

@@ -37,6 +37,7 @@ from recast_exp import (
 )
 from recast_exp.config.schema import ModelConfig
 from recast_exp.models.backbones import create_backbone
+from recast_exp.recast import mixed as mixed_module
 from recast_exp.runs.task_header import read_record
 from support.running import run_stage
 
@@ -252,21 +253,57 @@ def test_mixed_batches_on_other_architectures(name: str, targets: list[str]) -> 
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_many_images_of_a_task_have_a_pass_of_their_own(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+def test_weights_and_products_give_the_same(images: Tensor, granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks with different numbers of images, so that some weights are multiplied together and some alone."""
+    model = vit(granularity=granularity)
+    for number in range(5):
+        model.add_task(str(number), 3)
+        disturb(model, str(number), number)
+    single = outputs(model, images)
+    order = [(name, row) for name, count in (("3", 1), ("0", 3), ("1", 1), ("4", 1), ("2", 2)) for row in range(count)]
+    batch = torch.stack([images[row] for _, row in order])
+    expected = torch.stack([single[name][row] for name, row in order])
+    names = [name for name, _ in order]
+    ways: list[str] = []
+    for way in ("_with_weights", "_with_products"):
+        made = getattr(mixed_module, way)
+        monkeypatch.setattr(mixed_module, way, lambda *args, made=made, way=way: ways.append(way) or made(*args))
+    for enough, way in ((1, "_with_weights"), (10**9, "_with_products")):
+        monkeypatch.setattr(mixed_module, "WEIGHTS_FROM", enough)
+        ways.clear()
+        with torch.no_grad():
+            mixed = model(batch, tasks=names)
+        torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+        # Through formulas that have a gradient
+        inputs = batch.clone().requires_grad_(True)
+        torch.testing.assert_close(model(inputs, tasks=names), expected, rtol=1e-5, atol=1e-5)
+        assert set(ways) == {way}
+
+
+def test_a_mixed_batch_has_the_gradients_of_single_tasks(images: Tensor) -> None:
     model = vit()
     filled(model)
-    single = outputs(model, images)
-    calls = []
-    products = RecastModel._products
-    monkeypatch.setattr(
-        RecastModel, "_products", lambda self, images, names: calls.append(list(names)) or products(self, images, names)
-    )
-    many = images.repeat(2, 1, 1, 1)
-    with torch.no_grad():
-        mixed = model(many, tasks=["birds"] * 8 + ["signs"] * 4)
-    assert calls == [["signs"] * 4]
-    expected = torch.cat([single["birds"], single["birds"][:2], single["signs"][2:]])
-    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+    names = ["birds", "signs"]
+    alone, together = (images[:2].clone().requires_grad_(True) for _ in range(2))
+    for row, name in enumerate(names):
+        with model.task(name):
+            model(alone[row : row + 1]).square().sum().backward()
+    model(together, tasks=names).square().sum().backward()
+    assert alone.grad is not None and together.grad is not None
+    torch.testing.assert_close(together.grad, alone.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mixed_batch_in_bfloat16(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    names = ["birds", "signs"] * 3
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        single = outputs(model, images)
+        mixed = model(images, tasks=names)
+    expected = torch.stack([single[name][row] for row, name in enumerate(names)])
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed, expected, rtol=0.05, atol=0.05)
 
 
 def test_threads_take_turns(images: Tensor) -> None:

@@ -33,9 +33,7 @@ from recast_exp.models.timm_model import timm_model
 from recast_exp.models.trunk import Trunk
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, mimic
-from recast_exp.recast.mixed import per_image
-
-PER_TASK = 8  # images of one task from which a forward pass of its own costs less than products with every template
+from recast_exp.recast.mixed import per_task
 
 
 class _Turn:
@@ -388,8 +386,9 @@ class RecastModel(nn.Module):
     def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> Tensor | list[Tensor]:
         """Logits of the active task, or of a task for each image.
 
-        With `tasks`, tasks without an adapter share one forward pass: n products with the n templates of a group serve
-        them all. Where eight or more images have the same task, or it has an adapter, they have a pass of their own.
+        With `tasks`, all tasks without an adapter share one forward pass, in which each rewritten layer has the weights
+        of one task after the other, or takes products with its templates instead, whichever costs less. The images of a
+        task with an adapter, or with running statistics of its own, have a pass of their own.
 
         Args:
             images: [N, 3, H, W], preprocessed.
@@ -474,16 +473,13 @@ class RecastModel(nn.Module):
         return spec
 
     def _mixed(self, images: Tensor, rows: Mapping[str, list[int]]) -> Tensor | list[Tensor]:
-        together = [
-            name
-            for name, places in rows.items()
-            if self._tasks[name].own is None and (len(places) < PER_TASK and len(rows) > 1)
-        ]
+        # Tasks with the same number of images follow one another: `per_task` multiplies them together
+        together = sorted((name for name in rows if self._tasks[name].own is None), key=lambda name: len(rows[name]))
         features: dict[str, Tensor] = {}
-        if together:
-            places = [row for name in together for row in rows[name]]
-            found = self._products(images[places], [name for name in together for _ in rows[name]])
-            features = dict(zip(together, torch.split(found, [len(rows[name]) for name in together]), strict=True))
+        if len(together) > 1:
+            counts = [len(rows[name]) for name in together]
+            found = self._shared_pass(images[[row for name in together for row in rows[name]]], together, counts)
+            features = dict(zip(together, torch.split(found, counts), strict=True))
         for name, places in rows.items():
             if name not in features:
                 with self.task(name):
@@ -494,17 +490,15 @@ class RecastModel(nn.Module):
                 logits[row] = line
         return torch.stack(logits) if len({len(line) for line in logits}) == 1 else logits
 
-    def _products(self, images: Tensor, names: Sequence[str]) -> Tensor:
-        """Features of images, each with the coefficients of its own task."""
+    def _shared_pass(self, images: Tensor, names: Sequence[str], counts: Sequence[int]) -> Tensor:
+        """Features of the images of several tasks without adapters, task after task."""
         self._keep()
-        index = {name: number for number, name in enumerate(dict.fromkeys(names))}
         vectors: list[Tensor] = []
-        for name in index:
+        for name in names:
             vector = self._tasks[name].coefficients
             assert vector is not None
             vectors.append(vector)
-        chosen = torch.stack(vectors)[[index[name] for name in names]]
-        with per_image(self._trunk.network, self._trunk.per_layer(chosen)):
+        with per_task(self._trunk.network, self._trunk.per_layer(torch.stack(vectors)), counts):
             features: Tensor = self._trunk.network(images)
         return features
 

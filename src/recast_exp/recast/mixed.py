@@ -1,44 +1,75 @@
-"""A batch in which each image has coefficients of its own: many tasks in one forward pass.
+"""A batch of many tasks in one forward pass: in each rewritten layer, each image has coefficients of its own.
 
-With n templates T[i] shared by a layer's group, the layer computes for an image x with coefficients c(x)
+With n templates T[i] shared by a layer's group, the layer computes for an image x of the task t
 
-    W(x) x = Σ_i c_i(x) · (T[i] x) = Σ_i T[i] (c_i(x) · x)
+    W(t) x = (Σ_i c_i(t) · T[i]) x = Σ_i T[i] (c_i(t) · x)
 
-so n products with the templates serve all images, however many different tasks they belong to. With coefficients for
-each of B blocks of rows, the first form scales the blocks of the output; with B = 1, the second scales the input, which
-needs no memory for n outputs.
+Either way gives the same result. The first makes the weight of a task and multiplies the images of that task with it;
+a few weights at a time are in memory. Its cost grows with the tasks in the batch: n operations for each entry of a
+weight. The second needs no weight: n products with the templates serve all images, whatever their tasks. Its cost does
+not depend on the tasks: n times the layer. A weight is cheaper to make than a further product as soon as a task has
+some dozens of vectors in the batch, which the patches of one image are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.recast.bank import TemplateCombination
+from recast_exp.recast.formulas import combine
 from recast_exp.recast.grouping import layer_module
+
+WEIGHTS_FROM = 32  # vectors of a task in a layer's input from which its weight is made; benchmarks/many_tasks.py
+WEIGHTS_FROM_ELSEWHERE = 2048  # the same on a GPU, where many small operations cost more than a large one
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """The coefficients of the tasks in one layer, and the number of images of each.
+
+    Attributes:
+        coefficients: [S, K, B, n].
+        counts: The numbers of images of the S tasks, which follow one another in the batch.
+        way: "weights" or "products"; None for the cheaper one.
+    """
+
+    coefficients: Tensor
+    counts: Sequence[int]
+    way: Literal["weights", "products"] | None
 
 
 @contextlib.contextmanager
-def per_image(model: nn.Module, coefficients: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, the layers of a model use coefficients of each image's own.
+def per_task(
+    model: nn.Module,
+    coefficients: Mapping[str, Tensor],
+    counts: Sequence[int],
+    way: Literal["weights", "products"] | None = None,
+) -> Iterator[None]:
+    """Within the block, the layers of a model use the coefficients of each image's task.
 
-    The batch of a layer's input may be a multiple of the images: windows, say, as long as those of an image are
-    neighbours. Not for several threads at once.
+    The images of a task follow one another. The batch of a layer's input may be a multiple of the images: windows, say,
+    as long as those of an image are neighbours. Not for several threads at once.
 
     Args:
         model: A model that `inject` has changed.
-        coefficients: Layer → [N, K, B, n] for the N images of a batch.
+        coefficients: Layer → [S, K, B, n] for S tasks.
+        counts: The number of images of each task, at least 1.
+        way: "weights" or "products"; None takes for each layer the one that costs less.
     """
     layers = {name: layer_module(model, name) for name in coefficients}
     try:
         for name, layer in layers.items():
-            mean = coefficients[name].mean(1)
+            tasks = _Tasks(coefficients[name], counts, way)
             # An instance's attribute, which hides the method of its class
-            vars(layer)["forward"] = functools.partial(_forward, layer, _templates(layer), mean)
+            vars(layer)["forward"] = functools.partial(_forward, layer, _templates(layer), tasks)
         yield
     finally:
         for layer in layers.values():
@@ -51,17 +82,91 @@ def _templates(layer: nn.Module) -> Tensor:
     return combination.bank.templates.to(combination.dtype)
 
 
-def _forward(layer: nn.Linear | nn.Conv2d, templates: Tensor, coefficients: Tensor, inputs: Tensor) -> Tensor:
+def _forward(layer: nn.Linear | nn.Conv2d, templates: Tensor, tasks: _Tasks, inputs: Tensor) -> Tensor:
     """The output of a layer.
 
     Args:
         layer: The layer, for its bias and the settings of a convolution.
         templates: [n, rows, ...].
-        coefficients: [N, B, n].
+        tasks: S tasks with N images.
         inputs: [M, ..., columns] or [M, channels, height, width], with M a multiple of N.
     """
-    repeats = inputs.shape[0] // coefficients.shape[0]
-    weights = coefficients.repeat_interleave(repeats, 0).to(inputs.dtype)  # [M, B, n]
+    repeats = inputs.shape[0] // sum(tasks.counts)
+    counts = [count * repeats for count in tasks.counts]
+    vectors = inputs[0, 0].numel() if isinstance(layer, nn.Conv2d) else inputs[0].numel() // inputs.shape[-1]
+    enough = WEIGHTS_FROM if inputs.device.type == "cpu" else WEIGHTS_FROM_ELSEWHERE
+    cheaper = "weights" if vectors * inputs.shape[0] >= enough * len(counts) else "products"
+    if (tasks.way or cheaper) == "products":
+        return _with_products(layer, templates, tasks.coefficients, counts, inputs)
+    return _with_weights(layer, templates, tasks.coefficients, counts, inputs)
+
+
+def _with_weights(
+    layer: nn.Linear | nn.Conv2d, templates: Tensor, coefficients: Tensor, counts: list[int], inputs: Tensor
+) -> Tensor:
+    """The weight of each task, and its product with the images of the task."""
+    involved = (inputs, coefficients, layer.bias)
+    trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in involved)
+    if trained or isinstance(layer, nn.Conv2d) or torch.is_autocast_enabled(inputs.device.type):
+        parts = []
+        for each, batch in zip(coefficients, torch.split(inputs, counts), strict=True):
+            weight = combine(each, templates)
+            if isinstance(layer, nn.Conv2d):
+                parts.append(layer._conv_forward(batch, weight, layer.bias))
+            else:
+                parts.append(F.linear(batch, weight, layer.bias))
+        return torch.cat(parts)
+    # The same without new memory for each task: a few weights, and one output
+    mean = coefficients.mean(1).to(templates.dtype).unsqueeze(-1)  # [S, B, n, 1]
+    blocks = templates.reshape(len(templates), mean.shape[1], -1)
+    rows, columns = templates.shape[1:]
+    flat, outputs = inputs.reshape(-1, columns), inputs.new_empty(*inputs.shape[:-1], rows)
+    flat_outputs = outputs.view(-1, rows)
+    weights = templates.new_empty(_at_once(), rows, columns)
+    vectors = len(flat) // len(inputs)
+    start = 0
+    for tasks in _alike(counts, len(weights)):
+        size, number = counts[tasks.start] * vectors, len(tasks)
+        into = weights[:number].view(number, *blocks.shape[1:])
+        chosen = mean[tasks.start : tasks.stop]
+        torch.mul(blocks[0], chosen[:, :, 0], out=into)
+        for index in range(1, len(blocks)):
+            into.addcmul_(blocks[index], chosen[:, :, index])
+        end = start + size * number
+        batch, output = (each[start:end].view(number, size, -1) for each in (flat, flat_outputs))
+        transposed = weights[:number].transpose(1, 2)
+        if layer.bias is None:
+            torch.bmm(batch, transposed, out=output)
+        else:
+            torch.baddbmm(layer.bias, batch, transposed, out=output)
+        start = end
+    return outputs
+
+
+def _at_once() -> int:
+    """How many weights are made at once: for each thread one, which is quicker than to divide a small product."""
+    return min(torch.get_num_threads(), 8)
+
+
+def _alike(counts: Sequence[int], at_most: int) -> Iterator[range]:
+    """Runs of neighbouring tasks with the same number of images, in parts of `at_most`."""
+    start = 0
+    for number in range(1, len(counts) + 1):
+        if number == len(counts) or counts[number] != counts[start] or number - start == at_most:
+            yield range(start, number)
+            start = number
+
+
+def _with_products(
+    layer: nn.Linear | nn.Conv2d, templates: Tensor, coefficients: Tensor, counts: list[int], inputs: Tensor
+) -> Tensor:
+    """A product of all images with each template.
+
+    With one block of rows, the coefficients scale the inputs, which needs no memory for n outputs. With several, they
+    scale the blocks of each output.
+    """
+    repeats = torch.tensor(counts, device=coefficients.device)
+    weights = coefficients.mean(1).repeat_interleave(repeats, 0).to(inputs.dtype)  # [M, B, n]
     num_blocks = weights.shape[1]
     channels = 1 if isinstance(layer, nn.Conv2d) else inputs.dim() - 1
     shape = (-1, *[1] * (inputs.dim() - 1))
@@ -91,6 +196,6 @@ def _add(
         product: Tensor = layer._conv_forward(inputs, weight, bias)
         return product if total is None else total + product
     if total is None:
-        return nn.functional.linear(inputs, weight, bias)
+        return F.linear(inputs, weight, bias)
     flat = torch.addmm(total.flatten(0, -2), inputs.flatten(0, -2), weight.T)  # the sum within the product
     return flat.reshape(total.shape)
