@@ -142,7 +142,7 @@ def damage(which: str) -> Callable[[Path], None]:
         (change(tasks=[]), "one that is damaged"),
         (change(backbone="vit_tyni"), "expected a timm model, got 'vit_tyni'"),
         (change(dtype="int8"), "one that is damaged"),
-        (damage("bank"), "expected the content"),
+        (damage("bank"), "is damaged: its content is not that of the hash it records"),
         (damage("weights"), "expected the content"),
     ],
     ids=range(11),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from recast_exp.models.adapted import assemble
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.count import count
+from recast_exp.models.loading import load_task
 from recast_exp.models.task_file import copy_into, for_banks, read_task, write_task
 from recast_exp.recast import Banks, find_groups, mimic
 
@@ -154,8 +156,25 @@ def test_a_task_file_is_read_back_to_the_bit(task: tuple[Any, Path], build: Buil
     for name, tensor in run.adapted.task_tensors().items():
         assert torch.equal(other.adapted.task_tensors()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert {name.partition("/")[0] for name in tensors} == {"coefficients", "relative", "head", "buffers"}
+    assert len(record.pop("checksum")) == 64
     assert record == json.loads(json.dumps(run.experiment.record(run.adapted, {"test/accuracy": 0.5})))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_no_flipped_bit_passes(task: tuple[Any, Path], tmp_path: Path) -> None:
+    """A file whose length or header still fits, with any one bit wrong: among the numbers, names or the record."""
+    whole = task[1].read_bytes()
+    read_task(task[1])
+    header = 8 + int.from_bytes(whole[:8], "little")
+    generator = random.Random(0)
+    places = [*range(8), *generator.sample(range(8, header), 150), *generator.sample(range(header, len(whole)), 50)]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << generator.randrange(8)
+        (tmp_path / "flipped.safetensors").write_bytes(flipped)
+        with pytest.raises(UserError) as caught:
+            load_task(tmp_path / "flipped.safetensors")
+        assert len(str(caught.value).splitlines()) == 1, place
 
 
 def test_the_record_says_all_that_a_task_needs(task: tuple[Any, Path]) -> None:

@@ -6,13 +6,11 @@ pretrained weights; one of another solver lies next to the file, or in the cache
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -26,7 +24,7 @@ from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.bank_cache import bank_path
 from recast_exp.models.timm_model import timm_model
-from recast_exp.models.weights import fingerprint
+from recast_exp.models.weights import content_hash, fingerprint
 from recast_exp.recast import Banks, Group, Origin, remake
 from recast_exp.recast.inject import BANKS
 from recast_exp.runs import hub
@@ -314,9 +312,10 @@ def ungrouped_fingerprint(adapted: AdaptedModel) -> str:
 
 def _digest(adapted: AdaptedModel, counts: Callable[[str], bool]) -> str:
     of_task = {tensor.data_ptr() for tensor in adapted.task_tensors().values() if tensor.numel()}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(adapted.network.state_dict().items()):
-        if counts(name) and tensor.data_ptr() not in of_task and not name.endswith("num_batches_tracked"):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return content_hash(
+        {
+            name: tensor
+            for name, tensor in adapted.network.state_dict().items()
+            if counts(name) and tensor.data_ptr() not in of_task and not name.endswith("num_batches_tracked")
+        }
+    )

@@ -29,6 +29,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing, write_json
 from recast_exp.models import task_file
 from recast_exp.models.create import check_name, create_network
+from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
 from recast_exp.recast.inject import BANKS
 from recast_exp.torch_state import seeded
@@ -81,7 +82,7 @@ def _save(model: RecastModel, folder: Path) -> None:
     if not bank_file.is_file():
         trunk.banks.save(bank_file)
     rest = _rest(trunk.network)
-    weights = _hash(rest)
+    weights = content_hash(rest)
     weights_file = folder / f"{weights}.safetensors"
     if not weights_file.is_file():
         with replacing(weights_file) as temporary:
@@ -139,7 +140,10 @@ def load(cls: type[RecastModel], path: Path) -> RecastModel:
         _fill(network, rest, path)
         model.to(getattr(torch, record["dtype"]))
         for name, digest in record["tasks"].items():
-            model.load_task(_file(folder, digest, path), name)
+            file = _file(folder, digest, path)
+            if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != digest:
+                raise UserError(f"{file}: expected the content {digest[:16]}…, got {found[:16]}…")
+            model.load_task(file, name)
     return model
 
 
@@ -208,20 +212,12 @@ def _rest(network: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _weights(file: Path, expected: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: expected a safetensors file, got a damaged one ({error})") from error
-    if (found := _hash(tensors)) != expected:
+    if (found := content_hash(tensors)) != expected:
         raise UserError(f"{file}: expected the content {expected[:16]}…, got {found[:16]}…")
     return tensors
 

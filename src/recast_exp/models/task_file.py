@@ -8,13 +8,15 @@ A file holds
 - `fixed/…`: tensors of the adapter that do not train, random ones among them;
 
 and a record (JSON in the metadata) of all that they depend on: the template bank by its content hash and how it was
-made, the backbone by its fingerprint, the configuration, the classes and the preprocessing. With the very bank, the
+made, the backbone by its fingerprint, the configuration, the classes and the preprocessing; and a checksum of tensors
+and record, which finds a file that was damaged on its way, not one that was forged. With the very bank, the
 coefficients are taken to the bit; with templates that were made again and differ in their last bits, from `relative`.
 `models.library` and `models.loading` make the steps of a program from these functions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -32,6 +34,7 @@ from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, Group, Origin
 from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, Templates, read_record
 
@@ -92,9 +95,17 @@ def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) 
         relative = adapted.banks.relative(own)
         tensors[COEFFICIENTS] = torch.cat([own[layer].flatten() for layer in layers])
         tensors[RELATIVE] = torch.cat([relative[layer].flatten() for layer in layers]).float()
+    whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    record = {**record, "checksum": _checksum(whole, record)}
     with replacing(path) as temporary:
-        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))})
+
+
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> str:
+    """sha256 of tensors and record, but for the record's own checksum."""
+    entries = json.loads(json.dumps({name: value for name, value in record.items() if name != "checksum"}))
+    text = json.dumps(entries, sort_keys=True) + content_hash(tensors)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
@@ -113,6 +124,9 @@ def read_task(path: Path) -> tuple[dict[str, Tensor], TaskRecord]:
     for name, tensor in tensors.items():
         if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor).all()):
             raise UserError(f"task: {path} holds values in {name} that are not finite numbers")
+    # Files of earlier versions have none
+    if "checksum" in record and record["checksum"] != _checksum(tensors, record):
+        raise UserError(f"task: {path} is damaged: its content is not that of its checksum; copy the file again")
     return tensors, record
 
 

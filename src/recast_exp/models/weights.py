@@ -7,7 +7,7 @@ import hashlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -24,9 +24,14 @@ CONNECT_SECONDS = 5.0
 
 
 def fingerprint(network: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of a model's state dict."""
+    """`content_hash` of a model's state dict."""
+    return content_hash(network.state_dict())
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the names, types, shapes and bytes of tensors, whatever their order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

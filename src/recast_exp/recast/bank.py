@@ -175,6 +175,7 @@ class Banks:
             "groups": [asdict(group) for group in self.groups],
             "settings": self.settings,
             "origin": asdict(self.origin) if self.origin else None,
+            "hash": self.hash,
         }
         with replacing(Path(path).expanduser()) as temporary:
             save_file(
@@ -223,6 +224,9 @@ class Banks:
             raise UserError(
                 f"{path}: expected template banks of this version of recast_exp, got another file"
             ) from error
+        # Banks of earlier versions record none
+        if "hash" in record and record["hash"] != banks.hash:
+            raise UserError(f"{path} is damaged: its content is not that of the hash it records; build it again")
         if expected_hash is not None and banks.hash != expected_hash:
             raise UserError(
                 f"{path}: expected the content {expected_hash[:16]}…, got {banks.hash[:16]}…; coefficients mean "

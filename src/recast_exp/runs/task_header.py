@@ -70,6 +70,7 @@ class TaskRecord(TypedDict):
     input: dict[str, Any]
     eval_batch_size: int
     metrics: NotRequired[dict[str, float]]
+    checksum: NotRequired[str]
 
 
 _Header = TypedDict("_Header", {"__metadata__": NotRequired[dict[str, str]]})
@@ -116,6 +117,8 @@ def read_record(path: str | Path) -> TaskRecord:
         raise UserError(
             f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
         )
+    if unknown := [str(key) for key in record if key not in TaskRecord.__annotations__]:
+        raise UserError(f"task: {path} has the entry {unknown[0][:80]!r}, which this version does not know")
     for key, expected, holds in _schema(record):
         if not holds:
             raise UserError(f"task: expected {expected} as {key} of {path}, got {_shown(record, key)}")
@@ -145,6 +148,8 @@ def _schema(record: Mapping[str, object]) -> Iterator[tuple[str, str, bool]]:
     yield "eval_batch_size", "a positive integer", _is_count(size)
     if "templates" in record:
         yield "templates", "groups, and how their templates were made", _are_templates(record["templates"])
+    if "checksum" in record:
+        yield "checksum", "64 hexadecimal digits", _is_hash(record["checksum"])
     if "metrics" in record:
         metrics = record["metrics"]
         yield "metrics", "a mapping of numbers", isinstance(metrics, dict) and all(map(_is_number, metrics.values()))
