@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from recast_exp.data import download as module
+from recast_exp.data import unpack
 from recast_exp.data.download import Archive, download, fetch
 from recast_exp.data.unpack import ArchiveError, extract
 from recast_exp.errors import MissingInputError, RecastError
@@ -156,6 +158,7 @@ def zipped(*members: tuple[str, bytes], mode: int = 0o100644) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in members:
             info = zipfile.ZipInfo()
+            info.compress_type = zipfile.ZIP_DEFLATED
             info.filename = name  # the constructor would mend it
             info.external_attr = mode << 16
             file.writestr(info, data)
@@ -439,6 +442,33 @@ def test_damaged_archives(tmp_path: Path, case: str) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(damaged()[case])
     fails(lambda: extract(archive, tmp_path / "out"), archive, "damaged", kind=ArchiveError)
+    assert names(tmp_path) == ["archive"]
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Archives that hold far more than their size, and what is said of each."""
+    zeros = bytes(400_000)
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 2 << 20
+    return {
+        "tar of zeros": (tar(*BIRDS, member("zeros", zeros)), "bytes of content"),
+        "zip of zeros": (zipped(*IN_BIRDS.items(), ("zeros", zeros)), "bytes of content"),
+        "zeros after the end": (gzip.compress(tar(*BIRDS, mode="w") + zeros), "bytes of content"),
+        "tar with many members": (tar(*(member(str(number)) for number in range(60))), "at most 50 members"),
+        "zip with many members": (zipped(*((str(number), b"") for number in range(60))), "at most 50 members"),
+        "deep": (tar(member("a/" * 1500 + "b", b"b")), "folders deep"),
+        "deep zip": (zipped(("a/" * 1500 + "b", b"b")), "folders deep"),
+        "a long name": (tar((long_name, bytes(2 << 20))), "a header of 2097152 bytes"),
+    }
+
+
+@pytest.mark.parametrize("case", bombs())
+def test_archives_that_eat_the_disk(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FREE_BYTES", 250_000), ("MAX_RATIO", 2), ("MAX_MEMBERS", 50)):
+        monkeypatch.setattr(unpack, name, value)
+    data, expected = bombs()[case]
+    (tmp_path / "archive").write_bytes(data)
+    fails(lambda: extract(tmp_path / "archive", tmp_path / "out"), tmp_path / "archive", expected, kind=ArchiveError)
     assert names(tmp_path) == ["archive"]
 
 

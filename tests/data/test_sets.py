@@ -236,6 +236,24 @@ def test_aircraft_errors(tmp_path: Path) -> None:
     failure("aircraft", tmp_path, "has no data/images_family_val.txt", kind=MissingInputError, level="family")
 
 
+@pytest.mark.parametrize("name", ["../../../secret", "../images/../../secret", "/secret"])
+def test_aircraft_lists_do_not_leave_the_folder(tmp_path: Path, name: str) -> None:
+    root = make_aircraft(tmp_path)
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(next((root / "data" / "images").glob("*.jpg")).read_bytes())
+    path = root / "data" / "images_variant_train.txt"
+    lines = path.read_text().splitlines()
+    listed = str(secret.with_suffix("")) if name.startswith("/") else name
+    path.write_text("\n".join([f"{listed} {lines[0].partition(' ')[2]}", *lines[1:]]))
+    failure("aircraft", tmp_path, f"expected names of images in {root}", "which lies outside", level="variant")
+
+
+def test_a_folder_may_be_named_from_above(tmp_path: Path) -> None:
+    make_aircraft(tmp_path / "data")
+    (tmp_path / "here").mkdir()
+    assert load("aircraft", tmp_path / "here" / ".." / "data", level="variant").classes
+
+
 @pytest.mark.parametrize(("level", "num_classes"), [("variant", 100), ("family", 70), ("manufacturer", 30)])
 def test_aircraft_official_lists(tmp_path: Path, level: str, num_classes: int) -> None:
     folder = real("lists-only/fgvc-aircraft-2013b") / "lists-only" / "fgvc-aircraft-2013b" / "data"

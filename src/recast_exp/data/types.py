@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,20 +60,25 @@ class Official:
         splits: The samples of "train", "test" and, if there is one, "val"; or of "all" for a set without splits.
         numbers: The class numbers in the set's own files; None if those are 0, 1, 2, ...
         index: The file or folder that lists the images, for messages.
+        root: The folder of the set, which no listed name may leave; None where nothing is listed.
 
     Raises:
-        UserError: If a label is not an index into the classes, or a class or an image is listed twice.
+        UserError: If a label is not an index into the classes, a class or an image is listed twice, or an image is
+            listed that would lie outside the folder.
     """
 
     classes: tuple[str, ...]
     splits: dict[str, Samples]
     numbers: tuple[int, ...] | None = None
     index: str = ""
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         index = self.index or "the index"
-        if duplicates := [name for name in self.classes if self.classes.count(name) > 1]:
-            raise UserError(f"{index}: expected each class once, got two with the name {duplicates[0]!r}")
+        name, count = next(iter(Counter(self.classes).most_common(1)), ("", 0))
+        if count > 1:
+            raise UserError(f"{index}: expected each class once, got two with the name {name!r}")
+        root = () if self.root is None else self.root.parts
         split_of: dict[Path, str] = {}
         for split, samples in self.splits.items():
             out_of_range = (samples.labels < 0) | (samples.labels >= len(self.classes))
@@ -84,6 +90,10 @@ class Official:
                     f"{samples.labels[number]}; {index} is damaged"
                 )
             for path in samples.images if isinstance(samples.images, tuple) else ():
+                # As written: links that a user has made may lead anywhere
+                parts = path.parts
+                if root and (parts[: len(root)] != root or ".." in parts[len(root) :]):
+                    raise UserError(f"{index}: expected names of images in {self.root}, got {path}, which lies outside")
                 if path in split_of:
                     raise UserError(f"{path}: expected each image once, got it in {split_of[path]} and in {split}")
                 split_of[path] = split

@@ -18,6 +18,15 @@ from recast_exp.errors import RecastError, UserError
 from recast_exp.files import writing
 
 _CHUNK = 1 << 20
+MAX_MEMBERS, MAX_DEPTH = 10_000_000, 32
+MAX_RATIO, FREE_BYTES = 100, 1 << 30
+"""The contents of an archive may take 100 times as much space as the archive, or 1 GiB if that is more.
+
+Photographs hardly shrink. The lists of a set do, but are small.
+"""
+_MAX_HEADER = (
+    1 << 20
+)  # bytes of the header of a tar file's member that carries a long name or other facts of the next one
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
 """The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 
@@ -35,8 +44,8 @@ def extract(archive: Path, folder: Path) -> None:
 
     Raises:
         UserError: If the archive is damaged, or has a member that would lie outside the folder, leads there by a link,
-            or is neither a file nor a folder; if the folder cannot be written to; or if this Python cannot unpack tar
-            files safely.
+            or is neither a file nor a folder; if it holds more than an honest archive of its size; if the folder cannot
+            be written to; or if this Python cannot unpack tar files safely.
     """
     with writing(folder):
         folder.mkdir(parents=True)
@@ -58,12 +67,53 @@ def extract(archive: Path, folder: Path) -> None:
             raise
 
 
+class _Contents:
+    """What an archive has held so far, against the limits."""
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._members = self._bytes = 0
+        self._max_bytes = max(FREE_BYTES, MAX_RATIO * archive.stat().st_size)
+
+    def add(self, name: str, size: int) -> None:
+        """Count a member, or bytes between members.
+
+        Raises:
+            ArchiveError: If this is more than the limits allow.
+        """
+        self._members += 1
+        self._bytes += size
+        if self._members > MAX_MEMBERS:
+            raise ArchiveError(f"{self._archive}: expected at most {MAX_MEMBERS:,} members, got more")
+        if self._bytes > self._max_bytes:
+            raise ArchiveError(
+                f"{self._archive}: expected at most {self._max_bytes:,} bytes of content, got more at member {name!r}"
+            )
+        if name.count("/") >= MAX_DEPTH:
+            raise _unsafe(self._archive, f"{name[:80]}…", f"it lies more than {MAX_DEPTH} folders deep")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is no larger than any honest one: tarfile reads some headers into memory at once."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        is_header = member.type in (b"x", b"g", b"X", tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if is_header and member.size > _MAX_HEADER:
+            raise tarfile.HeaderError(f"a header of {member.size} bytes")
+        return member
+
+
 def _extract_tar(archive: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: expected Python 3.11.4 or newer, as this one cannot unpack tar files safely")
 
+    contents = _Contents(archive)
+
     def check(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
         _check_name(archive, member.name)
+        contents.add(member.name, member.size)
         # Python's filter resolves links on disk, and chains of links have defeated it before
         if _through_link(folder, member.name):
             raise _unsafe(archive, member.name, "its path goes through a link")
@@ -76,7 +126,7 @@ def _extract_tar(archive: Path, folder: Path) -> None:
         except tarfile.FilterError as error:
             raise _unsafe(archive, member.name, str(error)) from error
 
-    with tarfile.open(archive, "r:*") as tar:
+    with tarfile.open(archive, "r:*", tarinfo=_Member) as tar:
         tar.extractall(folder, filter=check)
         # tarfile ends an archive at anything that is not a header. Reading on checks the sum of the compressed data
         stream = tar.fileobj
@@ -84,14 +134,16 @@ def _extract_tar(archive: Path, folder: Path) -> None:
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise EOFError("its end is missing")
-        while stream.read(_CHUNK):
-            pass
+        while rest := stream.read(_CHUNK):
+            contents.add("", len(rest))
 
 
 def _extract_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
+        contents = _Contents(archive)
         for info in file.infolist():
             _check_name(archive, info.orig_filename)
+            contents.add(info.filename, info.file_size)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _unsafe(archive, info.filename, "it is a link or a device")

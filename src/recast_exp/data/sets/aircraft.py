@@ -66,7 +66,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     with reading(cfg, root):
         opened = {split: FGVCAircraft(root.parent, split, level, loader=Path) for split in SPLITS}
         splits = {split: samples(dataset) for split, dataset in opened.items()}
-    return Official(tuple(opened["train"].classes), splits, index=str(root / "data" / _list(level, "*")))
+    return Official(tuple(opened["train"].classes), splits, index=str(root / "data" / _list(level, "*")), root=root)
 
 
 def _level(cfg: DatasetConfig) -> str:

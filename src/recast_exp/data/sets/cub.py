@@ -79,7 +79,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
                 f"{numbered[class_of[image]][1]!r}, which {_LABELS} gives it, got {name!r}"
             )
     numbers, names = tuple(number for number, _ in numbered), tuple(name for _, name in numbered)
-    return Official(names, splits, numbers, index=str(root / _IMAGES))
+    return Official(names, splits, numbers, index=str(root / _IMAGES), root=root)
 
 
 def _read(path: Path) -> Iterator[tuple[int, int, str]]:

@@ -68,4 +68,4 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     with reading(cfg, root):
         splits = {split: samples(dataset_class(root.parent, split, loader=Path)) for split in SPLITS}
     classes = tuple(Flowers102.classes)
-    return Official(classes, splits, tuple(range(1, len(classes) + 1)), index=str(root / "*.mat"))
+    return Official(classes, splits, tuple(range(1, len(classes) + 1)), index=str(root / "*.mat"), root=root)

@@ -71,7 +71,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
         )
         for split, images in listed.items()
     }
-    return Official(classes, splits, index=str(root / "*Images.txt"))
+    return Official(classes, splits, index=str(root / "*Images.txt"), root=root)
 
 
 def _read(path: Path, seen: dict[str, str]) -> list[tuple[str, str]]:

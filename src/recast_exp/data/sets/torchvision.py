@@ -291,4 +291,4 @@ def _official(
         )
     classes = tuple(name if isinstance(name, str) else str(name[0]) for name in names)  # Imagenette has synonyms
     splits = {split: Samples(pairs[split][0], split_labels) for split, split_labels in labels.items()}
-    return Official(classes, splits, official, index=f"torchvision's {cfg.name}")
+    return Official(classes, splits, official, index=f"torchvision's {cfg.name}", root=data_dir)
