@@ -50,7 +50,13 @@ class OverrideChecker:
             if options and isinstance(value, str) and value not in options:
                 yield keys.unknown_option(key, value, options)
         elif options is None and field is None and key not in keys.SECTIONS:
-            yield keys.unknown(key, (group for group in self._groups if "/" not in group))
+            homes = [] if "." in key or key == "name" else list(self._homes(key))
+            meant = f"did you mean {' or '.join(homes)}?"
+            yield (
+                f"{key}: unknown key; {meant}"
+                if homes
+                else keys.unknown(key, (group for group in self._groups if "/" not in group))
+            )
         elif override.is_delete():
             yield f"~{key}: every key is needed and none can be deleted; set another value: {key}=..."
         elif text.endswith("=") or (value == "" and key in grammar.PATH_KEYS):
@@ -63,6 +69,16 @@ class OverrideChecker:
             yield f"{override.get_key_element()}: the key is there already; write {key}=... without the +"
         else:
             yield from keys.value_problems(key, value)
+
+    def _homes(self, name: str) -> Iterator[str]:
+        """The groups of plug-ins that have an option of this name, as the user would type it: `stage.tasks`."""
+        for group in (registry.kind for registry in _REGISTRIES):
+            for option in self._groups.get(group, []):
+                content = self._composer.option_content(group, option)
+                takes = content.get(group)
+                if f"{group}.{name}" in content or (isinstance(takes, dict) and name in takes):
+                    yield f"{group}.{name}"
+                    break
 
     def _option_problems(self, override: Override, options: list[str], multirun: bool) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
