@@ -413,10 +413,10 @@ from recast_exp.data.types import Samples
 from recast_exp.data.transforms import Geometry
 paths = tuple(sorted(Path(sys.argv[1]).rglob("*.jpg")))
 read = store.read_image
-def slow(path):
+def slow(path, decoding):
     os.write(1, b"decoding\\n")  # in one piece, whatever the other threads write
     time.sleep(float(sys.argv[3]))
-    return read(path)
+    return read(path, decoding)
 store.read_image = slow
 request = store.Request(Samples(paths, np.zeros(len(paths), dtype=np.int64)), Geometry(20, False, "bicubic"))
 found = store.open_stores({"train": request}, "memmap", Path(sys.argv[2]), "cub")["train"]

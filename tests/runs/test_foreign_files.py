@@ -180,3 +180,17 @@ def test_the_storage_of_a_search_calls_nothing_but_optuna(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"os\.mkdir"):
         load_trial(str(path), 0)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("other_images", [False, True])
+def test_images_are_decoded_as_those_that_a_task_has_learnt_from(tmp_path: Path, other_images: bool) -> None:
+    def decoded(path: Path) -> list[object]:
+        found = recorded(path, other_images=other_images)
+        return [found[f"dataset.{key}"] for key in ("background", "orient")]
+
+    old = task_file(tmp_path / "old.safetensors", CONFIG)
+    assert decoded(old) == ["drop", False]
+    new = task_file(
+        tmp_path / "new.safetensors", CONFIG, input={**FACTS["input"], "background": "gray", "orient": True}
+    )
+    assert decoded(new) == ["gray", True]

@@ -166,7 +166,7 @@ def test_a_million_paths_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> No
             asked += 1
             yield Path(f"{asked}.png")
 
-    batches = prediction._decoded(endless(), [], 10)
+    batches = prediction._decoded(endless(), [], 10, 1000)
     taken = list(itertools.islice(batches, 5))
     assert [len(batch) for batch in taken] == [10] * 5
     assert asked <= (5 + prediction.AHEAD) * 10

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from recast_exp.config.fields import range_problem
 from recast_exp.config.keys import FIELDS
 from recast_exp.config.schema import Config
 from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TRACKERS, Registry
+
+BACKGROUNDS = "white", "black", "gray", "drop"
 
 _PLUGINS = {
     "adapter.name": ADAPTERS,
@@ -50,6 +53,11 @@ def value_of(settings: Config, name: str) -> object:
     return node
 
 
+def is_background(name: str) -> bool:
+    """Whether a text is a value of `dataset.background`."""
+    return name in BACKGROUNDS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
+
+
 def trains_only_head(settings: Config) -> bool:
     """Whether nothing trains but the head: a frozen model without an adapter."""
     return settings.model.method == "frozen" and settings.adapter["name"] == "none"
@@ -70,7 +78,9 @@ def _unknown_plugin(key: str, registry: Registry, name: str) -> Iterator[str]:
 
 
 def _combinations(settings: Config, multirun: bool) -> Iterator[str]:
-    model, trainer = settings.model, settings.trainer
+    model, trainer, background = settings.model, settings.trainer, settings.dataset.background
+    if not is_background(background):
+        yield f"dataset.background: expected one of {', '.join(BACKGROUNDS)}, or #rrggbb, got {background!r}"
     if not model.backbone:
         yield f"model.backbone: expected the name of a timm model with model={model.name}, got nothing"
     if model.weights and not model.pretrained:

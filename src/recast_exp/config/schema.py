@@ -94,6 +94,9 @@ class DatasetConfig:
         Role.MODEL, True, "compare checksums and counts with the official set; false opens a cut-down copy"
     )
     bad_images: str = key(Role.MODEL, "error", "missing or damaged images stop the run, or are left out", choices=("error", "skip"))
+    background: str = key(Role.MODEL, "white", "colour behind transparent parts of an image: white, black, gray or #rrggbb; drop takes the colours below them")
+    orient: bool = key(Role.MODEL, True, "turn photographs as their EXIF data says")
+    max_pixels: int = key(Role.CONTROL, 178_956_970, "pixels of an image file at most; larger ones are refused, as they may be made to fill the memory", ge=1)
     cache: str = key(Role.CONTROL, "memmap", "where decoded images are kept: in a file shared by all runs, in this run's memory, nowhere", choices=("memmap", "ram", "off"))
     transform: str = key(
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")

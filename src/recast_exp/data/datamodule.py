@@ -13,7 +13,7 @@ from torch import Tensor
 from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
-from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, normalize
+from recast_exp.data.transforms import MAX_PIXELS, Augmentation, InputSpec, augmentation, normalize
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.system import usable_cores
 
@@ -206,7 +206,13 @@ class ImageDataModule(lightning.LightningDataModule):
 
 
 def requests(
-    image_set: ImageSet, spec: InputSpec, transform: str, *, build: bool, plain: bool = False
+    image_set: ImageSet,
+    spec: InputSpec,
+    transform: str,
+    *,
+    build: bool,
+    plain: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Request]:
     """The stores that a data module needs, as arguments of `open_stores`.
 
@@ -216,9 +222,10 @@ def requests(
         transform: Name of the training augmentation.
         build: Whether to decode images that are not in the cache yet.
         plain: Whether the training images are needed as evaluation sees them, too.
+        max_pixels: Larger image files are refused.
     """
     return {
-        name: Request(image_set.splits[split], augment.geometry, build)
+        name: Request(image_set.splits[split], augment.geometry.limited(max_pixels), build)
         for name, (split, augment) in _augmentations(spec, transform).items()
         if plain or name != PLAIN
     }

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from recast_exp.errors import RecastError, UserError
+from recast_exp.data.transforms import DROP, Decoding
+from recast_exp.errors import UserError
 from recast_exp.system import usable_cores
 
 log = logging.getLogger(__name__)
@@ -23,55 +25,137 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_image(path: Path) -> Tensor:
-    """Return an image file as a uint8 tensor [3, H, W]; grey is repeated, transparency dropped.
+_MAX_TEXT = 64 * 2**20
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image into its position, by the value of EXIF's tag; from 5 on, rows become columns."""
+
+_NO_IMAGES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; get the file itself with git lfs pull",
+    b"<!doctype html": "it is a web page, maybe that of an error while it was downloaded",
+    b"<html": "it is a web page, maybe that of an error while it was downloaded",
+}
+"""How files begin that are often found in the place of an image, and what they are."""
+
+
+class UnreadableImageError(UserError):
+    """A file that cannot be read as an image.
+
+    Attributes:
+        reason: Why, without its name.
+    """
+
+    # Torch raises an error of a loader process again with its text alone
+    def __init__(self, text: str, reason: str = "unreadable") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def read_image(path: Path, decoding: Decoding = Decoding()) -> Tensor:  # noqa: B008 - it is frozen
+    """Return an image file as a uint8 tensor [3, H, W]; grey is repeated, 16 bits become 8.
 
     Raises:
-        UserError: If it cannot be read. One line that names the file.
+        UserError: If it cannot be read, or is too large. One line that names the file.
     """
     try:
-        with Image.open(path) as image:
-            return pixels_of(image)
+        with _opened(path, decoding) as image:
+            return pixels_of(image, decoding)
     # PIL's readers raise SyntaxError, ValueError, EOFError, struct.error and more, besides OSError, on a damaged file
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file, or set dataset.bad_images=skip"
+        reason = _other_kind(path) or " ".join(str(error).split()) or type(error).__name__
+        large = isinstance(error, Image.DecompressionBombError | _TooLargeError)
+        advice = "raise dataset.max_pixels" if large else "replace or remove the file"
+        raise UnreadableImageError(
+            f"{path}: cannot be read as an image ({reason}); {advice}, or set dataset.bad_images=skip", reason
         ) from error
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """Return an image of PIL as a uint8 tensor [3, H, W]; grey is repeated, transparency dropped.
+def size_of(path: Path, decoding: Decoding = Decoding()) -> tuple[int, int]:  # noqa: B008
+    """Height and width of what `read_image` returns, from the header of the file alone.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with _opened(path, decoding) as image:
+            turn = image.getexif().get(_ORIENTATION, 1) if decoding.orient else 1
+            if turn > 1 and image.format == "TIFF":  # which PIL turns by itself
+                image.load()
+                turn = 1
+            return (image.width, image.height) if 5 <= turn <= 8 else (image.height, image.width)
+    except Exception:
+        read_image(path, decoding)  # raises an error that says what is wrong
+        raise
+
+
+class _TooLargeError(ValueError):
+    pass
+
+
+def _opened(path: Path, decoding: Decoding) -> Image.Image:
+    # Limits that PIL has for the whole process: they are only ever raised
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_TEXT)
+    if Image.MAX_IMAGE_PIXELS is not None and decoding.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = decoding.max_pixels
+    image = Image.open(path)
+    if (pixels := image.width * image.height) > decoding.max_pixels:
+        image.close()
+        raise _TooLargeError(f"it has {pixels:,} pixels, more than the limit of {decoding.max_pixels:,}")
+    return image
+
+
+def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  # noqa: B008
+    """Return an image of PIL as a uint8 tensor [3, H, W]; grey is repeated, 16 bits become 8.
 
     Raises:
         ValueError: If it has 32 bits per pixel.
     """
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
-    deep = image.mode.startswith("I;16")  # 16 bits of grey, which PIL would clip to white
-    gray = image.point(lambda value: value / 256).convert("L") if deep else image
-    pixels: Tensor = v2.functional.pil_to_tensor(gray.convert("RGB"))
+    image.load()  # which turns a TIFF
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1)) if decoding.orient else None
+    if image.mode.startswith("I;16"):  # grey, which PIL would clip to white; the modes are those of byte orders
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if turn is not None:
+        image = image.transpose(turn)
+    if decoding.background != DROP and image.has_transparency_data:
+        drawing = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", drawing.size, decoding.background), drawing)
+    pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
     return pixels
 
 
-def reason_of(error: RecastError) -> str:
-    """Why an image cannot be read, without its name."""
-    return " ".join(str(error.__cause__).split()) or "unreadable"
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is no image, where it is one of the usual cases."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return None
+    return next((kind for begin, kind in _NO_IMAGES.items() if start.startswith(begin)), None)
 
 
-def damaged_files(paths: Sequence[Path]) -> dict[Path, str]:
+def damaged_files(paths: Sequence[Path], decoding: Decoding) -> dict[Path, str]:
     """Decode images, and return those that cannot be decoded, each with the reason."""
-    return {path: reason for path, reason in look_at(paths).items() if isinstance(reason, str)}
+    return {path: reason for path, reason in look_at(paths, decoding).items() if isinstance(reason, str)}
 
 
-def look_at(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | str]:
+def look_at(paths: Sequence[Path], decoding: Decoding) -> dict[Path, tuple[int, int] | str]:
     """Decode images, and return the height and width of each, or the reason why it cannot be read."""
 
     def look(path: Path) -> tuple[int, int] | str:
         try:
-            height, width = read_image(path).shape[1:]
-        except RecastError as error:
-            return reason_of(error)
+            height, width = read_image(path, decoding).shape[1:]
+        except UnreadableImageError as error:
+            return error.reason
         return height, width
 
     return dict(zip(paths, in_parallel(look, paths, "looking at images"), strict=True))

@@ -15,14 +15,22 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 LISTS = (".txt", ".lst")
 """Of text files with a path in each line."""
 
+_OF_SYSTEMS = "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"
+
 _MAGIC = "*?["
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a folder is one that systems leave, or hidden: they hold thumbnails, or what was thrown away."""
+    return name.startswith((".", "__MACOSX")) or name in _OF_SYSTEMS
 
 
 def images_at(where: str) -> Iterator[Path]:
     """Yield the paths of images in an order that does not change, a folder at a time: any number fits memory.
 
     Args:
-        where: A folder, whose image files are found at any depth; a pattern (`photos/**/*.jpg`), in which `**` stands
+        where: A folder, whose image files are found at any depth, but not in hidden folders or those that systems
+            leave (`is_of_system`); a pattern (`photos/**/*.jpg`), in which `**` stands
             for any number of folders; a text file (.txt, .lst) with a path in each line; or an image file.
 
     Raises:
@@ -63,7 +71,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     entries = _entries(folder)
     yield from (Path(entry.path) for entry in entries if not entry.is_dir())
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and not is_of_system(entry.name):
             yield from _walk(Path(entry.path))
 
 
@@ -72,7 +80,7 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
     if part == "**":
         yield from _matches(folder, rest) if rest else _walk(folder)
         for entry in _entries(folder):
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and not is_of_system(entry.name):
                 yield from _matches(Path(entry.path), parts) if rest else ()
         return
     for entry in _entries(folder):

@@ -7,6 +7,7 @@ Every choice depends on `dataset.split_seed` alone and is stratified by class, s
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recast_exp.data.images import damaged_files
+from recast_exp.data.transforms import Decoding, InputSpec
 from recast_exp.data.types import SPLITS, ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 
@@ -58,6 +60,16 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
     if cfg.max_per_class is not None:
         splits = {split: _at_most(splits[split], cfg.max_per_class, cfg.split_seed) for split in SPLITS}
     return ImageSet(cfg.name, classes, {split: splits[split] for split in SPLITS}, numbers, skipped)
+
+
+def decoding(cfg: DatasetConfig) -> Decoding:
+    """How the image files of a dataset become pixels."""
+    return Decoding(cfg.background, cfg.orient, cfg.max_pixels)
+
+
+def prepared_as(spec: InputSpec, cfg: DatasetConfig) -> InputSpec:
+    """The input of a backbone, its images decoded as those of a dataset."""
+    return dataclasses.replace(spec, background=cfg.background, orient=cfg.orient)
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:
@@ -146,7 +158,7 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
                 "or set dataset.bad_images=skip to leave it out"
             )
         if cfg.bad_images == "skip":
-            bad |= damaged_files([path for path in samples.images if path not in bad])
+            bad |= damaged_files([path for path in samples.images if path not in bad], decoding(cfg))
         if bad:
             keep = [i for i, path in enumerate(samples.images) if path not in bad]
             splits[split] = samples.select(np.array(keep, dtype=np.int64))

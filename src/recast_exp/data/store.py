@@ -27,12 +27,11 @@ import torch
 import torchvision
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recast_exp.data.images import in_parallel, read_image
+from recast_exp.data.images import in_parallel, read_image, size_of
 from recast_exp.data.transforms import Geometry
 from recast_exp.data.types import Samples
 from recast_exp.errors import UserError
@@ -74,7 +73,7 @@ class FileStore:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._geometry(read_image(self.path(index)))
+        return self._geometry(read_image(self.path(index), self._geometry.decoding))
 
     def path(self, index: int) -> Path:
         """The file of an image."""
@@ -208,12 +207,7 @@ class _Plan:
         self.index = Index(np.array(list(in_parallel(self._shape, self.paths, "reading sizes")), dtype=np.int64))
 
     def _shape(self, path: Path) -> tuple[int, int]:
-        try:
-            with Image.open(path) as image:
-                return self.geometry.shape(image.height, image.width)
-        except Exception:
-            read_image(path)  # raises an error that says what is wrong
-            raise
+        return self.geometry.shape(*size_of(path, self.geometry.decoding))
 
     def build(self, name: str) -> Store:
         """Decode and resize all images."""
@@ -241,7 +235,7 @@ class _Plan:
                     os.posix_fallocate(file.fileno(), 0, self.index.size)
                 self._decode(lambda image, start: _write(file.fileno(), image, start), name)
                 os.fsync(file.fileno())
-            facts = {"format": FORMAT, "dataset": name, "geometry": asdict(self.geometry), **_versions()}
+            facts = {"format": FORMAT, "dataset": name, "geometry": _facts(self.geometry), **_versions()}
             save_file(
                 {"shapes": torch.from_numpy(self.index.shapes)},
                 temporary / _INDEX,
@@ -260,7 +254,7 @@ class _Plan:
         starts = self.index.ends - 3 * self.index.shapes.prod(1)
 
         def work(number: int) -> None:
-            image = self.geometry(read_image(self.paths[number]))
+            image = self.geometry(read_image(self.paths[number], self.geometry.decoding))
             if image.shape[1:] != tuple(self.index.shapes[number]):
                 raise UserError(f"{self.paths[number]}: the file changed while it was read; run again")
             put(image.contiguous().numpy().reshape(-1), int(starts[number]))
@@ -326,8 +320,15 @@ def _find(folder: Path) -> Store | None:
 
 def _folder(cache: Path, paths: Sequence[Path], geometry: Geometry) -> Path:
     """The folder for the resized images of these files."""
-    settings = {"format": FORMAT, "geometry": asdict(geometry), **_versions()}
+    settings = {"format": FORMAT, "geometry": _facts(geometry), **_versions()}
     return cache / "images" / json_hash({"content": content_hash(paths, cache), "settings": settings}, 32)
+
+
+def _facts(geometry: Geometry) -> dict[str, object]:
+    """What decides the pixels of a store."""
+    facts = asdict(geometry)
+    del facts["decoding"]["max_pixels"]
+    return facts
 
 
 def _versions() -> dict[str, str]:

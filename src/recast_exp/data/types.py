@@ -61,6 +61,8 @@ class Official:
         numbers: The class numbers in the set's own files; None if those are 0, 1, 2, ...
         index: The file or folder that lists the images, for messages.
         root: The folder of the set, which no listed name may leave; None where nothing is listed.
+        unread: Of a folder, the number of files with each extension that is not read, and of skipped folders
+            (`@eaDir/`).
 
     Raises:
         UserError: If a label is not an index into the classes, a class or an image is listed twice, or an image is
@@ -72,6 +74,7 @@ class Official:
     numbers: tuple[int, ...] | None = None
     index: str = ""
     root: Path | None = None
+    unread: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         index = self.index or "the index"

@@ -142,6 +142,9 @@ def show_check(
     lines = [f"Found: {classes}, {official} images; {verification}.", f"Images: {size}."]
     if report["bad"]:
         lines.append(f"Left out: {len(report['bad'])} missing or damaged image(s), named in {layout.CHECK}.")
+    if report["unread"]:
+        kinds = [f"{name} ({count:,})" for name, count in report["unread"].items()]
+        lines.append(f"Not read: {', '.join(kinds[:SHOWN])}{', …' if len(kinds) > SHOWN else ''}.")
     _print(title, table, *lines)
 
 

@@ -14,6 +14,7 @@ from recast_exp.config.rules import trains_only_head
 from recast_exp.config.schema import Config
 from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import PLAIN, ImageDataModule, requests
+from recast_exp.data.protocol import prepared_as
 from recast_exp.data.store import Store, open_stores
 from recast_exp.data.types import ImageSet
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE, pretrained_weights
@@ -65,7 +66,9 @@ class Experiment:
         adapter = from_config(settings.adapter)
         images = load_dataset(settings.dataset, settings.data_dir)
         embedded = pretrained_weights(backbone_name(model), cache) if is_embedded(model) else None
-        return cls(settings, adapter, cache, images, create_backbone(model, embedded))
+        backbone = create_backbone(model, embedded)
+        backbone.input = prepared_as(backbone.input, settings.dataset)
+        return cls(settings, adapter, cache, images, backbone)
 
     @property
     def recipe(self) -> Recipe:
@@ -105,7 +108,14 @@ class Experiment:
         """
         dataset = self.settings.dataset
         if not self._stores or (keep and not self._kept) or (plain and PLAIN not in self._stores):
-            wanted = requests(self.images, self.backbone.input, dataset.transform, build=keep, plain=plain)
+            wanted = requests(
+                self.images,
+                self.backbone.input,
+                dataset.transform,
+                build=keep,
+                plain=plain,
+                max_pixels=dataset.max_pixels,
+            )
             self._stores = open_stores(wanted, dataset.cache, self.cache, self.images.name)
             self._kept = keep
         return ImageDataModule(

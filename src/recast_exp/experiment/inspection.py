@@ -12,7 +12,8 @@ from recast_exp.config.schema import Config
 from recast_exp.data import read_official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
-from recast_exp.data.protocol import choose, missing_files
+from recast_exp.data.protocol import choose, decoding, missing_files, prepared_as
+from recast_exp.data.transforms import Decoding
 from recast_exp.data.types import Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
@@ -35,7 +36,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """
     dataset, is_main = settings.dataset, is_main_process(settings.trainer.devices)
     official = read_official(dataset, settings.data_dir)
-    sizes, bad = _inspect(official)
+    sizes, bad = _inspect(official, decoding(dataset))
     report: Inspection = {
         "verified": dataset.verify and "all" not in official.splits,
         "official_classes": len(official.classes),
@@ -44,6 +45,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
         "height": _range(sizes[:, 0]),
         "width": _range(sizes[:, 1]),
         "bad": {str(path): reason for path, reason in bad.items()},
+        "unread": official.unread,
     }
     if is_main:
         write_json(run_dir / "check.json", report)
@@ -58,7 +60,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     images = choose(dataset, official)
     data = ImageDataModule(
         images,
-        input_spec(settings.model),
+        prepared_as(input_spec(settings.model), dataset),
         transform=dataset.transform,
         batch_size=dataset.batch_size,
         eval_batch_size=EVAL_BATCH_SIZE,
@@ -73,7 +75,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     return {f"images/{split}": len(samples) for split, samples in images.splits.items()}
 
 
-def _inspect(official: Official) -> tuple[npt.NDArray[np.int64], dict[Path, str]]:
+def _inspect(official: Official, how: Decoding) -> tuple[npt.NDArray[np.int64], dict[Path, str]]:
     """Heights and widths [N, 2] of all images, and what is wrong with the others."""
     sizes: list[tuple[int, int]] = []
     bad: dict[Path, str] = {}
@@ -82,7 +84,7 @@ def _inspect(official: Official) -> tuple[npt.NDArray[np.int64], dict[Path, str]
             sizes += [samples.images.shape[1:3]] * len(samples)
             continue
         bad |= dict.fromkeys(missing_files(samples.images), "missing")
-        for path, found in look_at([path for path in samples.images if path not in bad]).items():
+        for path, found in look_at([path for path in samples.images if path not in bad], how).items():
             if isinstance(found, str):
                 bad[path] = found
             else:

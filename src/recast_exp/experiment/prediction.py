@@ -23,8 +23,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from recast_exp.config.schema import Config, TrainerConfig
-from recast_exp.data.images import reason_of
+from recast_exp.config.schema import Config
+from recast_exp.data.images import UnreadableImageError
 from recast_exp.data.listing import images_at
 from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.display import console, image_plots
@@ -98,7 +98,8 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
     with _Files(run_dir, what, list(tasks), min(asked.top, most)) as files:
         if files.progress.seen:
             log.info("Going on after %d images", files.progress.seen)
-        _predict(settings.trainer, tasks, itertools.islice(paths, files.progress.seen, None), asked, files)
+        rest = itertools.islice(paths, files.progress.seen, None)
+        _predict(settings, tasks, rest, asked, files)
         found = files.progress
     predicted = found.seen - found.broken
     if not predicted:
@@ -106,7 +107,7 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
             f"stage.images: expected images, got {found.broken} files below {asked.images} that cannot be read; "
             f"{layout.BROKEN} says why"
         )
-    _write_sheet(run_dir, tasks, asked.sheet)
+    _write_sheet(run_dir, tasks, asked.sheet, settings.dataset.max_pixels)
     console.show_predictions(asked.images, predicted, found.broken, found.counts)
     log.info("Results: %s", run_dir)
     return {
@@ -119,8 +120,9 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
 
 
 def _predict(
-    trainer: TrainerConfig, tasks: Mapping[str, Trained], paths: Iterator[Path], asked: Asked, files: _Files
+    settings: Config, tasks: Mapping[str, Trained], paths: Iterator[Path], asked: Asked, files: _Files
 ) -> None:
+    trainer, max_pixels = settings.trainer, settings.dataset.max_pixels
     fabric = Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)  # type: ignore[arg-type]
     networks = {name: fabric.setup_module(task.adapted.network.eval()) for name, task in tasks.items()}
     specs = {name: task.task.input for name, task in tasks.items()}
@@ -128,7 +130,7 @@ def _predict(
     bar = tqdm(desc="predicting", unit="img", initial=files.progress.seen, leave=False, disable=not sys.stderr.isatty())
     started = time.perf_counter()
     with bar, threads(thread_count(trainer)), torch.inference_mode():
-        for batch in _decoded(paths, list(constants), asked.batch_size):
+        for batch in _decoded(paths, list(constants), asked.batch_size, max_pixels):
             whole = [(path, images) for path, images in batch if not isinstance(images, str)]
             for path, reason in batch:
                 if isinstance(reason, str):
@@ -148,14 +150,14 @@ def _predict(
 _Decoded = tuple[Path, Mapping[InputSpec, Tensor] | str]
 
 
-def _decoded(paths: Iterator[Path], specs: Sequence[InputSpec], size: int) -> Iterator[list[_Decoded]]:
+def _decoded(paths: Iterator[Path], specs: Sequence[InputSpec], size: int, max_pixels: int) -> Iterator[list[_Decoded]]:
     """Batches of images as each input expects them, or the reason why one cannot be read; decoded a little ahead."""
 
     def decode(path: Path) -> _Decoded:
         try:
-            return path, {spec: prepared(path, spec) for spec in specs}
+            return path, {spec: prepared(path, spec, max_pixels) for spec in specs}
         except RecastError as error:
-            return path, reason_of(error) if error.__cause__ else "it is not there"
+            return path, error.reason if isinstance(error, UnreadableImageError) else "it is not there"
 
     waiting: collections.deque[list[Future[_Decoded]]] = collections.deque()
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -255,7 +257,7 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _write_sheet(run_dir: Path, tasks: Mapping[str, Trained], count: int) -> None:
+def _write_sheet(run_dir: Path, tasks: Mapping[str, Trained], count: int, max_pixels: int) -> None:
     """The first images with what the first task takes them for."""
     name, task = next(iter(tasks.items()))
     with (run_dir / layout.PREDICTIONS_LINES).open(encoding="utf-8") as file:
@@ -265,7 +267,7 @@ def _write_sheet(run_dir: Path, tasks: Mapping[str, Trained], count: int) -> Non
     captions = []
     for entry in shown:
         try:
-            images.append(prepared(entry["image"], task.task.input))
+            images.append(prepared(entry["image"], task.task.input, max_pixels))
         except UserError:  # it has gone since
             continue
         captions.append((entry["class"], entry["probability"]))

@@ -112,6 +112,8 @@ def input_of(network: nn.Module, model: ModelConfig) -> InputSpec:
         crop_pct=float(data["crop_pct"]),
         interpolation=str(data["interpolation"]),
         squash=data.get("crop_mode") == "squash",
+        background="white",
+        orient=True,
     )
 
 

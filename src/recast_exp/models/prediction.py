@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from recast_exp.data.images import pixels_of, read_image
-from recast_exp.data.transforms import InputSpec, augmentation
+from recast_exp.data.transforms import MAX_PIXELS, Decoding, InputSpec, augmentation
 from recast_exp.errors import UserError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -36,24 +37,30 @@ class Predicted:
     top: tuple[tuple[str, float], ...]
 
 
-def prepared(picture: Picture, spec: InputSpec) -> Tensor:
+def prepared(picture: Picture, spec: InputSpec, max_pixels: int = MAX_PIXELS) -> Tensor:
     """An image as evaluation sees it: uint8 [3, S, S].
+
+    Args:
+        picture: The image.
+        spec: How evaluation prepares it.
+        max_pixels: Larger image files are refused.
 
     Raises:
         UserError: If a file cannot be read, or an array is no image of this kind.
     """
     plain = augmentation("none", spec)
-    return plain.crop(plain.geometry(_pixels(picture)), ()).contiguous()
+    decoding = dataclasses.replace(spec.decoding, max_pixels=max_pixels)
+    return plain.crop(plain.geometry(_pixels(picture, decoding)), ()).contiguous()
 
 
-def _pixels(picture: Picture) -> Tensor:
+def _pixels(picture: Picture, decoding: Decoding) -> Tensor:
     if isinstance(picture, str | Path):
         path = Path(picture).expanduser()
         if not path.is_file():
             raise UserError(f"{path}: expected an image file, got nothing")
-        return read_image(path)
+        return read_image(path, decoding)
     if isinstance(picture, Image.Image):
-        return pixels_of(picture)
+        return pixels_of(picture, decoding)
     tensor = torch.from_numpy(picture) if isinstance(picture, np.ndarray) else picture
     if tensor.ndim == 3 and tensor.dtype == torch.uint8:
         if tensor.shape[0] == 3:

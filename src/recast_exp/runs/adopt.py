@@ -15,6 +15,9 @@ from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.runs.task_header import read_record
 
+BEFORE = {"background": "drop", "orient": False}
+"""How images were decoded by versions that did not record it."""
+
 
 def adopt(content: Mapping[str, object], task: str | Path, *, other_images: bool = False) -> dict[str, object]:
     """A configuration with what a task file was trained with in the place of its own values.
@@ -59,10 +62,12 @@ def recorded(task: str | Path, *, other_images: bool = False) -> dict[str, objec
             raise UserError(f"task: {task} holds the key {key}, which this version does not know")
         if not keys.is_recorded(key):
             raise UserError(f"task: {task} sets {key}; a task file may only describe the model, so it is not used")
+    # Images are always decoded as those were that the task has learnt from; files of earlier versions do not say how
+    images = {f"dataset.{key}": record["input"].get(key, value) for key, value in BEFORE.items()}
     of_dataset = not other_images and "dataset.name" in found
     if record["format"] > 1:
         found = keys.with_defaults(found)
-    return {key: value for key, value in found.items() if of_dataset or not key.startswith("dataset.")}
+    return {key: value for key, value in found.items() if of_dataset or not key.startswith("dataset.")} | images
 
 
 def dataset_of(task: str | Path) -> str | None:

@@ -140,3 +140,5 @@ class Inspection(TypedDict):
     width: Sizes
     bad: dict[str, str]
     """Path → what is wrong with the image."""
+    unread: dict[str, int]
+    """Number of files with each extension that is not read, and of skipped folders (`@eaDir/`)."""

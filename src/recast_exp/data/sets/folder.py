@@ -8,19 +8,23 @@ Classes are the class folders in natural order (2 before 10).
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recast_exp.data.layout import refuse
-from recast_exp.data.listing import EXTENSIONS
+from recast_exp.data.listing import EXTENSIONS, is_of_system
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
+
+log = logging.getLogger(__name__)
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -57,17 +61,28 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """
     root = Path(cfg.path or "").expanduser()
     folders = _split_folders(root)
+    unread: Counter[str] = Counter()
     if not folders:
-        classes, samples = _scan(root)
-        return Official(classes, {"all": samples})
-    scanned = {split: _scan(folder) for split, folder in folders.items()}
+        classes, samples = _scan(root, unread)
+        return Official(classes, {"all": samples}, unread=_said(root, unread))
+    scanned = {split: _scan(folder, unread) for split, folder in folders.items()}
     classes = scanned["train"][0]
     for split, (others, _) in scanned.items():
         if different := sorted(set(classes) ^ set(others), key=_natural):
             raise UserError(
                 f"{root}: expected the same class folders in train and {split}, got {', '.join(different)} in one only"
             )
-    return Official(classes, {split: samples for split, (_, samples) in scanned.items()})
+    splits = {split: samples for split, (_, samples) in scanned.items()}
+    return Official(classes, splits, unread=_said(root, unread))
+
+
+def _said(root: Path, unread: Counter[str]) -> dict[str, int]:
+    """What is not read, the most first; folders of systems are named, as they may hold copies of images."""
+    found = dict(unread.most_common())
+    if folders := [name for name in found if name.endswith("/")]:
+        number = sum(found[name] for name in folders)
+        log.info("%s: %d folder(s) that systems leave are skipped: %s", root, number, ", ".join(folders))
+    return found
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -92,15 +107,17 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return by_split
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
-    """List the classes below `root` and their images."""
+def _scan(root: Path, unread: Counter[str]) -> tuple[tuple[str, ...], Samples]:
+    """List the classes below `root` and their images, and count in `unread` what is none."""
     import numpy as np
 
     paths: list[Path] = []
     labels: list[int] = []
     folders = _folders(root)
     for label, folder in enumerate(folders):
-        files = [path for path in _files(folder) if path.suffix.lower() in EXTENSIONS]
+        found = list(_files(folder, unread))
+        files = [path for path in found if path.suffix.lower() in EXTENSIONS]
+        unread.update(path.suffix.lower() or "no extension" for path in found if path.suffix.lower() not in EXTENSIONS)
         if not files:
             raise _without_image(folder)
         paths += sorted(files, key=lambda path: _natural(str(path)))
@@ -110,7 +127,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Samples]:
     return names, Samples(tuple(paths), np.array(labels, dtype=np.int64))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, unread: Counter[str] | None = None) -> Iterator[Path]:
     """All files below a folder that are not hidden; linked folders are followed, but none twice."""
     seen = set()
     for below, folders, names in os.walk(folder, followlinks=True):
@@ -119,6 +136,10 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        for name in [name for name in folders if is_of_system(name)]:
+            folders.remove(name)
+            if unread is not None and not name.startswith("."):
+                unread[f"{name}/"] += 1
         yield from (Path(below, name) for name in names if not name.startswith("."))
 
 
@@ -127,8 +148,8 @@ def _without_image(folder: Path) -> MissingInputError:
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in `root` in natural order, without hidden ones and those that macOS leaves in archives."""
-    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    """The folders in `root` in natural order, without those that systems leave."""
+    folders = (path for path in root.iterdir() if path.is_dir() and not is_of_system(path.name))
     return sorted(folders, key=lambda path: _natural(path.name))
 
 
