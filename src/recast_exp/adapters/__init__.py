@@ -241,10 +241,19 @@ def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
     """
     if isinstance(adapter, NoAdapter):
         return
+    network = create()
+    size = sum(parameter.numel() for parameter in network.parameters())
     try:
-        inject_adapter(create(), adapter)
+        with next(network.parameters()).device:  # what an adapter adds takes no memory either on the meta device
+            inject_adapter(network, adapter)
     except RecastError as error:
         raise UnfitError(f"{error}; choose one of {', '.join(fitting(create))}") from None
+    added = sum(parameter.numel() for parameter in network.parameters()) - size
+    if added > size:
+        raise UserError(
+            f"adapter: expected at most the {size:,} parameters of the backbone, got {added:,} with "
+            f"{', '.join(f'{name}={value}' for name, value in vars(adapter).items())}"
+        )
 
 
 def fitting(create: Callable[[], nn.Module]) -> list[str]:

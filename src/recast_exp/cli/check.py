@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -261,6 +262,9 @@ class _Checker:
             return []
         if not values:
             self._wrong(f"{key}: expected at least one value, got {typed}, which is empty")
+        again = [value.strip("'\"") for value, count in Counter(values).items() if count > 1]
+        if again:
+            self._wrong(f"{key}: expected each value once, got {again[0]} more than once in {typed}")
         return [f"{key}={value}" for value in values]
 
     def _is_choice(self, text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from recast_exp import stages
 from recast_exp.config import grammar, rules
 from recast_exp.config.schema import Config, typed
 from recast_exp.config.variants import Variants
-from recast_exp.errors import Pruned, RecastError, UnfitError, UserError
+from recast_exp.errors import Pruned, RecastError, UnfitError, UserError, first_line
 from recast_exp.files import write_json
 from recast_exp.runs import layout, record
 from recast_exp.runs.plan import recipe_line, without_effect
@@ -27,6 +28,9 @@ from recast_exp.runs.state import State
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
+"""What torch says, on a GPU and on a CPU."""
 
 
 @dataclass
@@ -78,7 +82,13 @@ class JobRunner:
         except Pruned as pruned:
             log.info("The trial was %s", pruned)
             return None
-        except Exception:
+        except Exception as error:
+            if line := out_of_room(error, folder):
+                log.error("error: %s", line)
+                self.failures.append(UserError.exit_code)
+                if not in_sweep:
+                    sys.exit(UserError.exit_code)
+                return None
             log.exception("error: the job failed")
             self.failures.append(1)
             if not in_sweep:
@@ -86,6 +96,23 @@ class JobRunner:
             return None
         accuracy = metrics.get("val/accuracy")
         return None if isinstance(accuracy, str) else accuracy
+
+
+def out_of_room(error: Exception, folder: Path) -> str | None:
+    """The line for an error of a full disk, of one that cannot be written to, or of too little memory."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = error.filename or folder
+        return (
+            f"{where} cannot be written to ({error.strerror}); what was written before is whole: free space, and go on "
+            f"with resume={folder}"
+        )
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return (
+            f"memory: there is not enough ({first_line(text) if text else 'MemoryError'}); lower dataset.batch_size, "
+            "dataset.eval_batch_size or model.img_size"
+        )
+    return None
 
 
 def run_job(

@@ -7,6 +7,7 @@ interrupted. Codes 2 and 3 come with one line for each problem on stderr.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import string
 import sys
@@ -22,6 +23,7 @@ from recast_exp.cli.job import JobRunner
 from recast_exp.cli.outcome import guarded, report_errors
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
+from recast_exp.config.variants import Variants
 from recast_exp.errors import RecastError, UnfitError, UserError
 from recast_exp.runs.plan import Planned, cause, recipe_sources
 
@@ -65,9 +67,9 @@ def run(argv: Sequence[str]) -> int:
             return report_errors([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
         args.overrides = findings.overrides
         if not args.cfg:
-            wrong = _unfit_models(findings.jobs)
-            if wrong:
-                return report_errors(wrong, UserError.exit_code)
+            failed = _preflight(findings)
+            if failed:
+                return report_errors(map(str, failed), min(error.exit_code for error in failed))
             # Lightning starts the other processes of a distributed run with what stands in sys.argv
             sys.argv[1:] = _arguments(parser, args)
             if findings.sweep_dir is None:
@@ -98,18 +100,20 @@ def _single(findings: Findings) -> int:
     return guarded(lambda: hydra_api.run(loader, cfg, runner), runner)
 
 
-def _unfit_models(planned: Sequence[Planned]) -> list[str]:
-    """One line for each backbone that timm does not know, and each model that cannot be made of one.
+def _preflight(findings: Findings) -> list[RecastError]:
+    """What is wrong with models, weights, templates, images or devices. One error for each.
 
     The last check before anything is written, and the only one that imports what is heavy: only timm knows its models.
     Where the jobs of a sweep that do not fit are to be left out, they are marked instead; that all are is refused.
     """
-    planned = [job for job in planned if stages.load(job.settings.stage["name"]).needs_model]
+    planned = [job for job in findings.jobs if stages.load(job.settings.stage["name"]).needs_model]
     if not planned:
         return []
-    from recast_exp.experiment.check import check_experiment
+    from recast_exp.experiment.check import Inputs, check_experiment
 
-    failing: dict[str, list[Planned]] = {}
+    assert findings.composer is not None
+    inputs, composer = Inputs(), findings.composer
+    failing: dict[tuple[type[RecastError], str], list[Planned]] = {}
     verdicts: dict[str, RecastError | None] = {}
     for job in planned:
         settings = job.settings
@@ -122,10 +126,19 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
             settings.training,
             settings.trainer,
             settings.probe,
+            settings.stage,
+            settings.dataset,
+            settings.data_dir,
+            settings.bank,
+            settings.cache_dir,
         )
         if (known := str(asked)) not in verdicts:
             try:
                 check_experiment(settings)
+                overrides = list(job.asked.overrides)
+                stages.from_config(settings.stage).preflight(
+                    settings, inputs, functools.partial(Variants, composer, overrides)
+                )
                 verdicts[known] = None
             except RecastError as found:
                 verdicts[known] = found
@@ -133,12 +146,14 @@ def _unfit_models(planned: Sequence[Planned]) -> list[str]:
         if isinstance(error, UnfitError) and settings.skip_unfit and len(planned) > 1:
             job.unfit = str(error)
         elif error:
-            failing.setdefault(str(error), []).append(job)
+            failing.setdefault((type(error), str(error)), []).append(job)
     all_jobs = [job.asked for job in planned]
-    lines = [line + cause(line, [job.asked for job in those], all_jobs) for line, those in failing.items()]
-    if not lines and all(job.unfit for job in planned):
-        lines = list(dict.fromkeys(str(job.unfit) for job in planned))
-    return lines
+    wrong = [
+        kind(line + cause(line, [job.asked for job in those], all_jobs)) for (kind, line), those in failing.items()
+    ]
+    if not wrong and all(job.unfit for job in planned):
+        wrong = [UserError(line) for line in dict.fromkeys(str(job.unfit) for job in planned)]
+    return wrong
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from omegaconf import OmegaConf
@@ -135,6 +135,8 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
             or ("le" in metadata and value > metadata["le"])
             or ("lt" in metadata and value >= metadata["lt"])
         )
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        wrong = wrong or any(isinstance(each, float) and not math.isfinite(each) for each in value)
     return f"{name}: expected {accepted(field)}, got {value!r}" if wrong else None
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from recast_exp.config.fields import range_problem
 from recast_exp.config.keys import FIELDS
-from recast_exp.config.schema import Config
+from recast_exp.config.schema import BACKGROUNDS, Config, is_background
 from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TRACKERS, Registry
-
-BACKGROUNDS = "white", "black", "gray", "drop"
 
 _PLUGINS = {
     "adapter.name": ADAPTERS,
@@ -51,11 +48,6 @@ def value_of(settings: Config, name: str) -> object:
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else getattr(node, part)
     return node
-
-
-def is_background(name: str) -> bool:
-    """Whether a text is a value of `dataset.background`."""
-    return name in BACKGROUNDS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
 
 
 def trains_only_head(settings: Config) -> bool:

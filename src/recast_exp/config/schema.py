@@ -7,6 +7,7 @@ from which the documentation of the keys is generated too.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class RecastConfig:
     last_blocks: int | None = key(Role.MODEL, None, "take only layers of this number of blocks, from the end of the model; null takes all", ge=1)
     num_groups: int | None = key(Role.MODEL, None, "groups per stage and layer name; null makes groups of two (or three) layers", ge=1)
     num_templates: int | None = key(Role.MODEL, None, "templates per group; null is the group's size (exact)", ge=1)
-    num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1)
+    num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1, le=1000)
     granularity: str = key(Role.MODEL, "layer", "one coefficient vector per weight, per projection (q, k, v), per head or per output row", choices=("layer", "projection", "head", "row"))
 
 
@@ -66,8 +67,17 @@ class MimicryConfig:
         Role.MODEL, None, "steps between learning-rate drops by ten (gradient); null is the authors'", ge=1
     )
     noise: float | None = key(Role.MODEL, None, "standard deviation of the noise on the initial coefficients (gradient); null is the authors'", ge=0)
-    hidden: int = key(Role.MODEL, 8, "width of the encoder (autoencoder)", ge=1)
+    hidden: int = key(Role.MODEL, 8, "width of the encoder (autoencoder)", ge=1, le=4096)
     options: dict[str, Any] = key(Role.MODEL, {}, "further options, for solvers of other packages")
+
+
+BACKGROUNDS = "white", "black", "gray", "drop"
+"""Names for `dataset.background`; #rrggbb is another."""
+
+
+def is_background(name: str) -> bool:
+    """Whether a text is a value of `dataset.background`."""
+    return name in BACKGROUNDS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
 
 
 @dataclass
@@ -84,7 +94,7 @@ class DatasetConfig:
     split: str = key(Role.MODEL, "official", "the official split; the official test images, with new validation images drawn from all others; or all images divided at random, as the authors do", choices=("official", "redrawn", "random_80_20"))
     val_fraction: float = key(Role.MODEL, 0.2, "share of the training images set aside where there is no validation split", gt=0, lt=1)
     split_seed: int = key(Role.MODEL, 0, "seed of every choice of images (validation, random split, shots); the same for all runs", ge=0, lt=2**32)
-    views: int | None = key(Role.TRAINING, None, "altered views of each training image, which take turns; null alters it anew in every epoch", ge=1)
+    views: int | None = key(Role.TRAINING, None, "altered views of each training image, which take turns; null alters it anew in every epoch", ge=1, le=10_000)
     shots: int | None = key(Role.MODEL, None, "training images of each class, chosen at random", ge=1)
     max_per_class: int | None = key(
         Role.MODEL, None, "images of each class in every split at most, for a quick look", ge=1
@@ -101,13 +111,13 @@ class DatasetConfig:
     transform: str = key(
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")
     )
-    batch_size: int = key(Role.TRAINING, 128, "images per optimisation step, over all devices", ge=1)
-    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1)
+    batch_size: int = key(Role.TRAINING, 128, "images per optimisation step, over all devices", ge=1, le=1_000_000)
+    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1, le=1_000_000)
     num_workers: int | None = key(
-        Role.CONTROL, None, "loader processes; null chooses by machine, device and dataset", ge=0
+        Role.CONTROL, None, "loader processes; null chooses by machine, device and dataset", ge=0, le=512
     )
     prefetch_factor: int | None = key(
-        Role.CONTROL, None, "batches that each loader process prepares ahead; null chooses", ge=1
+        Role.CONTROL, None, "batches that each loader process prepares ahead; null chooses", ge=1, le=1024
     )
     pin_memory: bool | None = key(Role.CONTROL, None, "page-locked batches, for fast copies to a GPU; null chooses")
     backbones: dict[str, str] = key(Role.NAME, {}, "backbone that the dataset brings for each family of models")
@@ -154,7 +164,7 @@ class TrainerConfig:
     """Device, precision and length of training."""
 
     accelerator: str = key(Role.CONTROL, "auto", "device", choices=("auto", "cpu", "gpu", "mps"))
-    devices: int = key(Role.CONTROL, 1, "devices of one run", ge=1)
+    devices: int = key(Role.CONTROL, 1, "devices of one run", ge=1, le=1024)
     strategy: str = key(Role.CONTROL, "auto", "Lightning strategy", choices=("auto", "ddp"))
     precision: str = key(Role.MODEL, "32-true", "numerical precision", choices=("32-true", "bf16-mixed", "16-mixed"))
     max_epochs: int = key(Role.TRAINING, 100, "epochs", ge=1)
@@ -171,7 +181,7 @@ class TrainerConfig:
     activations_mb: int = key(
         Role.CONTROL, 2048, "memory for activations before the first block that trains, in MB; 0 keeps none", ge=0
     )
-    num_threads: int | None = key(Role.CONTROL, None, "CPU threads; null is torch's choice", ge=1)
+    num_threads: int | None = key(Role.CONTROL, None, "CPU threads; null is torch's choice", ge=1, le=512)
 
 
 @dataclass

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from recast_exp.config.rules import BACKGROUNDS, is_background
+from recast_exp.config.schema import BACKGROUNDS, is_background
 from recast_exp.errors import UserError
 
 ORDERS = tuple(itertools.permutations(range(4)))

@@ -1,13 +1,23 @@
-"""Check that what was asked for can be made: model, adapter, head and training objective fit together."""
+"""Check that what was asked for can be made, and that what it needs can be read, before a folder is made for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
-from recast_exp.config.schema import Config
-from recast_exp.errors import UserError
+from recast_exp.config.schema import Config, DatasetConfig, ModelConfig
+from recast_exp.data import read_official
+from recast_exp.data.protocol import choose
+from recast_exp.errors import RecastError, UserError, section
+from recast_exp.files import cache_folder
 from recast_exp.models.check import check_classifier, check_model
+from recast_exp.models.create import backbone_name, create_network
+from recast_exp.models.weights import load_file
+from recast_exp.recast import Banks
 from recast_exp.training import objectives
+from recast_exp.training.environment import check_device
 
 
 def check_experiment(settings: Config) -> None:
@@ -31,3 +41,56 @@ def check_experiment(settings: Config) -> None:
         )
     for line in objective.problems(settings):
         raise UserError(line)
+
+
+class Inputs:
+    """Reads what the jobs of a command need, each thing once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, RecastError | None] = {}
+
+    def check(self, settings: Config, *, images: bool) -> None:
+        """Find the device, make the cache folder, and read files of weights and templates and the index of a dataset.
+
+        Args:
+            settings: The settings of a job.
+            images: Whether it needs its dataset.
+
+        Raises:
+            UserError: One line that names the key.
+            MissingInputError: If a file is not there.
+        """
+        model, dataset = settings.model, settings.dataset
+        self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
+        self._once(f"cache {settings.cache_dir}", lambda: cache_folder(settings.cache_dir))
+        if model.weights:
+            self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
+        if settings.bank:
+            self._once(f"bank {settings.bank}", lambda: _check_bank(str(settings.bank)))
+        # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded
+        if images and not dataset.download and dataset.bad_images == "error":
+            self._once(f"{dataset} {settings.data_dir}", lambda: _check_images(dataset, settings.data_dir))
+
+    def _once(self, what: str, look: Callable[[], object]) -> None:
+        if what not in self._known:
+            try:
+                look()
+                self._known[what] = None
+            except RecastError as error:
+                self._known[what] = error
+        if (known := self._known[what]) is not None:
+            raise known
+
+
+def _check_images(dataset: DatasetConfig, data_dir: str) -> None:
+    choose(dataset, read_official(dataset, data_dir))
+
+
+def _check_bank(path: str) -> None:
+    with section("bank: "):
+        Banks.load(path)
+
+
+def _check_weights(model: ModelConfig) -> None:
+    network = create_network(backbone_name(model), model.img_size)
+    load_file(network, Path(str(model.weights)).expanduser(), "model.weights")

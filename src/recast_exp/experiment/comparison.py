@@ -109,7 +109,7 @@ def run(
     Raises:
         UserError: If a pattern matches no method.
     """
-    rows = _chosen(chosen, methods)
+    rows = select(chosen, methods)
     results: dict[str, list[Results]] = {}
     tried: dict[str, recipes.Search] = {}
     for name, method in rows.items():
@@ -251,7 +251,12 @@ def _siblings(base: Config, variants: Variants, common: Mapping[str, object]) ->
     return found
 
 
-def _chosen(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mapping[str, Config]:
+def select(patterns: Sequence[str] | None, rows: Mapping[str, Config]) -> Mapping[str, Config]:
+    """The rows with names that patterns name; all for None.
+
+    Raises:
+        UserError: If a pattern names none.
+    """
     if patterns is None:
         return rows
     for pattern in patterns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
@@ -11,9 +12,9 @@ from torch import nn
 
 from recast_exp.adapters import NoAdapter, check_adapter, from_config
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
-from recast_exp.errors import RecastError, section
+from recast_exp.errors import RecastError, UserError, first_line, section
 from recast_exp.models.bank_cache import groups_of
-from recast_exp.models.create import backbone_name, blueprint
+from recast_exp.models.create import backbone_name, blueprint, input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast.solvers import check_options
@@ -39,6 +40,7 @@ def check_model(
         UnfitError: If the adapter does not fit the backbone.
     """
     backbone_name(model)
+    _check_size(model)
     chosen = from_config(adapter)
     if model.method == "recast":
         with section("mimicry."):
@@ -51,6 +53,35 @@ def check_model(
     if model.method == "recast":
         with section("recast."):
             groups_of(network, recast)
+
+
+def _check_size(model: ModelConfig) -> None:
+    """Refuse an input size that the backbone does not take, or of which it would leave out a part without a word."""
+    if model.img_size is None or (network := _blueprint(model)) is None:
+        return
+    name, size = model.backbone, model.img_size
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    for length in patch if isinstance(patch, tuple) else ():
+        if isinstance(length, int) and size % length:
+            raise UserError(
+                f"model.img_size: expected a multiple of {length}, the patch size of {name}, got {size}; "
+                f"{size // length * length or length} is one"
+            )
+    if (reason := _refused(network, size)) is None:
+        return
+    own = input_of(network, dataclasses.replace(model, img_size=None)).size
+    if own == size or _refused(network, own) is None:  # a few models do not compute without values at all
+        raise UserError(f"model.img_size: expected a size that {name} takes, such as {own}, got {size} ({reason})")
+
+
+def _refused(network: nn.Module, size: int) -> str | None:
+    """Why a network on the meta device does not take an input size; None if it does."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.empty(1, 3, size, size, device="meta"))
+    except Exception as error:
+        return first_line(error)
+    return None
 
 
 def check_classifier(model: ModelConfig) -> None:

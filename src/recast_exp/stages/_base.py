@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from recast_exp.config.schema import Config
 from recast_exp.config.variants import Variants
 from recast_exp.runs.results import Metrics
+
+if TYPE_CHECKING:
+    from recast_exp.experiment.check import Inputs
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Stage(ABC):
     Attributes:
         needs_model: Whether it needs a backbone, whose files are then checked before it runs.
         needs_images: Whether it needs a dataset, which is then checked as well.
+        reads_index: Whether the index of its dataset is read before a folder is made, too.
         requires: Keys of `task`, `path` and `resume` that have to be set.
         accepts: Those that may be set.
         runs_in_sweep: Whether it may be a job of a sweep.
@@ -47,6 +51,7 @@ class Stage(ABC):
 
     needs_model: ClassVar[bool] = True
     needs_images: ClassVar[bool] = True
+    reads_index: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[str, ...]] = ()
     runs_in_sweep: ClassVar[bool] = True
@@ -58,6 +63,19 @@ class Stage(ABC):
             RecastError: What is missing, or cannot be read.
         """
         return iter(())
+
+    def preflight(self, settings: Config, inputs: Inputs, variants: Callable[[], Variants]) -> None:
+        """Read what a command needs, before a folder is made for it; may import what is heavy.
+
+        Args:
+            settings: The settings of a job.
+            inputs: Reads files, each once for all jobs.
+            variants: Makes what composes the same command with other options.
+
+        Raises:
+            RecastError: What is wrong or missing.
+        """
+        inputs.check(settings, images=self.needs_images and self.reads_index)
 
     @abstractmethod
     def run(self, job: Job) -> Metrics:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from recast_exp.config import recipes, rules
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config, with_values
+from recast_exp.config.variants import Variants
 from recast_exp.errors import UserError
 from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
+
+if TYPE_CHECKING:
+    from recast_exp.experiment.check import Inputs
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class Compare(Stage):
             for value in values:
                 tried = rules.problems(with_values(settings, {key: value}))
                 yield from (f"stage.tune: {problem}" for problem in tried if problem not in own)
+
+    def preflight(self, settings: Config, inputs: Inputs, variants: Callable[[], Variants]) -> None:
+        """Names of methods, too."""
+        from recast_exp.experiment import comparison
+
+        super().preflight(settings, inputs, variants)
+        if self.methods is not None or self.more:
+            comparison.select(self.methods, comparison.methods(settings, variants(), self.more))
 
     def run(self, job: Job) -> Metrics:
         """Run every method with every seed or draw, and set the results next to each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from recast_exp.config import sequences
 from recast_exp.config.fields import option
@@ -18,6 +19,8 @@ BASELINES = ("separate", "fine-tuning", "joint")
 @dataclass(frozen=True)
 class Sequence(Stage):
     """Which tasks, what training starts from, and what is set next to them."""
+
+    reads_index: ClassVar[bool] = False  # each task has a dataset of its own
 
     tasks: list[str] = option([], "datasets in order, each with a slice of its classes (cub[0:50]) and overrides (flowers dataset.shots=5)")  # fmt: skip # noqa: E501
     splits: int | None = option(None, "divide the classes of the one dataset into this number of tasks", ge=2)
