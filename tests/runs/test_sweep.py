@@ -137,7 +137,7 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(
 ) -> None:
     def refused(*typed: str) -> list[str]:
         found = check(CommandLine(typed, multirun=True))
-        return found.wrong or cli._unfit_models(found.jobs)
+        return found.wrong or [str(error) for error in cli._preflight(found)]
 
     pairs = ("model=vit_att,vit_full", "adapter=clr,none")
     [line] = refused(*pairs)

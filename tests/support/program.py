@@ -57,7 +57,7 @@ def run(self, job):
 
 adapt.Adapt.run = run
 if "unfit" not in os.environ:
-    cli._unfit_models = lambda jobs: []  # asks timm, which takes seconds to import
+    cli._preflight = lambda findings: []  # asks timm, which takes seconds to import
 cli.main()
 """
 

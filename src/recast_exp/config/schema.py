@@ -111,8 +111,8 @@ class DatasetConfig:
     transform: str = key(
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")
     )
-    batch_size: int = key(Role.TRAINING, 128, "images per optimisation step, over all devices", ge=1, le=1_000_000)
-    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1, le=1_000_000)
+    batch_size: int = key(Role.TRAINING, 128, "images per optimisation step, over all devices", ge=1)
+    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1)
     num_workers: int | None = key(
         Role.CONTROL, None, "loader processes; null chooses by machine, device and dataset", ge=0, le=512
     )
