@@ -117,7 +117,8 @@ def with_tables(page: str) -> str:
     for name, methods in complete(read()).items():
         marker = f"<!-- records: {name} -->"
         pattern = rf"{re.escape(marker)}\n.*?{re.escape('<!-- end -->')}"
-        text = "\n".join([marker, f"### {NAMES[name][0].upper()}{NAMES[name][1:]}", "", *table(methods), "", "<!-- end -->"])
+        title = f"### {NAMES[name][0].upper()}{NAMES[name][1:]}"
+        text = "\n".join([marker, title, "", *table(methods), "", "<!-- end -->"])
         page, count = re.subn(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"{PAGE}: expected one {marker} with <!-- end --> below it, got {count}")

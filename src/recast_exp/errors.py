@@ -75,6 +75,24 @@ def first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def check_integer(name: str, value: object, least: int, below: int | None = None) -> None:
+    """Refuse what is no integer in a range.
+
+    Args:
+        name: The argument, for the message.
+        value: Its value.
+        least: The least that is accepted.
+        below: The first that is no longer accepted; None for no end.
+
+    Raises:
+        UserError: One line.
+    """
+    sound = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not sound or (below is not None and isinstance(value, int) and value >= below):
+        end = "" if below is None else f" and < {below}"
+        raise UserError(f"{name}: expected an integer ≥ {least}{end}, got {value!r}")
+
+
 @contextlib.contextmanager
 def section(prefix: str) -> Iterator[None]:
     """Put `prefix` before each problem of any `RecastError` of the block: `recast.` before `num_groups: …`.

@@ -102,7 +102,7 @@ def test_the_last_blocks_alone_can_be_taken(name: str, blocks: list[str]) -> Non
     assert all(layer.startswith(tuple(f"{block}." for block in blocks)) for layer in layers)
     every = [group.layers for group in find_groups(model)]
     assert [group.layers for group in find_groups(model, last_blocks=100)] == every
-    with pytest.raises(UserError, match=r"^last_blocks: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=r"^last_blocks: expected an integer ≥ 1, got 0"):
         find_groups(model, last_blocks=0)
 
 
@@ -121,8 +121,8 @@ def test_num_templates_is_taken_over(num_templates: int) -> None:
         ({"targets": ["*.shared", "*.qkv"]}, ("targets: ", "'*.qkv'")),
         ({"targets": ["head.*"]}, ("targets: ", "'head.*'")),
         ({"targets": ["stem"]}, ("targets: ", "'stem'")),
-        ({"num_templates": 0}, ("num_templates: expected at least 1, got 0",)),
-        ({"num_groups": -1}, ("num_groups: expected at least 1, got -1",)),
+        ({"num_templates": 0}, ("num_templates: expected an integer ≥ 1, got 0",)),
+        ({"num_groups": -1}, ("num_groups: expected an integer ≥ 1, got -1",)),
         ({"granularity": "column"}, ("granularity: expected one of layer, projection, head, row, got 'column'",)),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec, normalize
-from recast_exp.errors import UnknownNameError, UserError
+from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.models import library, loading, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
@@ -221,6 +221,10 @@ class RecastModel(nn.Module):
         names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
         if not names:
             raise UserError("classes: expected at least one, got none")
+        if len(set(names)) < len(names):
+            twice = next(each for number, each in enumerate(names) if each in names[:number])
+            raise UserError(f"classes: expected different names, got {twice!r} twice")
+        check_integer("seed", seed, 0, 2**32)
         if batchnorm_statistics not in ("frozen", "update"):
             raise UserError(f"batchnorm_statistics: expected frozen or update, got {batchnorm_statistics!r}")
         update = batchnorm_statistics == "update"
@@ -527,6 +531,8 @@ class RecastModel(nn.Module):
     # How tasks are kept
 
     def _check_new(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise UserError(f"name: expected a string, got {name!r}")
         if name in self._tasks:
             raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
 

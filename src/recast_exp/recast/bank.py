@@ -240,12 +240,19 @@ def reference(model: nn.Module, layer: str) -> Tensor:
 
     Raises:
         UnknownNameError: If the model has no such layer.
-        UserError: If the layer is on the meta device, where weights have no values.
+        UserError: If its weight is no dense tensor of finite floating-point numbers.
     """
     weight = layer_module(model, layer).weight.detach()
     if weight.is_meta:
         raise UserError(f"model: expected weights with values, got the layer {layer} on the meta device")
-    return weight.to("cpu", torch.float32)
+    if weight.layout != torch.strided or not weight.is_floating_point():
+        raise UserError(
+            f"model: expected dense weights of floating-point numbers, got {weight.dtype} in {layer} ({weight.layout})"
+        )
+    weight = weight.to("cpu", torch.float32)
+    if not torch.isfinite(weight).all():
+        raise UserError(f"model: expected finite weights, got NaN or infinity in {layer}; load them again")
+    return weight
 
 
 def weights_hash(model: nn.Module, layers: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UnknownNameError, UserError
+from recast_exp.errors import UnknownNameError, UserError, check_integer
 
 GRANULARITIES = ("layer", "projection", "head", "row")
 MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convolutions): the head size of common ViTs
@@ -78,8 +78,8 @@ def find_groups(
     """
     numbers = {"num_groups": num_groups, "num_templates": num_templates, "last_blocks": last_blocks}
     for argument, number in numbers.items():
-        if number is not None and number < 1:
-            raise UserError(f"{argument}: expected at least 1, got {number}")
+        if number is not None:
+            check_integer(argument, number, 1)
     if granularity not in GRANULARITIES:
         raise UserError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
     columns = _columns(model)

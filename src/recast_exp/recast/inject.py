@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UnknownNameError, UserError
+from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination, reference, weights_hash
 from recast_exp.recast.grouping import Group, layer_module
@@ -65,10 +65,12 @@ def mimic(
     if solver not in (solvers := SOLVERS.names()):
         raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
-    if num_sets < 1:
-        raise UserError(f"num_sets: expected at least 1, got {num_sets}")
+    check_integer("num_sets", num_sets, 1)
+    check_integer("seed", seed, 0, 2**32)
     solve = SOLVERS.load(solver).solve
     groups = tuple(groups)
+    if not groups:
+        raise UserError("groups: expected at least one, got none")
     _check_distinct(groups)
     templates: dict[str, Tensor] = {}
     coefficients: dict[str, Tensor] = {}
@@ -218,6 +220,9 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
             f"model: expected one without an attribute {BANKS!r}, which is to hold the templates, got "
             f"{type(model).__name__}"
         )
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
     for group in banks.groups:
         shape = tuple(banks.templates[group.name].shape[1:])
         for layer in group.layers:
@@ -226,6 +231,11 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                 raise UserError(
                     f"banks: expected layers with weights of their own, got {layer}, whose weight is parametrised "
                     "already; merge the model first"
+                )
+            if len(tied := owners.get(id(module.weight), [])) > 1:
+                raise UserError(
+                    f"banks: expected layers with weights of their own, got {layer}, whose weight has several places: "
+                    f"{', '.join(tied[:3])}; leave it out of the targets"
                 )
             if shape != tuple(module.weight.shape):
                 raise UserError(

@@ -1,0 +1,111 @@
+"""What the functions of the method say of arguments that cannot be used: one line, and a model that is unchanged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from recast_exp.errors import UserError
+from recast_exp.recast import Banks, find_groups, inject, mimic
+
+QKV = ["*.attn.qkv"]
+
+
+def vit() -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=3, img_size=32)
+
+
+def with_weight(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    model = vit()
+    layer = model.get_submodule("blocks.1.attn.qkv")
+    layer.weight = nn.Parameter(change(layer.weight.detach()), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_groups": 1.5}, "num_groups: expected an integer ≥ 1, got 1.5"),
+        ({"num_groups": 0}, "num_groups: expected an integer ≥ 1, got 0"),
+        ({"num_groups": True}, "num_groups: expected an integer ≥ 1, got True"),
+        ({"num_templates": 0}, "num_templates: expected an integer ≥ 1, got 0"),
+        ({"last_blocks": -1}, "last_blocks: expected an integer ≥ 1, got -1"),
+        ({"granularity": "x"}, "granularity: expected one of layer, projection, head, row, got 'x'"),
+    ],
+)
+def test_groups(arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_groups(vit(), **arguments)
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_sets": 1.5}, "num_sets: expected an integer ≥ 1, got 1.5"),
+        ({"seed": -1}, "seed: expected an integer ≥ 0 and < 4294967296, got -1"),
+        ({"seed": "x"}, "seed: expected an integer ≥ 0 and < 4294967296, got 'x'"),
+        ({"groups": []}, "groups: expected at least one, got none"),
+    ],
+)
+def test_mimicry(arguments: dict[str, Any], expected: str) -> None:
+    model = vit()
+    with pytest.raises(UserError) as error:
+        mimic(model, **{"groups": find_groups(model, targets=QKV), **arguments})
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda weight: weight.index_fill(0, torch.tensor([3]), torch.nan), "expected finite weights, got NaN"),
+        (lambda weight: weight.index_fill(1, torch.tensor([0]), torch.inf), "expected finite weights, got NaN or inf"),
+        (
+            lambda weight: weight.to(torch.complex64),
+            "expected dense weights of floating-point numbers, got torch.co",
+        ),
+        (lambda weight: weight.to(torch.int8), "expected dense weights of floating-point numbers, got torch.int8"),
+        (lambda weight: weight.to_sparse(), "expected dense weights of floating-point numbers, got torch.float32"),
+        (lambda weight: weight.to("meta"), "expected weights with values, got the layer blocks.1.attn.qkv on the meta"),
+    ],
+)
+def test_weights(change: Callable[[torch.Tensor], torch.Tensor], expected: str) -> None:
+    groups = find_groups(vit(), targets=QKV)
+    with pytest.raises(UserError, match=expected) as error:
+        mimic(with_weight(change), groups)
+    assert "blocks.1.attn.qkv" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_weight_that_has_two_places_stays_whole() -> None:
+    model = vit()
+    banks = mimic(model, find_groups(model, targets=QKV))
+    model.get_submodule("blocks.1.attn.qkv").weight = model.get_submodule("blocks.0.attn.qkv").weight
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"whose weight has several places: blocks\.0\.attn\.qkv\.weight, blocks\.1"):
+        inject(model, banks)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_flipped_bit_of_a_bank_passes(tmp_path: Path) -> None:
+    model = vit()
+    path = tmp_path / "bank.safetensors"
+    mimic(model, find_groups(model, targets=QKV)).save(path)
+    whole = path.read_bytes()
+    Banks.load(path)
+    generator = random.Random(0)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(40):
+        flipped = bytearray(whole)
+        flipped[generator.randrange(start, len(whole))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match="is damaged: its content is not that of the hash"):
+            Banks.load(path)
