@@ -61,7 +61,7 @@ def accuracy_by_parameters(panels: Mapping[str, Sequence[Point]], path: Path) ->
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_PANEL[0] * columns + 2.1, max(_PANEL[1] * rows, 0.9 + 0.19 * len(named))))
-        grid = figure.subplots(rows, columns, squeeze=False).flat
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
         for (name, points), axes in zip(panels.items(), grid, strict=False):
             for point in points:
                 accuracy, error = 100 * point.accuracy, 100 * point.error
@@ -83,6 +83,7 @@ def accuracy_by_parameters(panels: Mapping[str, Sequence[Point]], path: Path) ->
                 )
             axes.set(xscale="log", title=name, xlabel="parameters of a task, without the head")
             axes.set_ylabel("test accuracy in percent")
+            axes.tick_params(labelbottom=True)  # which a shared axis leaves to the last row
         for axes in grid:  # where the last row is not full
             axes.set_visible(False)
         figure.legend(
