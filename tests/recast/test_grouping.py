@@ -144,9 +144,16 @@ def test_a_model_with_nothing_to_group_is_refused(model: nn.Module) -> None:
 def test_tied_and_rewritten_weights_are_left_alone() -> None:
     model = Net(4)
     model.stages[0][3].shared.weight = model.stages[0][0].shared.weight
+    inputs = torch.randn(2, 8)
+
+    def outputs() -> Tensor:
+        return torch.stack([block.shared(inputs) for block in model.stages[0]])
+
+    expected = outputs()
     groups = find_groups(model, targets=["*.shared"], num_groups=1)
-    assert layers(groups) == [["stages.0.0.shared", "stages.0.1.shared", "stages.0.2.shared"]]
+    assert layers(groups) == [["stages.0.1.shared", "stages.0.2.shared"]]
     inject(model, mimic(model, groups))
+    torch.testing.assert_close(outputs(), expected)
     assert not any(layer.endswith("shared") for group in find_groups(model) for layer in group.layers)
 
 

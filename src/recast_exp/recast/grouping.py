@@ -155,15 +155,14 @@ def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[st
     """Layers by (stage, place in the block, weight shape), in the model's order."""
     stages = {name for name, module in model.named_modules() if _is_stage(module)}
     classifier = classifier_modules(model)
-    seen: set[int] = set()
+    places = places_of_parameters(model)
     columns: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d) or module in classifier:
             continue
         # A weight that is shared by two layers, or already parametrised, cannot be rewritten for one of them alone.
-        if parametrize.is_parametrized(module) or id(module.weight) in seen:
+        if parametrize.is_parametrized(module) or len(places[id(module.weight)]) > 1:
             continue
-        seen.add(id(module.weight))
         parts = name.split(".")
         # The deepest stage in which the layer lies inside a block, not as the block itself.
         for depth in range(len(parts) - 2, 0, -1):
@@ -173,6 +172,15 @@ def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[st
                 columns.setdefault((stage, place, tuple(module.weight.shape)), []).append(name)
                 break
     return columns
+
+
+def places_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter, by its id; several where modules share it. A module in two places counts once."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            places.setdefault(id(parameter), []).append(f"{name}.{own}")
+    return places
 
 
 def _of_last_blocks(

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination, reference, weights_hash
-from recast_exp.recast.grouping import Group, layer_module
+from recast_exp.recast.grouping import Group, layer_module, places_of_parameters
 from recast_exp.recast.solvers import check_options
 
 BANKS = "banks"  # where the template banks are registered in the model
@@ -220,9 +220,7 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
             f"model: expected one without an attribute {BANKS!r}, which is to hold the templates, got "
             f"{type(model).__name__}"
         )
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    places = places_of_parameters(model)
     for group in banks.groups:
         shape = tuple(banks.templates[group.name].shape[1:])
         for layer in group.layers:
@@ -232,7 +230,7 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                     f"banks: expected layers with weights of their own, got {layer}, whose weight is parametrised "
                     "already; merge the model first"
                 )
-            if len(tied := owners.get(id(module.weight), [])) > 1:
+            if len(tied := places[id(module.weight)]) > 1:
                 raise UserError(
                     f"banks: expected layers with weights of their own, got {layer}, whose weight has several places: "
                     f"{', '.join(tied[:3])}; leave it out of the targets"
