@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from recast_exp.cli import main as cli
+from recast_exp.cli.job import out_of_room
 from recast_exp.recast import Banks
 from recast_exp.recast.grouping import Group
 from support.fixtures_data import make_folder
@@ -93,3 +95,28 @@ def test_a_file_is_read_once_for_all_jobs(
     assert cli.run(["-m", *arguments, "seed=1,2", "optimizer.lr=0.1,0.2", "dataset.classes=[nope]"]) == 2
     assert len(loads) == 1
     assert capsys.readouterr().err.count("dataset.classes") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/metrics.json"),
+            "/full/metrics.json cannot be written",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), "run cannot be written to (Read-only file system)"),
+        (MemoryError(), "memory: there is not enough (MemoryError); lower dataset.batch_size"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9\nmore"),
+            "can't allocate memory: 9); lower",
+        ),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error: Exception, expected: str | None) -> None:
+    line = out_of_room(error, Path("run"))
+    assert (line is None) == (expected is None)
+    if line is not None and expected is not None:
+        assert expected in line
+        assert "\n" not in line
