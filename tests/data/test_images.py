@@ -51,6 +51,17 @@ def test_photographs_are_turned(tmp_path: Path, orientation: int, ending: str) -
     assert size_of(path, BEFORE) == read_image(path, BEFORE).shape[1:]
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x02\x00\x00"]
+)
+def test_damaged_exif_data_leaves_the_image_as_it_is(tmp_path: Path, exif: bytes) -> None:
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(RAMP).save(tmp_path / name, exif=b"Exif\x00\x00" + exif)
+    assert torch.equal(read_image(tmp_path / "a.png", NOW)[0], torch.from_numpy(RAMP))
+    for name in ("a.png", "a.jpg"):
+        assert size_of(tmp_path / name, NOW) == read_image(tmp_path / name, NOW).shape[1:] == RAMP.shape
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L"])
 def test_a_drawing_on_transparency_stands_on_the_background(tmp_path: Path, mode: str) -> None:
     alpha = np.zeros((20, 20), np.uint8)

@@ -103,8 +103,8 @@ def out_of_room(error: Exception, folder: Path) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         where = error.filename or folder
         return (
-            f"{where} cannot be written to ({error.strerror}); what was written before is whole: free space, and go on "
-            f"with resume={folder}"
+            f"{where} cannot be written to ({error.strerror}); what was written before is whole: make room, and "
+            f"continue it (a run with resume={folder}, a sweep with the same command)"
         )
     text = str(error)
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):

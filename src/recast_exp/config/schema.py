@@ -71,6 +71,8 @@ class MimicryConfig:
     options: dict[str, Any] = key(Role.MODEL, {}, "further options, for solvers of other packages")
 
 
+MAX_PIXELS = 178_956_970  # twice the number at which PIL warns of a file that was made to fill the memory
+
 BACKGROUNDS = "white", "black", "gray", "drop"
 """Names for `dataset.background`; #rrggbb is another."""
 
@@ -106,7 +108,7 @@ class DatasetConfig:
     bad_images: str = key(Role.MODEL, "error", "missing or damaged images stop the run, or are left out", choices=("error", "skip"))
     background: str = key(Role.MODEL, "white", "colour behind transparent parts of an image: white, black, gray or #rrggbb; drop takes the colours below them")
     orient: bool = key(Role.MODEL, True, "turn photographs as their EXIF data says")
-    max_pixels: int = key(Role.CONTROL, 178_956_970, "pixels of an image file at most; larger ones are refused, as they may be made to fill the memory", ge=1)
+    max_pixels: int = key(Role.CONTROL, MAX_PIXELS, "pixels of an image file at most; larger ones are refused, as they may be made to fill the memory", ge=1)
     cache: str = key(Role.CONTROL, "memmap", "where decoded images are kept: in a file shared by all runs, in this run's memory, nowhere", choices=("memmap", "ram", "off"))
     transform: str = key(
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")

@@ -10,10 +10,11 @@ import lightning
 import torch
 from torch import Tensor
 
+from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
-from recast_exp.data.transforms import MAX_PIXELS, Augmentation, InputSpec, augmentation, normalize
+from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, normalize
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.system import usable_cores
 

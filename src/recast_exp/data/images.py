@@ -86,7 +86,7 @@ def size_of(path: Path, decoding: Decoding = Decoding()) -> tuple[int, int]:  # 
     """
     try:
         with _opened(path, decoding) as image:
-            turn = image.getexif().get(_ORIENTATION, 1) if decoding.orient else 1
+            turn = _orientation(image) if decoding.orient else 1
             if turn > 1 and image.format == "TIFF":  # which PIL turns by itself
                 image.load()
                 turn = 1
@@ -121,7 +121,7 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
     image.load()  # which turns a TIFF
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1)) if decoding.orient else None
+    turn = _TURNS.get(_orientation(image)) if decoding.orient else None
     if image.mode.startswith("I;16"):  # grey, which PIL would clip to white; the modes are those of byte orders
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if turn is not None:
@@ -131,6 +131,15 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
         image = Image.alpha_composite(Image.new("RGBA", drawing.size, decoding.background), drawing)
     pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
     return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """The value of EXIF's tag; 1, as it is, where there is none or it is damaged, as the image may still be whole."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # PIL's reader of EXIF raises what its readers of images do
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _other_kind(path: Path) -> str | None:

@@ -30,8 +30,8 @@ def images_at(where: str) -> Iterator[Path]:
 
     Args:
         where: A folder, whose image files are found at any depth, but not in hidden folders or those that systems
-            leave (`is_of_system`); a pattern (`photos/**/*.jpg`), in which `**` stands
-            for any number of folders; a text file (.txt, .lst) with a path in each line; or an image file.
+            leave (`is_of_system`); a pattern (`photos/**/*.jpg`), in which `**` stands for any number of folders; a
+            text file (.txt, .lst) with a path in each line; or an image file.
 
     Raises:
         MissingInputError: If there is nothing there, at the first step.

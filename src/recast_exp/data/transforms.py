@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from recast_exp.config.schema import BACKGROUNDS, is_background
+from recast_exp.config.schema import BACKGROUNDS, MAX_PIXELS, is_background
 from recast_exp.errors import UserError
 
 ORDERS = tuple(itertools.permutations(range(4)))
@@ -40,7 +40,6 @@ _INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.Inte
 DROP = "drop"
 """In place of a background: the transparency of an image is dropped, whatever colours lie below it."""
 
-MAX_PIXELS = 178_956_970  # twice the number at which PIL warns of a file that was made to fill the memory
 MAX_ASPECT = 16
 """Of a longer or wider image, the middle is taken: resized whole, its short side to 224, it could fill the memory."""
 

@@ -24,9 +24,9 @@ MAX_RATIO, FREE_BYTES = 100, 1 << 30
 
 Photographs hardly shrink. The lists of a set do, but are small.
 """
-_MAX_HEADER = (
-    1 << 20
-)  # bytes of the header of a tar file's member that carries a long name or other facts of the next one
+_MAX_HEADER = 1 << 20
+"""Bytes of a member of a tar file that carries a long name, or other facts, of the next one."""
+
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
 """The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 

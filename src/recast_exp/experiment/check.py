@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Inputs:
         self._known: dict[str, RecastError | None] = {}
 
     def check(self, settings: Config, *, images: bool) -> None:
-        """Find the device, make the cache folder, and read files of weights and templates and the index of a dataset.
+        """Find the device, read weights, templates and the index of a dataset, and make the cache folder.
 
         Args:
             settings: The settings of a job.
@@ -62,7 +63,6 @@ class Inputs:
         """
         model, dataset = settings.model, settings.dataset
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
-        self._once(f"cache {settings.cache_dir}", lambda: cache_folder(settings.cache_dir))
         if model.weights:
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
         if settings.bank:
@@ -70,6 +70,8 @@ class Inputs:
         # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded
         if images and not dataset.download and dataset.bad_images == "error":
             self._once(f"{dataset} {settings.data_dir}", lambda: _check_images(dataset, settings.data_dir))
+        # Last, as this makes a folder
+        self._once(f"cache {settings.cache_dir}", lambda: cache_folder(settings.cache_dir))
 
     def _once(self, what: str, look: Callable[[], object]) -> None:
         if what not in self._known:
@@ -83,7 +85,13 @@ class Inputs:
 
 
 def _check_images(dataset: DatasetConfig, data_dir: str) -> None:
-    choose(dataset, read_official(dataset, data_dir))
+    logger = logging.getLogger("recast_exp.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # the run says it, too
+    try:
+        choose(dataset, read_official(dataset, data_dir))
+    finally:
+        logger.setLevel(level)
 
 
 def _check_bank(path: str) -> None:

@@ -23,7 +23,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from recast_exp.config.schema import Config
+from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.images import UnreadableImageError
 from recast_exp.data.listing import images_at
 from recast_exp.data.transforms import InputSpec, normalize
@@ -99,7 +99,7 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
         if files.progress.seen:
             log.info("Going on after %d images", files.progress.seen)
         rest = itertools.islice(paths, files.progress.seen, None)
-        _predict(settings, tasks, rest, asked, files)
+        _predict(settings.trainer, tasks, rest, asked, files, settings.dataset.max_pixels)
         found = files.progress
     predicted = found.seen - found.broken
     if not predicted:
@@ -120,9 +120,13 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
 
 
 def _predict(
-    settings: Config, tasks: Mapping[str, Trained], paths: Iterator[Path], asked: Asked, files: _Files
+    trainer: TrainerConfig,
+    tasks: Mapping[str, Trained],
+    paths: Iterator[Path],
+    asked: Asked,
+    files: _Files,
+    max_pixels: int,
 ) -> None:
-    trainer, max_pixels = settings.trainer, settings.dataset.max_pixels
     fabric = Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)  # type: ignore[arg-type]
     networks = {name: fabric.setup_module(task.adapted.network.eval()) for name, task in tasks.items()}
     specs = {name: task.task.input for name, task in tasks.items()}

@@ -70,7 +70,8 @@ def _check_size(model: ModelConfig) -> None:
     if (reason := _refused(network, size)) is None:
         return
     own = input_of(network, dataclasses.replace(model, img_size=None)).size
-    if own == size or _refused(network, own) is None:  # a few models do not compute without values at all
+    # A few models do not compute without values at all; a model's own size is right
+    if own != size and _refused(network, own) is None:
         raise UserError(f"model.img_size: expected a size that {name} takes, such as {own}, got {size} ({reason})")
 
 

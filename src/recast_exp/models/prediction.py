@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.images import pixels_of, read_image
-from recast_exp.data.transforms import MAX_PIXELS, Decoding, InputSpec, augmentation
+from recast_exp.data.transforms import Decoding, InputSpec, augmentation
 from recast_exp.errors import UserError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor

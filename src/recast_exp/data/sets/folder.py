@@ -64,7 +64,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     unread: Counter[str] = Counter()
     if not folders:
         classes, samples = _scan(root, unread)
-        return Official(classes, {"all": samples}, unread=_said(root, unread))
+        return Official(classes, {"all": samples}, unread=_reported(root, unread))
     scanned = {split: _scan(folder, unread) for split, folder in folders.items()}
     classes = scanned["train"][0]
     for split, (others, _) in scanned.items():
@@ -73,10 +73,10 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
                 f"{root}: expected the same class folders in train and {split}, got {', '.join(different)} in one only"
             )
     splits = {split: samples for split, (_, samples) in scanned.items()}
-    return Official(classes, splits, unread=_said(root, unread))
+    return Official(classes, splits, unread=_reported(root, unread))
 
 
-def _said(root: Path, unread: Counter[str]) -> dict[str, int]:
+def _reported(root: Path, unread: Counter[str]) -> dict[str, int]:
     """What is not read, the most first; folders of systems are named, as they may hold copies of images."""
     found = dict(unread.most_common())
     if folders := [name for name in found if name.endswith("/")]:
