@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from recast_exp import adapters
-from recast_exp.errors import UserError
+from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
+from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.check import check_model
 from recast_exp.recast import merge
 from support import task_files
 from support.adapted import BASES, Make, create, logits, train
@@ -57,9 +59,48 @@ def test_methods_of_peft(make: Make, tmp_path: Path, method: str, arguments: dic
         ({"arguments": {"rr": 2}}, ("adapter.arguments.rr: unknown argument; LoraConfig takes", "lora_alpha")),
         ({"arguments": {"r": 0}}, ("peft's LORA refuses", "r")),
         ({"arguments": {"target_modules": ["nowhere"]}}, ("peft's LORA refuses", "nowhere")),
+        ({"arguments": {"modules_to_save": ["head"]}}, ("adapter.arguments.modules_to_save: expected nothing", "head")),
+        ({"arguments": {"bias": "all"}}, ("adapter.arguments.bias: expected none", "adapter=bitfit", "got 'all'")),
+        ({"arguments": {"init_lora_weights": "pissa"}}, ("adapter.arguments.init_lora_weights: ", "got 'pissa'")),
+        ({"arguments": {"init_lora_weights": "olora"}}, ("adapter.arguments.init_lora_weights: ", "got 'olora'")),
+        ({"arguments": {"target_modules": ["qkv", "head"]}}, ("adapter.arguments.target_modules: ", "got head")),
     ],
 )
 def test_what_peft_refuses_is_one_line(make: Make, options: dict[str, Any], expected: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         make("peft", "vit", "frozen", **options)
     assert_one_line(error, *expected)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_all_linear_layers_are_those_of_the_backbone(make: Make, base: str) -> None:
+    adapted = make("peft", "vit", base, arguments={"target_modules": "all-linear"})
+    paths = {name.split(".lora_")[0] for name in adapted.trainable["adapter"]}
+    linear = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert paths == {f"blocks.{block}.{name}" for block in (0, 1) for name in linear}
+
+
+MODEL = ModelConfig(backbone="vit_tiny_patch16_224", method="frozen", pretrained=False, img_size=32)
+RECAST = ModelConfig(backbone="vit_tiny_patch16_224", method="recast", pretrained=False, img_size=32)
+
+
+def check(model: ModelConfig, method: str, **arguments: Any) -> None:
+    recast = RecastConfig(targets=["*.attn.qkv"], num_groups=1)
+    node = {"name": "peft", "method": method, "arguments": arguments}
+    check_model(model, recast, MimicryConfig(name="closed_form"), node)
+
+
+@pytest.mark.parametrize("method", ["ADAMSS", "UNILORA", "SHIRA", "FROD"])
+def test_methods_that_need_values_are_checked_with_values(method: str) -> None:
+    check(MODEL, method)
+
+
+@pytest.mark.parametrize("method", ["HRA", "LORA"])
+def test_what_cuts_coefficients_off_is_known_before_the_run(method: str) -> None:
+    if method == "LORA":
+        check(RECAST, method)
+        return
+    with pytest.raises(UnfitError) as error:
+        check(RECAST, method)
+    assert_one_line(error, "peft HRA", "coefficients get no gradient", "model=vit_frozen")
+    check(MODEL, method)

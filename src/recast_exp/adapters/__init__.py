@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -58,6 +59,8 @@ __all__ = [
     "own_parameters",
     "parametrize_weight",
 ]
+
+log = logging.getLogger(__name__)
 
 _INJECTED = "_recast_exp_adapters"  # the attribute of a network that remembers its adapters; not in the state dict
 _OTHER_SEED = 2**31 - 1  # to find out what of an adapter is random; no seed that anyone would choose
@@ -229,25 +232,31 @@ def injected(network: nn.Module) -> list[Injected]:
     return list(vars(network).get(_INJECTED, ()))
 
 
-def check_adapter(create: Callable[[], nn.Module], adapter: Adapter) -> None:
-    """Check that an adapter fits a network.
+def check_adapter(create: Callable[[str], nn.Module], adapter: Adapter) -> None:
+    """Check that an adapter fits a network, and adds no more parameters than it has.
 
     Args:
-        create: Creates the network, with a classifier; on the meta device, this is cheap.
+        create: Creates the network on the device of this name, with a classifier.
         adapter: The adapter.
 
     Raises:
         UnfitError: If it does not fit; one line that names the adapters that do.
+        UserError: If it adds too many.
     """
     if isinstance(adapter, NoAdapter):
         return
-    network = create()
+    network = create("meta")
     size = sum(parameter.numel() for parameter in network.parameters())
     try:
-        with next(network.parameters()).device:  # what an adapter adds takes no memory either on the meta device
+        try:
+            with torch.device("meta"):  # what an adapter adds takes no memory either
+                inject_adapter(network, adapter)
+        except Exception as error:  # a few of peft's methods compute with the weights
+            log.debug("%s cannot be injected on the meta device (%s); values are needed", adapter.name, error)
+            network = create("cpu")
             inject_adapter(network, adapter)
     except RecastError as error:
-        raise UnfitError(f"{error}; choose one of {', '.join(fitting(create))}") from None
+        raise UnfitError(f"{error}; choose one of {', '.join(fitting(lambda: create('meta')))}") from None
     added = sum(parameter.numel() for parameter in network.parameters()) - size
     if added > size:
         raise UserError(

@@ -8,6 +8,7 @@ peft replaces each layer by its own module, which contains the frozen layer, wit
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from recast_exp.adapters._base import Adapter, backbone_modules
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
+from recast_exp.recast.grouping import classifier_modules
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Peft(Adapter):
         try:
             import peft
             from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+            from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError as error:
             raise UserError("adapter: expected peft, which is not installed; pip install 'recast-exp[peft]'") from error
         methods = {kind.value: kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
@@ -61,19 +64,31 @@ class Peft(Adapter):
                 listed = ", ".join(takes)
                 raise UserError(f"adapter.arguments.{name}: unknown argument; {config_class.__name__} takes {listed}")
         arguments = dict(self.arguments)
+        _check_arguments(arguments)
         arguments.setdefault("target_modules", _targets(network))
+        if arguments["target_modules"] == "all-linear":  # to peft, the classifier too
+            arguments["target_modules"] = [
+                path for path, layer in backbone_modules(network) if isinstance(layer, nn.Linear)
+            ]
         if not arguments["target_modules"]:
             return {}
         if "feedforward_modules" in takes:  # required by IA3
             arguments.setdefault("feedforward_modules", [])
         before = {id(parameter) for parameter in network.parameters()}
+        heads = {id(module) for module in classifier_modules(network)}
         try:
             config = config_class(**arguments)
             peft.get_peft_model(network, config)  # in place; the wrapper that it returns is not needed
-        except (TypeError, ValueError, KeyError, NotImplementedError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
             ) from error
+        for path, module in network.named_modules():
+            if isinstance(module, BaseTunerLayer) and id(module.get_base_layer()) in heads:
+                raise UserError(
+                    f"adapter.arguments.target_modules: expected layers of the backbone, got {path}, the classifier, "
+                    "which trains anyway"
+                )
         return {name: name for name, p in network.named_parameters() if id(p) not in before and p.requires_grad}
 
     @staticmethod
@@ -89,6 +104,31 @@ class Peft(Adapter):
                 layer.merge()
                 parent, _, name = path.rpartition(".")
                 setattr(network.get_submodule(parent), name, layer.get_base_layer())
+
+
+_KEEPS_THE_WEIGHTS = True, False, "gaussian", "orthogonal"
+"""Values of `init_lora_weights` that leave the frozen weights as they are; pissa, olora and others change them."""
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse what peft would do to the backbone or to the head: that is not the adapter's.
+
+    Raises:
+        UserError: One line.
+    """
+    refused = (
+        ("modules_to_save", "nothing; the head trains anyway, and adapter=last_block trains a part of the backbone"),
+        ("bias", "none; adapter=bitfit trains the biases"),
+    )
+    for name, expected in refused:
+        if (value := arguments.get(name)) not in (None, [], "none"):
+            raise UserError(f"adapter.arguments.{name}: expected {expected}, got {value!r}")
+    init = arguments.get("init_lora_weights", True)
+    if init not in _KEEPS_THE_WEIGHTS:
+        raise UserError(
+            "adapter.arguments.init_lora_weights: expected true, false, gaussian or orthogonal, which leave the frozen "
+            f"weights as they are, got {init!r}"
+        )
 
 
 def _targets(network: nn.Module) -> list[str]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from recast_exp.adapters import NoAdapter, check_adapter, from_config
+from recast_exp.adapters import Adapter, NoAdapter, check_adapter, from_config, inject_adapter
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
-from recast_exp.errors import RecastError, UserError, first_line, section
+from recast_exp.errors import RecastError, UnfitError, UserError, first_line, section
 from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import backbone_name, blueprint, input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
+from recast_exp.recast import Banks, Group, inject
+from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.solvers import check_options
 
 log = logging.getLogger(__name__)
@@ -50,9 +52,65 @@ def check_model(
     if (network := _blueprint(model)) is None:
         return
     check_adapter(functools.partial(blueprint, model), chosen)
+    groups = []
     if model.method == "recast":
         with section("recast."):
-            groups_of(network, recast)
+            groups = groups_of(network, recast)
+    if not isinstance(chosen, NoAdapter):
+        _check_gradients(model, groups, chosen)
+
+
+def _check_gradients(model: ModelConfig, groups: list[Group], adapter: Adapter) -> None:
+    """Refuse an adapter that cuts coefficients or its own parameters off: training would stop at its first step."""
+    network = blueprint(model).requires_grad_(False)
+    trained: dict[str, dict[str, nn.Parameter]] = {}
+
+    def note(kind: str, paths: Mapping[str, str]) -> None:
+        # Now: an adapter may give coefficients another name
+        trained[kind] = {name: network.get_parameter(path) for name, path in paths.items()}
+
+    note("coefficients", inject(network, _without_values(network, groups)) if groups else {})
+    try:
+        with torch.device("meta"):
+            note("adapter", inject_adapter(network, adapter))
+        size = input_of(network, model).size
+        output = network.eval()(torch.empty(1, 3, size, size, device="meta")).sum()
+        parameters = [parameter for kind in trained.values() for parameter in kind.values()]
+        gradients = iter(torch.autograd.grad(output, parameters, allow_unused=True))
+    except Exception as error:  # not all compute without values; the first step of training looks again
+        log.debug("%s cannot be tried on the meta device (%s)", adapter.name, error)
+        return
+    for kind, names in trained.items():
+        if without := [name for name in names if next(gradients) is None]:
+            raise UnfitError(cut_off(adapter, kind, without, frozen=not groups))
+
+
+def _without_values(network: nn.Module, groups: list[Group]) -> Banks:
+    """Banks on the meta device."""
+    templates: dict[str, Tensor] = {}
+    coefficients: dict[str, Tensor] = {}
+    with torch.device("meta"):
+        for group in groups:
+            shape = layer_module(network, group.layers[0]).weight.shape
+            templates[group.name] = torch.empty(group.num_templates, *shape)
+            coefficients |= {name: torch.empty(1, group.num_blocks, group.num_templates) for name in group.layers}
+    return Banks(tuple(groups), templates, coefficients, {})
+
+
+def cut_off(adapter: Adapter, kind: str, names: Sequence[str], *, frozen: bool) -> str:
+    """The line for parameters that get no gradient.
+
+    Args:
+        adapter: The adapter, with which they get none.
+        kind: Their kind: `coefficients` or `adapter`.
+        names: Their names.
+        frozen: Whether the backbone has no templates.
+    """
+    advice = "another adapter" if frozen else "the adapter on a frozen model (model=vit_frozen), or another adapter"
+    return (
+        f"adapter: with {adapter.label}, {len(names)} parameter(s) of kind {kind} get no gradient, such as {names[0]}; "
+        f"use {advice}"
+    )
 
 
 def _check_size(model: ModelConfig) -> None:

@@ -75,14 +75,18 @@ def create_network(name: str, img_size: int | None, pretrained: bool = False) ->
     return timm.create_model(name, num_classes=0, pretrained=pretrained)
 
 
-def blueprint(model: ModelConfig) -> nn.Module:
+def blueprint(model: ModelConfig, device: str = "meta") -> nn.Module:
     """The backbone of a model without values, on the meta device: fast for a model of any size.
+
+    Args:
+        model: The model.
+        device: Another device, for random values.
 
     Raises:
         UserError: If timm knows no such model, or the model does not take the input size.
     """
     name = backbone_name(model)
-    with torch.device("meta"):
+    with torch.device(device):
         return create_network(name, model.img_size)
 
 

@@ -19,6 +19,7 @@ from recast_exp.data.loader import Share
 from recast_exp.errors import UserError
 from recast_exp.heads import Features
 from recast_exp.models.adapted import AdaptedModel, normalisations_with_statistics
+from recast_exp.models.check import cut_off
 from recast_exp.models.features import tapped
 from recast_exp.models.resume import Resumable
 from recast_exp.models.task_file import copy_into
@@ -180,11 +181,7 @@ class TaskModule(L.LightningModule):
             for kind in ("coefficients", "adapter"):
                 without = [name for name, parameter in self.adapted.parameters(kind) if parameter.grad is None]
                 if without:
-                    raise UserError(
-                        f"adapter: with {self.adapted.adapter.name}, {len(without)} parameter(s) of kind {kind} get no "
-                        f"gradient, such as {without[0]}; use the adapter on a frozen model (model=vit_frozen), or "
-                        "another adapter"
-                    )
+                    raise UserError(cut_off(self.adapted.adapter, kind, without, frozen=self.adapted.banks is None))
         if self.head_first:
             for group in optimizer.param_groups:
                 if group["name"] != "head":
