@@ -201,7 +201,7 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     summary = write_report(tmp_path).with_suffix(".md").read_text()
     assert "0: metrics.csv cannot be read" not in summary  # the summary has no curves
     assert "sweep.json cannot be read" in summary
-    assert "job.json is not the record of a job" in summary
+    assert "job.json cannot be read (Object missing required field" in summary
     html = (tmp_path / "report" / "report.html").read_text()
     assert "0: metrics.csv cannot be read" in html
     assert "0: task.safetensors cannot be read" in html
@@ -619,10 +619,17 @@ def write_search(folder: Path, **changed: Any) -> None:
             | {
                 "parameters": {"optimizer.lr": lr, "model": "vit_att"},
                 "epochs": epochs,
+                "exit_code": 1 if state == "failed" else None,
+                "started": "2026-11-21T10:00:00",
+                "ended": None,
             }
         )
     content = {
         "format": 1,
+        "metric": "val/accuracy",
+        "direction": "maximize",
+        "seed": 42,
+        "overrides": [],
         "n_trials": 5,
         "space": {"optimizer.lr": "tag(log,interval(0.001,10.0))", "model": "choice(vit_att,vit_mlp)"},
         "best": {**trials[1], "command": "python -m recast_exp optimizer.lr=0.0123"},
@@ -675,7 +682,8 @@ def test_a_search_without_a_finished_trial_has_a_report(tmp_path: Path) -> None:
     write_report(tmp_path)
     summary = (tmp_path / "report/report.md").read_text()
     assert "## Search one\n\n0 of 5 trials." in summary
-    assert "- other: search.json is not the record of a search; its trials are shown as jobs" in summary
+    why = "Expected `int`, got `str` - at `$.n_trials`"
+    assert f"- other: search.json cannot be read ({why}); its trials are shown as jobs" in summary
 
 
 # The command line
@@ -751,6 +759,11 @@ def write_sequence(folder: Path, **changed: Any) -> Path:
         "tasks": ["cub[0:2]", "<b>", "digits"],
         "accuracy": [[0.9], [0.9, 0.8], [0.9, 0.8, 1.0]],
         "identical": True,
+        "backward_transfer": 0.0,
+        "forward_transfer": None,
+        "parameters": [144] * 3,
+        "bytes": [4000] * 3,
+        "seconds": [1.5] * 3,
         "methods": [{"method": "RECAST-Att", **row}, {"method": "full & all", **row, "unknown": None}],
         "unknown": {"RECAST-Att": [0.9, 0.85, 0.8]},
     }

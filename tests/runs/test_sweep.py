@@ -341,6 +341,7 @@ def test_the_live_table_of_a_search(tmp_path: Path) -> None:
         value = 0.5 + number / 10 if state == "finished" else None
         trials.append(
             {"number": number, "folder": str(number), "state": state, "value": value, "ended": job_record._now()}
+            | {"reason": None, "exit_code": None, "epochs": {}, "started": None}
         )
         trials[-1]["parameters"] = {"optimizer.lr": f"{0.00123456 * (number + 1)!r}", "model": "'vit_att'"}
         if state != "failed":
@@ -349,7 +350,9 @@ def test_the_live_table_of_a_search(tmp_path: Path) -> None:
             content = record(state=told, number=number, epoch=5 if state == "running" else 10) | job_record_keys()
             (tmp_path / str(number) / "job.json").write_text(json.dumps(content))
     space = {"optimizer.lr": "interval(0.0,1.0)", "model": "choice(vit_att,vit_mlp)"}
-    search = {"n_trials": 8, "space": space, "best": trials[1], "trials": trials}
+    facts = {"format": 1, "metric": "val/accuracy", "direction": "maximize", "seed": 42, "overrides": []}
+    best = trials[1] | {"command": "python -m recast_exp"}
+    search = facts | {"n_trials": 8, "space": space, "best": best, "trials": trials}
     (tmp_path / "search.json").write_text(json.dumps(search))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(progress.search_table(tmp_path, time.time() - 45))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from support.task_files import FACTS
+from support.task_files import COUNTS, FACTS
 
 SEEDS = (42, 1998, 3142592)
 DATASETS = {"flowers": 102, "aircraft": 100, "scenes": 67, "cub": 200, "cifar10": 10, "cifar100": 100}
@@ -99,12 +99,12 @@ def write_job(
         "test/accuracy_per_class/one": 0.5,
     }
     parameters = {
+        **COUNTS,
         "coefficients": coefficients,
         "adapter": numbers - coefficients,
         "task_specific": numbers,
         "task_bits": bits,
         "head": 385 * DATASETS.get(dataset, 10),
-        "layers": {},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "parameters.json").write_text(json.dumps(parameters))

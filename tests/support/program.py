@@ -26,6 +26,7 @@ trainer.progress_bars = lambda wanted: contextlib.nullcontext()
 sys.modules["recast_exp.training.trainer"] = trainer
 
 from recast_exp.cli import main as cli
+from recast_exp.runs.results import Counts
 from recast_exp.stages import adapt
 
 def run(self, job):
@@ -48,7 +49,8 @@ def run(self, job):
         raise KeyboardInterrupt
     metrics = {"val/accuracy": 0.5, "test/accuracy": settings.seed / 1000}
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
-    (run_dir / "parameters.json").write_text(json.dumps({"task_specific": 48}))
+    counts = dict.fromkeys(Counts.__annotations__, 0) | {"task_specific": 48, "layers": {}}
+    (run_dir / "parameters.json").write_text(json.dumps(counts))
     facts = {"backbone": {"name": "", "fingerprint": ""}, "classes": ["a"], "input": {}, "eval_batch_size": 1}
     record = json.dumps({"format": 2, "config": {"seed": settings.seed}, "bank": None, **facts})
     header = json.dumps({"__metadata__": {"recast_exp": record}}).encode()

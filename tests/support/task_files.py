@@ -10,6 +10,7 @@ from torch import Tensor
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.task_file import copy_into, for_banks, make_record, read_task, write_task
 from recast_exp.recast import Banks
+from recast_exp.runs.results import Counts
 
 FACTS: dict[str, Any] = {
     "backbone": {"name": "vit_tiny_patch16_224", "fingerprint": "0" * 64},
@@ -18,6 +19,9 @@ FACTS: dict[str, Any] = {
     "eval_batch_size": 256,
 }
 """The least that a record says, beyond the templates."""
+
+COUNTS: dict[str, Any] = dict.fromkeys(Counts.__annotations__, 0) | {"layers": {}}
+"""`parameters.json` of a model that trains nothing."""
 
 
 def write(path: Path, adapted: AdaptedModel, config: dict[str, Any] | None = None, **facts: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from recast_exp.display.live import watching
 from recast_exp.errors import MissingInputError, RecastError
 from recast_exp.models.label import method_label
 from recast_exp.report.build import write_report
-from recast_exp.runs import layout
 from recast_exp.runs.plan import recipe_sources
 from recast_exp.runs.state import State
-from recast_exp.runs.sweep import Plan, all_records, collect, command_again, holding, searched
+from recast_exp.runs.sweep import Plan, all_records, collect, command_again, holding, read_search, searched
 from recast_exp.tracking.wandb_sync import how_to_sync
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def _conclude(plan: Plan) -> int:
     """
     if not plan.jobs and (written := searched(plan.folder)) is not None:
         if written != plan.searched:  # else it was refused, and nothing has happened
-            show_search(plan.folder, json.loads((plan.folder / layout.SEARCH).read_text(encoding="utf-8")))
+            show_search(plan.folder, read_search(plan.folder))
             _end(plan.folder)
         return 0  # a search has its own exit code
     settings = collect(plan.folder, plan.jobs)

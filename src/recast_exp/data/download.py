@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import logging
 import os
 import re
@@ -25,7 +24,7 @@ from types import TracebackType
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from recast_exp import __version__
+from recast_exp import __version__, schemas
 from recast_exp.data.unpack import ArchiveError, extract
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import write_json, writing
@@ -243,17 +242,16 @@ def _record(root: Path, key: str, checksum: str) -> None:
         write_json(root / _CHECKSUMS, dict(sorted({**_checksums(root / _CHECKSUMS), key: checksum}.items())))
 
 
-def _checksums(record: Path) -> dict[str, object]:
+def _checksums(record: Path) -> dict[str, str]:
     """Read the recorded checksums. Users edit them, so a damaged file is reported rather than ignored."""
-    try:
-        checksums = json.loads(record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not record.exists():
         return {}
+    try:
+        return schemas.decode(record, dict[str, str])
     except ValueError as error:
-        raise UserError(f"{record}: expected JSON, got {error}; correct or remove the file") from error
-    if not isinstance(checksums, dict):
-        raise UserError(f"{record}: expected a JSON object, got {type(checksums).__name__}; correct or remove the file")
-    return checksums
+        raise UserError(
+            f"{record}: expected a JSON object of checksums, got {error}; correct or remove the file"
+        ) from error
 
 
 def _receive(url: str, part: Path, state: Path, description: str, *, quiet: bool) -> None:
@@ -355,10 +353,9 @@ def _validator(response: _Response) -> str | None:
 def _read_state(path: Path) -> _State:
     """Read the source of a partial file; empty if it is not known."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return schemas.decode(path, _State)
+    except ValueError:
         return _State()
-    return _State(state.get("url"), state.get("validator"), state.get("total")) if isinstance(state, dict) else _State()
 
 
 def _size(path: Path) -> int:

@@ -19,18 +19,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol, TypedDict
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 from filelock import FileLock
+from msgspec import Meta
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from recast_exp import schemas
 from recast_exp.data.images import in_parallel, read_image, size_of
 from recast_exp.data.transforms import Geometry
 from recast_exp.data.types import Samples
@@ -336,6 +338,13 @@ def _versions() -> dict[str, str]:
     return {"pillow": PIL.__version__, "torchvision": torchvision.__version__}
 
 
+class _Hash(TypedDict):
+    """A remembered hash of image files."""
+
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    files: int
+
+
 def content_hash(paths: Sequence[Path], cache: Path) -> str:
     """Hash the bytes of image files, in order.
 
@@ -352,8 +361,8 @@ def content_hash(paths: Sequence[Path], cache: Path) -> str:
         newest = max(newest, status.st_ctime_ns)
     memo = cache / "images" / "hashes" / f"{digest.hexdigest()[:32]}.json"
     try:
-        return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return schemas.decode(memo, _Hash)["sha256"]
+    except ValueError:
         pass
     whole = hashlib.sha256()
     for digest_of_file in in_parallel(_file_hash, paths, "hashing images"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import sys
 import threading
 import time
@@ -25,11 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from recast_exp.config.grammar import short
-from recast_exp.runs import layout
+from recast_exp.errors import RecastError
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
-from recast_exp.runs.sweep import PlannedJob, SearchRecord
+from recast_exp.runs.sweep import PlannedJob, read_search
 
 INTERVAL = 0.5  # seconds between two readings of the files
 ROWS = 12  # of the live table, in addition to the jobs that run
@@ -208,8 +207,8 @@ def table(records: Sequence[Watched], started: float, own: Sequence[str] = ()) -
 def search_table(folder: Path, started: float) -> Group:
     """The trials of a search that run, the last ones that ended and the best, with the values sampled for them."""
     try:
-        content: SearchRecord = json.loads((folder / layout.SEARCH).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the search has not written it yet
+        content = read_search(folder)
+    except RecastError:  # the search has not written it yet
         return Group()
     trials = content["trials"]
     ended = [trial for trial in trials if trial["state"] != State.RUNNING]

@@ -19,6 +19,7 @@ from recast_exp import __version__
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.display import console, plots
+from recast_exp.errors import RecastError
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.features import frozen_features
@@ -50,9 +51,9 @@ LOSSY = 1e-3  # relative error of a weight above which a user is warned
 
 def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     """Adapt a backbone to a dataset; a finished run that is resumed is only shown again."""
-    if settings.resume and (run_dir / layout.METRICS).is_file():
+    metrics = _known(run_dir) if settings.resume else None
+    if metrics is not None:
         log.info("%s is finished; nothing is left to do", run_dir)
-        metrics = read_results(run_dir)[0]
     else:
         try:
             metrics = adapt(settings, run_dir, group)
@@ -70,6 +71,14 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
         log.info("Results: %s", run_dir)
         say_how_to_sync(run_dir)
     return metrics
+
+
+def _known(run_dir: Path) -> Metrics | None:
+    """The metrics of a run, where it has all its results, and they can be read."""
+    try:
+        return read_results(run_dir)[0]
+    except RecastError:
+        return None
 
 
 def adapt(

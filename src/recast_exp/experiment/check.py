@@ -17,8 +17,10 @@ from recast_exp.models.check import check_classifier, check_model
 from recast_exp.models.create import backbone_name, create_network
 from recast_exp.models.weights import load_file
 from recast_exp.recast import Banks
+from recast_exp.runs import layout
 from recast_exp.training import objectives
 from recast_exp.training.environment import check_device
+from recast_exp.training.trainer import read_checkpoint
 
 
 def check_experiment(settings: Config) -> None:
@@ -65,6 +67,8 @@ class Inputs:
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
         if model.weights:
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
+        if settings.resume and (checkpoint := layout.checkpoint(Path(settings.resume).expanduser())).exists():
+            read_checkpoint(checkpoint)
         if settings.bank:
             self._once(f"bank {settings.bank}", lambda: _check_bank(str(settings.bank)))
         # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded

@@ -7,7 +7,6 @@ import dataclasses
 import fnmatch
 import functools
 import io
-import json
 import logging
 import shlex
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
-from recast_exp import adapters, heads
+from recast_exp import adapters, heads, schemas
 from recast_exp.config import recipes, rules
 from recast_exp.config.rules import trains_only_head, value_of
 from recast_exp.config.schema import Config, ModelConfig, with_values
@@ -304,8 +303,7 @@ def _validated(settings: Config, run_dir: Path, name: str) -> dict[str, float]:
         job_record.update(run_dir, stage="tune")
         with job_record.ending(run_dir):
             write_json(path, validate(settings, run_dir))
-    metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return metrics
+    return schemas.read_json(path, dict[str, float], "the validation metrics of a run")
 
 
 def describe(recipe: Mapping[str, object]) -> str:

@@ -23,6 +23,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from recast_exp import schemas
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.images import UnreadableImageError
 from recast_exp.data.listing import images_at
@@ -197,8 +198,8 @@ class _Files:
         if not self._path.is_file():
             return _Progress(what)
         try:
-            progress = _Progress(**json.loads(self._path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            progress = schemas.decode(self._path, _Progress)
+        except ValueError:
             raise UserError(f"hydra.run.dir: {self._path} is damaged; choose a new folder") from None
         if progress.asked != what:
             raise UserError(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
-from recast_exp import __version__
+from recast_exp import __version__, schemas
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.features import features_key, frozen_features
 from recast_exp.files import alone_at, json_hash, write_json
@@ -41,9 +40,8 @@ def probe(experiment: Experiment) -> Measured:
 def _read(path: Path) -> Measured | None:
     if path.is_file():
         try:
-            metrics: Measured = json.loads(path.read_text(encoding="utf-8"))
-            return metrics
-        except json.JSONDecodeError:
+            return schemas.decode(path, Measured)
+        except ValueError:
             log.warning("The cached linear probe %s is damaged; it is solved again", path)
     return None
 

@@ -5,15 +5,17 @@ One bank serves all runs with the same backbone, weights and settings, whatever 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from recast_exp import schemas
 from recast_exp.config.schema import MimicryConfig, RecastConfig
 from recast_exp.errors import RecastError, UserError, section
 from recast_exp.files import alone_at, json_hash, write_json
@@ -24,6 +26,13 @@ from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.solvers import check_options, options_of
 
 log = logging.getLogger(__name__)
+
+
+class _Entry(TypedDict):
+    """A file of the index."""
+
+    hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    settings: dict[str, Any]
 
 
 def groups_of(network: nn.Module, recast: RecastConfig) -> list[Group]:
@@ -69,10 +78,10 @@ def bank_for(
     with alone_at(index):
         if index.is_file():
             try:
-                entry = json.loads(index.read_text(encoding="utf-8"))
-                path = bank_path(cache, entry["hash"])
-                return Banks.load(path, entry["hash"]), path
-            except (RecastError, KeyError, TypeError, ValueError) as error:
+                content_hash = schemas.decode(index, _Entry)["hash"]
+                path = bank_path(cache, content_hash)
+                return Banks.load(path, content_hash), path
+            except (RecastError, ValueError) as error:
                 log.warning("The cached template bank cannot be used (%s); it is made again", error)
         banks = _mimic(backbone, groups, recast, mimicry, settings)
         path = bank_path(cache, banks.hash)

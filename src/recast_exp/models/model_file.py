@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypedDict
 
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recast_exp import __version__
+from recast_exp import __version__, schemas
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing, write_json
 from recast_exp.models import task_file
@@ -43,18 +43,26 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 _COEFFICIENTS = ".parametrizations.weight.original"
 
 
-class _Record(TypedDict):
+_Hash: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Dtype: TypeAlias = Annotated[str, Meta(pattern="^(float32|float16|bfloat16|float64)$")]
+_Count: TypeAlias = Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class _Versioned(TypedDict):
     format: int
+
+
+class _Record(_Versioned):
     version: str
     backbone: str
-    img_size: int | None
+    img_size: _Count | None
     fingerprint: str
-    width: int
-    dtype: str
-    input: dict[str, object]
-    bank: str
-    weights: str
-    tasks: dict[str, str]
+    width: _Count
+    dtype: _Dtype
+    input: dict[str, Any]
+    bank: _Hash
+    weights: _Hash
+    tasks: dict[str, _Hash]
 
 
 def save(model: RecastModel, path: Path) -> None:
@@ -168,27 +176,16 @@ def _read(file: Path, path: Path) -> _Record:
     if not file.is_file():
         raise MissingInputError(f"{path}: expected {RECORD} of RecastModel.save in it, got none")
     try:
-        record: _Record = json.loads(file.read_text(encoding="utf-8"))
-        version, tasks = record["format"], record["tasks"]
-        names = [record["bank"], record["weights"], *tasks.values()]
-        texts = [record["backbone"], record["fingerprint"], *tasks]
-        sound = (
-            isinstance(version, int)
-            and all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
-            and all(isinstance(text, str) for text in texts)
-            and isinstance(record["width"], int)
-            and isinstance(record["input"], Mapping)
-            and (record["img_size"] is None or isinstance(record["img_size"], int))
-            and record["dtype"] in ("float32", "float16", "bfloat16", "float64")
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: expected the {RECORD} of RecastModel.save, got one that is damaged")
-    if version > FORMAT:
-        raise UserError(
-            f"{path}: has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
-        )
+        version = schemas.decode(file, _Versioned)["format"]
+        if version > FORMAT:
+            raise UserError(
+                f"{path}: has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
+            )
+        record = schemas.decode(file, _Record)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: expected the {RECORD} of RecastModel.save, got a damaged one ({error})") from error
     check_name(record["backbone"])
     return record
 

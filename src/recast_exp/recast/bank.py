@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,9 +19,20 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing
 from recast_exp.recast.formulas import combine, cosine_similarity, from_relative, project, relative, relative_error
 from recast_exp.recast.grouping import Group, layer_module
+from recast_exp.schemas import parse
 
 RECORD = "recast_exp_bank"
 FORMAT = 1
+
+
+class _Record(TypedDict):
+    """What the metadata of a bank's file holds; without `hash` and `origin` before version 0.1."""
+
+    format: int
+    groups: list[Group]
+    settings: dict[str, Any]
+    origin: NotRequired[Origin | None]
+    hash: NotRequired[str]
 
 
 class TemplateBank(nn.Module):
@@ -153,6 +164,26 @@ class Banks:
         """
         return self._by_group(shares, from_relative)
 
+    def _check(self) -> None:
+        """Refuse tensors that do not fit their groups, or that no model can be made of.
+
+        Raises:
+            ValueError: One line.
+        """
+        sets = {tensor.shape[0] for tensor in self.coefficients.values() if tensor.ndim}
+        for group in self.groups:
+            bank = self.templates[group.name]
+            fits = bank.ndim in (3, 5) and len(bank) == group.num_templates > 0 < group.num_blocks
+            _check_tensor(f"the templates of {group.name}", bank, fits)
+            if len(bank[0]) % group.num_blocks:
+                raise ValueError(f"{group.num_blocks} blocks do not divide the {len(bank[0])} rows of {group.name}")
+            if not bank.any():
+                raise ValueError(f"the templates of {group.name} are all 0")
+            for layer in group.layers:
+                found = self.coefficients[layer]
+                fits = found.ndim == 3 and found.shape[1:] == (group.num_blocks, group.num_templates) and len(sets) == 1
+                _check_tensor(f"the coefficients of {layer}", found, fits)
+
     def _by_group(self, values: Mapping[str, Tensor], formula: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for group in self.groups:
@@ -203,27 +234,28 @@ class Banks:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {}).get(RECORD, "null"))
+                text = (file.metadata() or {}).get(RECORD)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: expected a safetensors file, got a damaged or different one ({error})") from error
-        kinds: dict[str, dict[str, Tensor]] = {"templates": {}, "coefficients": {}}
+        if text is None:
+            raise UserError(f"{path}: expected template banks, got a safetensors file that holds none")
         try:
+            record = parse(text, _Record)
             if record["format"] > FORMAT:
-                raise ValueError(f"format {record['format']}")
-            for name, tensor in tensors.items():
-                kind, _, rest = name.partition("/")
-                kinds[kind][rest] = tensor
-            groups = tuple(Group(**(group | {"layers": tuple(group["layers"])})) for group in record["groups"])
+                raise ValueError(f"format {record['format']}, where this version reads up to {FORMAT}")
+            groups = tuple(record["groups"])
             # The file sorts its tensors by name, which puts block 10 before block 2.
-            templates = {group.name: kinds["templates"][group.name] for group in groups}
-            coefficients = {layer: kinds["coefficients"][layer] for group in groups for layer in group.layers}
-            origin = Origin(**made) if (made := record.get("origin")) else None
-            banks = cls(groups, templates, coefficients, record["settings"], origin)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: expected template banks of this version of recast_exp, got another file"
-            ) from error
+            templates = {group.name: tensors.pop(f"templates/{group.name}") for group in groups}
+            coefficients = {layer: tensors.pop(f"coefficients/{layer}") for group in groups for layer in group.layers}
+            if tensors:
+                raise ValueError(f"the tensor {next(iter(tensors))[:80]!r} belongs to no group")
+            banks = cls(groups, templates, coefficients, record["settings"], record.get("origin"))
+            banks._check()
+        except KeyError as error:
+            raise UserError(f"{path}: expected the tensor {error} of template banks, got none") from error
+        except ValueError as error:
+            raise UserError(f"{path}: expected template banks, got a damaged or different file ({error})") from error
         # Banks of earlier versions record none
         if "hash" in record and record["hash"] != banks.hash:
             raise UserError(f"{path} is damaged: its content is not that of the hash it records; build it again")
@@ -233,6 +265,13 @@ class Banks:
                 "nothing without their own templates"
             )
         return banks
+
+
+def _check_tensor(what: str, tensor: Tensor, fits: bool) -> None:
+    if tensor.dtype != torch.float32 or not fits or not tensor.numel():
+        raise ValueError(f"{what} are {tensor.dtype} of shape {tuple(tensor.shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{what} hold NaN or infinity")
 
 
 def reference(model: nn.Module, layer: str) -> Tensor:

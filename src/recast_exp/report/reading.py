@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from recast_exp import schemas
 from recast_exp.config import grammar
 from recast_exp.config.schema import DatasetConfig
 from recast_exp.errors import one_line
@@ -20,6 +20,8 @@ from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, 
 from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import PlannedJob, SweepRecord
+
+T = TypeVar("T")
 
 FORMAT = 1
 """The newest format of job.json and sweep.json that this version reads."""
@@ -123,16 +125,15 @@ def read_jobs(folder: Path) -> Contents:
         (sweeps if path.name == SWEEP else ran).append(path)
     for path in sweeps:
         try:
-            sweep: SweepRecord = read_json(path)
-            commands.append(str(sweep.get("command") or f"(not recorded in {_relative(path, folder)})"))
-            plan = [(path.parent / str(entry["folder"]), entry) for entry in sweep["jobs"]]
+            sweep = read_json(path, SweepRecord)
+            commands.append(sweep["command"] or f"(not recorded in {_relative(path, folder)})")
+            plan = [(path.parent / entry["folder"], entry) for entry in sweep["jobs"]]
             planned |= {
                 job_dir: (len(planned) + at, _planned(job_dir, entry, folder))
                 for at, (job_dir, entry) in enumerate(plan)
             }
-        except (DamagedError, KeyError, TypeError, ValueError) as error:
-            why = str(error) if isinstance(error, DamagedError) else f"{SWEEP} is not the record of a sweep"
-            remarks.append(f"{_relative(path.parent, folder)}: {why}; jobs that never started are unknown")
+        except DamagedError as error:
+            remarks.append(f"{_relative(path.parent, folder)}: {error}; jobs that never started are unknown")
     jobs: list[tuple[tuple[int | tuple[int, str], ...], Job]] = []
     other_stages = 0
     for path in ran:
@@ -176,23 +177,26 @@ def read_history(job: Job) -> list[dict[str, float]]:
         raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, schema: type[T]) -> T:
     """Read a file that holds one JSON object.
 
+    Args:
+        path: The file.
+        schema: The type of its content.
+
     Raises:
-        DamagedError: If it is missing, cut short, or of a newer format.
+        DamagedError: If it is missing, cut short, of a newer format, or does not fit the schema.
     """
+    if not path.exists():
+        raise DamagedError(f"{path.name} is missing")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedError(f"{path.name} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name} cannot be read ({one_line(error, limit=120)})") from error
-    if not isinstance(content, dict):
-        raise DamagedError(f"{path.name} holds no JSON object")
-    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-        raise DamagedError(f"{path.name} has format {content['format']}, this version reads up to {FORMAT}")
-    return content
+        content = schemas.decode(path, dict[str, Any])
+        version = content.get("format")
+        if isinstance(version, int) and version > FORMAT:
+            raise DamagedError(f"{path.name} has format {version}, this version reads up to {FORMAT}")
+        return schemas.checked(content, schema)
+    except ValueError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error})") from error
 
 
 def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:
@@ -214,14 +218,12 @@ def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:
 def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
     """The job of a job.json; None if it belongs to another stage."""
     try:
-        record: Record = read_json(path)
-        if record.get("stage", "adapt") != "adapt":
-            return None
-        job = _recorded(path, folder, record)
+        record = read_json(path, Record)
     except DamagedError as error:
         return _damaged(path, folder, planned, str(error))
-    except (KeyError, TypeError, ValueError) as error:
-        return _damaged(path, folder, planned, f"{JOB} is not the record of a job ({one_line(error, limit=120)})")
+    if record["stage"] != "adapt":
+        return None
+    job = _recorded(path, folder, record)
     if not job.finished:
         return job
     try:
@@ -291,7 +293,7 @@ def _setting(config: object, *names: str) -> object:
 
 def _whole(path: Path) -> dict[str, object]:
     """Read a file of results, which must hold the values that the report needs."""
-    content: dict[str, object] = read_json(path)
+    content: dict[str, object] = read_json(path, dict[str, object])
     for name in _NEEDED[path.name]:
         value = content.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from recast_exp.report.charts import Figure, Figures, figure_of, safe
 from recast_exp.report.reading import DamagedError, read_json, records
@@ -54,7 +53,7 @@ def read_sequences(folder: Path) -> tuple[list[TaskSequence], list[str]]:
     for path in records(folder, SEQUENCE):
         place = path.parent.relative_to(folder).as_posix()
         try:
-            sequence = TaskSequence(place, cast(Sequenced, read_json(path)))
+            sequence = TaskSequence(place, read_json(path, Sequenced))
             _ = sequence.rows, sequence.title, sequence_figures([sequence])
         except (DamagedError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             remarks.append(f"{place}: {path.name} cannot be read ({type(error).__name__}); it is not shown")

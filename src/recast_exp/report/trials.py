@@ -83,8 +83,8 @@ def read_searches(contents: Contents) -> tuple[Contents, tuple[Search, ...]]:
     for path in records(contents.folder, SEARCH):
         relative = path.parent.relative_to(contents.folder).as_posix()
         try:
-            search = _search(relative, read_json(path))
-        except (DamagedError, KeyError, TypeError, ValueError, AttributeError) as error:
+            search = _search(relative, read_json(path, SearchRecord))
+        except (DamagedError, ValueError) as error:
             why = str(error) if isinstance(error, DamagedError) else f"{SEARCH} is not the record of a search"
             remarks.append(f"{relative}: {why}; its trials are shown as jobs")
             continue

@@ -11,9 +11,11 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recast_exp import errors
 from recast_exp.config import grammar, keys
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, UserError, one_line
 from recast_exp.runs.task_header import read_record
+from recast_exp.schemas import check_yaml
 
 BEFORE = {"background": "drop", "orient": False}
 """How images were decoded by versions that did not record it."""
@@ -192,7 +194,9 @@ def differences(content: Mapping[str, object], folder: Path) -> Iterator[str]:
 
 
 def _load(path: Path) -> Iterable[object] | None:
+    with errors.section("resume: "):
+        check_yaml(path)
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"resume: {path} cannot be read: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"resume: {path} cannot be read: {one_line(error)}") from None

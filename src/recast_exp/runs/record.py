@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from recast_exp import schemas
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError
@@ -30,14 +30,14 @@ FORMAT = 1
 
 
 class Identity(TypedDict):
-    """What a job's own record and the plan of its sweep both say of it."""
+    """What a job's own record and the plan of its sweep both say of it; the plans of early versions had no `config`."""
 
     overrides: list[str]
     label: str
     dataset: str
     seed: int
     recipe: NotRequired[dict[str, str]]
-    config: dict[str, object]
+    config: NotRequired[dict[str, object]]
 
 
 _Validated = TypedDict("_Validated", {"val/accuracy": float | None})
@@ -47,7 +47,8 @@ class Begun(Identity, _Validated):
     """What a record says of any job, a job of a sweep or not."""
 
     format: int
-    state: State
+    state: str
+    """A `State`, or a word of an earlier version."""
     reason: str | None
     exit_code: int | None
     stage: str
@@ -66,25 +67,14 @@ class Record(Begun):
     """In its sweep."""
 
 
-_KEYS = {
-    *("format", "state", "reason", "exit_code", "number", "label", "stage", "dataset", "seed", "overrides", "config"),
-    *("started", "updated", "epoch", "epochs", "val/accuracy"),
-}
-
-
 def read(folder: Path) -> Record | None:
     """The record of a job's folder; None where there is none, or none that can be read."""
     try:
-        record: Record = json.loads((folder / layout.JOB).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = schemas.decode(folder / layout.JOB, Record)
+    except ValueError:
         return None
-    if not isinstance(record, dict) or not set(record) >= _KEYS or not isinstance(record["config"], dict):
-        return None
-    try:
-        record["state"] = State.of(record["state"], record["reason"])
-    except (ValueError, AttributeError):
-        return None
-    return record if isinstance(record["format"], int) and record["format"] <= FORMAT else None
+    record["state"] = State.of(record["state"], record["reason"])
+    return record if record["format"] <= FORMAT else None
 
 
 def begin(
@@ -136,10 +126,21 @@ def begin(
 def planned_sources(folder: Path) -> dict[str, str]:
     """Which file set each key of a job's recipe, as its sweep has planned it; nothing for a job of no sweep."""
     try:
-        jobs = json.loads((folder.parent / layout.SWEEP).read_text(encoding="utf-8"))["jobs"]
-        return next((dict(job.get("recipe") or {}) for job in jobs if job["folder"] == folder.name), {})
-    except (OSError, ValueError, KeyError, TypeError):
+        jobs = schemas.decode(folder.parent / layout.SWEEP, _Planned)["jobs"]
+    except ValueError:
         return {}
+    return next((job.get("recipe", {}) for job in jobs if job["folder"] == folder.name), {})
+
+
+class _PlannedJob(TypedDict):
+    folder: str
+    recipe: NotRequired[dict[str, str]]
+
+
+class _Planned(TypedDict):
+    """Of sweep.json, what a job wants to know."""
+
+    jobs: list[_PlannedJob]
 
 
 def update(folder: Path, **changes: object) -> None:
@@ -192,15 +193,24 @@ def differences(record: Record, settings: Config) -> Iterator[str]:
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """The metrics of a finished run."""
-    metrics: Metrics = json.loads((folder / layout.METRICS).read_text(encoding="utf-8"))
-    return metrics
+    """The metrics of a finished run.
+
+    Raises:
+        MissingInputError: If it has none.
+        UserError: If they are damaged.
+    """
+    return schemas.read_json(folder / layout.METRICS, Metrics, "the metrics of a run")
 
 
 def read_results(folder: Path) -> Results:
-    """The metrics and the counts of a finished run."""
-    parameters: Counts = json.loads((folder / layout.PARAMETERS).read_text(encoding="utf-8"))
-    return Results(read_metrics(folder), parameters)
+    """The metrics and the counts of a finished run.
+
+    Raises:
+        MissingInputError: If it has none.
+        UserError: If they are damaged.
+    """
+    counts = schemas.read_json(folder / layout.PARAMETERS, Counts, "the parameters of a run")
+    return Results(read_metrics(folder), counts)
 
 
 def is_finished(folder: Path) -> bool:
@@ -210,7 +220,8 @@ def is_finished(folder: Path) -> bool:
         return False
     try:
         if record["stage"] != "adapt":
-            return isinstance(read_metrics(folder), dict)
+            read_metrics(folder)
+            return True
         metrics, parameters = read_results(folder)
         task = read_record(folder / layout.TASK)
         accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])

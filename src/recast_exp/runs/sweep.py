@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from filelock import FileLock, Timeout
 
-from recast_exp import __version__
+from recast_exp import __version__, schemas
 from recast_exp.config import grammar
 from recast_exp.errors import UserError
 from recast_exp.files import write_json
@@ -45,7 +44,7 @@ class SweepRecord(TypedDict):
     """sweep.json."""
 
     format: int
-    version: str
+    version: NotRequired[str]
     command: str
     created: str
     jobs: list[PlannedJob]
@@ -195,6 +194,16 @@ def searched(folder: Path) -> int | None:
         return None
 
 
+def read_search(folder: Path) -> SearchRecord:
+    """What a search has written of its trials.
+
+    Raises:
+        MissingInputError: If it has written nothing yet.
+        UserError: If the file is damaged.
+    """
+    return schemas.read_json(folder / layout.SEARCH, SearchRecord, "the record of a search")
+
+
 def all_records(plan: Plan) -> list[Recorded | Left]:
     """The records of all jobs that were planned, or of all that there are."""
     found: dict[int, Recorded | Left] = {record["number"]: record for record in records(plan.folder, plan.jobs)}
@@ -243,8 +252,8 @@ def collect(folder: Path, jobs: Sequence[PlannedJob] = ()) -> dict[str, list[Res
 def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     """How the jobs of a folder differ from those that are planned: one line for each job."""
     try:
-        there = len(json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))["jobs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        there = len(schemas.decode(folder / layout.SWEEP, SweepRecord)["jobs"])
+    except ValueError:
         there = 0
     if planned and there > len(planned):
         yield (

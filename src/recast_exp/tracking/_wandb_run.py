@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import json
 import logging
 import re
 import secrets
@@ -17,12 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from msgspec import Meta
 
+from recast_exp import schemas
 from recast_exp.config import keys
 from recast_exp.config.schema import LoggerConfig
 from recast_exp.errors import UserError, one_line
@@ -197,6 +198,13 @@ def connection_problem(url: str) -> str:
     return problem[0]
 
 
+class _Record(TypedDict):
+    """`wandb.json`."""
+
+    id: Annotated[str, Meta(pattern=r"^[\w-]{1,64}$")]
+    settings: NotRequired[dict[str, Any]]
+
+
 def run_id(config: Mapping[str, object], run_dir: Path) -> str:
     """The id of a job's W&B run: a new one, unless a job with the same settings was started in this folder.
 
@@ -210,18 +218,26 @@ def run_id(config: Mapping[str, object], run_dir: Path) -> str:
     path = run_dir / layout.WANDB_RECORD
     settings = dict(keys.leaves(config))
     if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = schemas.read_json(path, _Record, "the id of a W&B run")
         if "settings" not in record or not keys.differences(record["settings"], settings):
-            return str(record["id"])
+            return record["id"]
     new = secrets.token_hex(4)
     write_json(path, {"id": new, "settings": settings})
     return new
 
 
+class _Images(TypedDict):
+    """Of `dataset.json`, what a chart wants to know."""
+
+    classes: list[str]
+
+
 def confusion_matrix(run_dir: Path) -> dict[str, CustomChart]:
     """`confusion_matrix` → W&B's own chart of `predictions.csv`; empty if there are too many classes."""
     path = run_dir / layout.PREDICTIONS
-    classes = json.loads((run_dir / layout.DATASET).read_text(encoding="utf-8"))["classes"] if path.is_file() else []
+    classes: list[str] = []
+    if path.is_file():
+        classes = schemas.read_json(run_dir / layout.DATASET, _Images, "the images of a run")["classes"]
     if not 0 < len(classes) <= MATRIX_CLASSES:
         return {}
     positions = {name: position for position, name in enumerate(classes)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from recast_exp.config.schema import Config, LoggerConfig
 from recast_exp.errors import Pruned, UserError, section
 from recast_exp.models.label import method_label
 from recast_exp.plugins import TRACKERS
-from recast_exp.runs import layout
+from recast_exp.runs import record as job_record
 from recast_exp.system import is_main_process
 from recast_exp.tracking.base import RunFacts, Tracker
 from recast_exp.tracking.wandb_sync import how_to_sync
@@ -99,12 +98,9 @@ def report_results(trackers: Sequence[Tracker], run_dir: Path) -> None:
 
 def results(run_dir: Path) -> dict[str, object]:
     """The results of a run, flat: those of metrics.json under their own names, the counts as `parameters/…`."""
-    metrics: dict[str, object]
-    counts: dict[str, object]
-    metrics, counts = (
-        json.loads((run_dir / name).read_text(encoding="utf-8")) for name in (layout.METRICS, layout.PARAMETERS)
-    )
-    return metrics | {f"parameters/{name}": count for name, count in counts.items() if not isinstance(count, dict)}
+    metrics, counts = job_record.read_results(run_dir)
+    flat: dict[str, object] = dict(metrics)
+    return flat | {f"parameters/{name}": count for name, count in counts.items() if not isinstance(count, dict)}
 
 
 def say_how_to_sync(folder: Path) -> None:
