@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,7 @@ def test_cub_missing(tmp_path: Path) -> None:
     ("file", "line", "expected"),
     [
         ("images.txt", b"2", ("images.txt, line 2", "'2'")),
+        ("images.txt", b"9" * 6000 + b" a/b.jpg", ("images.txt, line 2", "expected a number")),
         ("images.txt", b"two 001.Bird_1/x.jpg", ("images.txt, line 2", "'two 001")),
         ("images.txt", b"2 \xff\xfe\x00", ("images.txt, line 2", "expected a number")),
         ("images.txt", b"1 001.Bird_1/Bird_0001.jpg", ("images.txt, line 2", "a second time")),
@@ -327,13 +329,49 @@ def test_folder_errors(tmp_path: Path) -> None:
     make_folder(tmp_path / "train")
     check("got train but no test", "PATH/{train,val,test}/CLASS", missing=True)
     make_folder(tmp_path / "test", ("class2", "class11"))
-    check("expected the same class folders in train and test, got class10, class11 in one only")
+    check("expected the class folders of train in test, got class11 too")
+    shutil.rmtree(tmp_path / "test" / "class11")
     make_folder(tmp_path / "test", ("class10",))
     (tmp_path / "train" / "class11").mkdir()
     check(tmp_path / "train" / "class11", "no image in this class folder", missing=True)
     for name in ("val", "valid"):
         make_folder(tmp_path / name)
     check("val and valid are the same split")
+
+
+def test_test_images_may_be_the_validation_images(tmp_path: Path) -> None:
+    for split, count in {"train": 5, "val": 3}.items():
+        make_folder(tmp_path / split, count=count)
+    with pytest.raises(MissingInputError, match=r"got train, val but no test; set dataset\.test_from=val"):
+        load("folder", path=str(tmp_path))
+    images = load("folder", path=str(tmp_path), test_from="val", val_fraction=0.4)
+    assert images.describe()["images"] == {"train": 6, "val": 4, "test": 6}
+    assert {path.parent.parent.name for path in images.splits["test"].images} == {"val"}
+    make_folder(tmp_path / "test", count=1)  # which are not looked at then
+    assert len(load("folder", path=str(tmp_path), test_from="val").splits["test"]) == 6
+    shutil.rmtree(tmp_path / "val")
+    with pytest.raises(MissingInputError, match="but no val"):
+        load("folder", path=str(tmp_path), test_from="val")
+
+
+def test_classes_without_test_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, classes in {"train": ("a", "b", "c"), "test": ("c", "a")}.items():
+        make_folder(tmp_path / split, classes)
+    images = load("folder", path=str(tmp_path))
+    assert images.classes == ("a", "b", "c")
+    assert np.bincount(images.splits["test"].labels).tolist() == [5, 0, 5]
+    assert {path.parent.name for path in images.splits["test"].images[:5]} == {"a"}
+    assert "the test images lack 1 of the classes, such as b; these have no accuracy there" in caplog.text
+
+
+def test_one_name_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
+    make_folder(tmp_path, ("e\u0301tude", "b"))
+    images = load("folder", path=str(tmp_path))
+    assert images.classes == ("b", "\u00e9tude")
+    assert load("folder", path=str(tmp_path), classes=["e\u0301tude", "b"]).classes == images.classes
+    make_folder(tmp_path, ("\u00e9tude",))
+    with pytest.raises(UserError, match="got two with the name"):
+        load("folder", path=str(tmp_path))
 
 
 def test_description_is_json(tmp_path: Path) -> None:

@@ -398,6 +398,11 @@ def test_cifar_damaged_files(tmp_path: Path) -> None:
     check(b"", path, "cannot be read as a pickle")
     check(whole[: len(whole) // 2], path, "cannot be read as a pickle")
     check(pickle.dumps([1]), path.parent, "torchvision cannot read")
+    names = path.parent / "batches.meta"
+    meta = names.read_bytes()
+    names.write_bytes(pickle.dumps({"label_names": list(range(10))}, 2))
+    check(whole, path.parent, "expected names of classes, got 0 in batches.meta")
+    names.write_bytes(meta)
     pixels = np.zeros((2, 3072), dtype=np.uint8)
     check(pickle.dumps({"data": pixels, "labels": [0]}, 2), path.parent, "got 82 images", "81 labels", "train batches")
     check(pickle.dumps({"data": pixels, "labels": [0, 10]}, 2), path.parent, "labels up to 10", "below 10")

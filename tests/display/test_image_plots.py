@@ -23,6 +23,7 @@ from recast_exp.display.image_plots import (
     _confusion_figure,
     _cut,
     _mistakes_figure,
+    _pairs_figure,
     _sheet_figure,
     _style,
     _width,
@@ -124,9 +125,25 @@ def test_sheets_are_readable(count: int) -> None:
         assert_readable(_sheet_figure(noise(count), torch.arange(count) % 10, AWKWARD, title))
 
 
+def pairs_of(counts: torch.Tensor) -> dict[tuple[int, int], int]:
+    return {(label, predicted): int(counts[label, predicted]) for label, predicted in counts.nonzero().tolist()}
+
+
+def test_of_more_than_a_thousand_classes_only_pairs_are_shown(tmp_path: Path) -> None:
+    counts = {(label, label): 3 for label in range(21_841)} | {(7, 20_000): 9, (8, 9): 2}
+    with _style():
+        figure = _pairs_figure(counts, named(21_841))
+        assert_readable(figure)
+    assert not pictures(figure)
+    assert texts(figure)[0].startswith("Accuracy 100.0%: 65523 of 65534")
+    assert texts(figure)[2].endswith(": 9") and texts(figure)[3].endswith(": 2")
+    confusion_matrix(counts, named(21_841), tmp_path / "confusion.png")
+    assert size(tmp_path / "confusion.png")[1] < 400
+
+
 @pytest.mark.parametrize("classes", [2, 67])
 def test_confusion_matrix_is_a_small_file_for_any_number_of_classes(classes: int, tmp_path: Path) -> None:
-    confusion_matrix(confusion(classes), named(classes), tmp_path / "confusion.png")
+    confusion_matrix(pairs_of(confusion(classes)), named(classes), tmp_path / "confusion.png")
     width, height = size(tmp_path / "confusion.png")
     assert 350 < width < 2200 and 200 < height < 1800
     assert (tmp_path / "confusion.png").stat().st_size < 1_000_000
@@ -136,13 +153,13 @@ def test_confusion_matrix_is_a_small_file_for_any_number_of_classes(classes: int
 def test_confusion_matrix_is_readable_for_any_number_of_classes(classes: int) -> None:
     counts = confusion(classes) if classes != 30 else torch.eye(30, dtype=torch.int64) * 12345
     with _style():
-        assert_readable(_confusion_figure(counts, named(classes)))
+        assert_readable(_confusion_figure(pairs_of(counts), named(classes)))
 
 
 def test_confusion_matrix_writes_names_and_counts() -> None:
     counts = torch.tensor([[90, 10, 0], [0, 0, 0], [3, 0, 1]])
     with _style():
-        figure = _confusion_figure(counts, ["ant", "bee", "cat"])
+        figure = _confusion_figure(pairs_of(counts), ["ant", "bee", "cat"])
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee", "cat"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ant", "bee", "cat"]
@@ -165,7 +182,7 @@ def test_confusion_matrix_leaves_out_counts_that_do_not_fit() -> None:
     counts = torch.ones(12, 12, dtype=torch.int64)
     counts[0, 1] = 10**9
     with _style():
-        figure = _confusion_figure(counts, named(12))
+        figure = _confusion_figure(pairs_of(counts), named(12))
     assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 143
 
 
@@ -173,7 +190,7 @@ def test_confusion_matrix_of_many_classes_lists_the_most_confused() -> None:
     counts = torch.eye(67, dtype=torch.int64) * 10
     counts[3, 5], counts[60, 2] = 4, 7
     with _style():
-        figure = _confusion_figure(counts, [f"c{index}" for index in range(67)])
+        figure = _confusion_figure(pairs_of(counts), [f"c{index}" for index in range(67)])
     assert not figure.axes[0].texts
     written = texts(figure)
     start = written.index("Most confused (true → predicted: images)")
@@ -184,8 +201,8 @@ def test_confusion_matrix_of_many_classes_lists_the_most_confused() -> None:
 @pytest.mark.parametrize("classes", [2, 31])
 def test_confusion_matrix_without_images_or_without_mistakes(classes: int) -> None:
     with _style():
-        empty = _confusion_figure(torch.zeros(classes, classes, dtype=torch.int64), named(classes))
-        perfect = _confusion_figure(torch.eye(classes, dtype=torch.int64), named(classes))
+        empty = _confusion_figure(pairs_of(torch.zeros(classes, classes, dtype=torch.int64)), named(classes))
+        perfect = _confusion_figure(pairs_of(torch.eye(classes, dtype=torch.int64)), named(classes))
     assert "No images" in texts(empty)
     assert f"Accuracy 100.0%: {classes} of {classes} images" in texts(perfect)
     assert ("No class is mistaken for another." in texts(perfect)) == (classes == 31)

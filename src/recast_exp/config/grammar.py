@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -27,6 +28,10 @@ PATH_KEYS = frozenset(
 
 MAPPING_KEYS = frozenset(name for name, field in fields() if "dict[" in str(field.type))
 """Keys whose entries may have any name, so that Hydra has to be told to take new ones."""
+
+TEXT_KEYS = frozenset(
+    {name for name, field in fields() if str(field.type).removesuffix(" | None") in ("str", "list[str]")} - PATH_KEYS
+)
 
 _TYPED = re.compile(r"(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _SWEEP_CALL = re.compile(r"(choice|glob|sort|shuffle|tag)\(.*\)", re.DOTALL)
@@ -123,6 +128,8 @@ def _rewrite(text: str, multirun: bool) -> str:
         return f"{key}={','.join(quote(part) if part.lower() == 'null' else part for part in split(value))}"
     if bare in PATH_KEYS:
         return f"{key}={_path(value, multirun and not key.startswith('hydra.'))}"  # Hydra's own keys are not swept
+    if bare in TEXT_KEYS:
+        value = _text(value, multirun)
     return f"{key}={_plain(value, multirun)}"
 
 
@@ -176,6 +183,25 @@ def _is_quoted(text: str) -> bool:
         return False
     override = parse(f"key={text}")
     return override is not None and not override.is_sweep_override()
+
+
+def _text(value: str, multirun: bool) -> str:
+    """Quote names that Hydra would take for numbers: a class `10_000` would become `10000`, and `1e3` `1000.0`."""
+    return ",".join(map(_named, split(value) if multirun else [value]))
+
+
+def _named(text: str) -> str:
+    if text.startswith("[") and text.endswith("]"):
+        return "[" + ",".join(_quoted_if_changed(part, (int, float, NoneType)) for part in split(text[1:-1])) + "]"
+    return _quoted_if_changed(text, (int, float))
+
+
+def _quoted_if_changed(text: str, kinds: tuple[type, ...]) -> str:
+    override = parse(f"key={text}")
+    if override is None or override.is_sweep_override():
+        return text
+    value = override.value()
+    return quote(text) if isinstance(value, kinds) and str(value) != text and text else text
 
 
 def _plain(value: str, multirun: bool) -> str:

@@ -94,6 +94,7 @@ class DatasetConfig:
     options: dict[str, Any] = key(Role.MODEL, {}, "more arguments of the torchvision class (dataset=torchvision)")
     classes: list[str] | None = key(Role.MODEL, None, "names, or glob patterns over the names, of the classes to keep")
     split: str = key(Role.MODEL, "official", "the official split; the official test images, with new validation images drawn from all others; or all images divided at random, as the authors do", choices=("official", "redrawn", "random_80_20"))
+    test_from: str = key(Role.MODEL, "test", "images to test with: the test images, or the validation images, for sets whose test labels are not published; new validation images are then set aside", choices=("test", "val"))
     val_fraction: float = key(Role.MODEL, 0.2, "share of the training images set aside where there is no validation split", gt=0, lt=1)
     split_seed: int = key(Role.MODEL, 0, "seed of every choice of images (validation, random split, shots); the same for all runs", ge=0, lt=2**32)
     views: int | None = key(Role.TRAINING, None, "altered views of each training image, which take turns; null alters it anew in every epoch", ge=1, le=10_000)

@@ -12,6 +12,7 @@ import difflib
 import fnmatch
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,13 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
             log.warning(
                 "dataset.shots=%d: %d of the classes have fewer training images, such as %s (%d)",
                 *(cfg.shots, len(short), short[0], counts[classes.index(short[0])]),
+            )
+    for split in ("val", "test"):
+        present = set(splits[split].labels.tolist())
+        if absent := [name for label, name in enumerate(classes) if label not in present]:
+            log.warning(
+                "dataset %s: the %s images lack %d of the classes, such as %s; these have no accuracy there",
+                *(cfg.name, {"val": "validation", "test": "test"}[split], len(absent), absent[0]),
             )
     if cfg.max_per_class is not None:
         splits = {split: _at_most(splits[split], cfg.max_per_class, cfg.split_seed) for split in SPLITS}
@@ -171,6 +179,12 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
 
 def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[str]) -> dict[str, Samples]:
     """The requested splits; without "val" if that has yet to be set aside."""
+    if cfg.test_from == "val":
+        if "val" not in splits:
+            raise UserError(
+                f"dataset.test_from: expected test, as dataset={cfg.name} has no validation images of its own, got val"
+            )
+        splits = {"train": splits["train"], "test": splits["val"]}
     if cfg.split == "random_80_20":
         # The authors' protocol: a plain random choice among all images, not by class
         everything = _join(list(splits.values()))
@@ -221,7 +235,7 @@ def _select_classes(
 def _matching(patterns: Sequence[str], classes: dict[str, int]) -> list[int]:
     """The labels of the classes that match one of the patterns, in the order of the set."""
     labels: set[int] = set()
-    for pattern in patterns:
+    for pattern in (unicodedata.normalize("NFC", each) for each in patterns):
         matches = [classes[pattern]] if pattern in classes else []
         matches = matches or [label for name, label in classes.items() if fnmatch.fnmatchcase(name, pattern)]
         if not matches:

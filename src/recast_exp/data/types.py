@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,8 @@ class Official:
 
     def __post_init__(self) -> None:
         index = self.index or "the index"
+        # One name may be written in several ways, and systems differ in theirs: a task trained elsewhere has to fit
+        object.__setattr__(self, "classes", tuple(unicodedata.normalize("NFC", name) for name in self.classes))
         name, count = next(iter(Counter(self.classes).most_common(1)), ("", 0))
         if count > 1:
             raise UserError(f"{index}: expected each class once, got two with the name {name!r}")
@@ -138,7 +141,8 @@ class ImageSet:
         """
         import numpy as np
 
-        index = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        number_of = {name: number for number, name in enumerate(classes)}
+        index = np.array([number_of[name] for name in self.classes], dtype=np.int64)
         splits = {name: Samples(samples.images, index[samples.labels]) for name, samples in self.splits.items()}
         return self._with(classes=classes, splits=splits, numbers=None)
 

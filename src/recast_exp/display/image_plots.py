@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ from torch import Tensor
 from recast_exp.display.figures import STYLE, save_figure
 
 SHEET_IMAGES, MISTAKES, PAIRS = 32, 16, 20
+MATRIX_CLASSES = 1000  # with more, a row is thinner than a pixel, and the table takes gigabytes
 NAMED_CLASSES = 30  # with more, neither names nor counts are legible in a figure of a reasonable size
 MARGIN = 0.12  # inches
 LINE = 1.3  # height of a line of text, relative to its font size
@@ -70,19 +71,25 @@ def predictions(images: Tensor, rows: Sequence[tuple[str, float]], path: Path, *
         save_figure(_grid(images, captions, title, columns=8, side=side, size=size), path)
 
 
-def confusion_matrix(counts: Tensor, classes: Sequence[str], path: Path) -> None:
+Pairs = Mapping[tuple[int, int], int]
+"""(true class, predicted class) → the number of such images; pairs without any may be left out."""
+
+
+def confusion_matrix(counts: Pairs, classes: Sequence[str], path: Path) -> None:
     """Counts of the predictions for each true class, coloured by their share of the true class.
 
     Up to 30 classes are named, with the counts in the cells (zeros left blank); with more, the figure names some of
-    the classes and lists the most confused pairs. The row of a class without any image is grey.
+    the classes and lists the most confused pairs; with more than a thousand, there is only that list. The row of a
+    class without any image is grey.
 
     Args:
-        counts: int64 [C, C], true × predicted.
+        counts: The predictions.
         classes: Name of each class.
         path: The PNG to write.
     """
     with _style():
-        save_figure(_confusion_figure(counts, classes), path)
+        draw = _confusion_figure if len(classes) <= MATRIX_CLASSES else _pairs_figure
+        save_figure(draw(counts, classes), path)
 
 
 def mistakes(images: Tensor, rows: Sequence[Mistake], classes: Sequence[str], path: Path) -> None:
@@ -141,9 +148,29 @@ def _grid(images: Tensor, captions: list[str], title: str, *, columns: int, side
     return figure
 
 
-def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
-    table = counts.cpu().numpy()
-    num_classes = len(table)
+def _pairs_figure(counts: Pairs, classes: Sequence[str]) -> Figure:
+    heading = _heading(counts)
+    lines = _confused(counts, classes, 400, 8)
+    width = 2 * MARGIN + max(_width(heading, 9), *(_width(line, 8) for line in lines)) / 72
+    figure = Figure(figsize=(width, 0.5 + len(lines) * 8 * 1.6 / 72))
+    canvas = _canvas(figure)
+    canvas.text(MARGIN, MARGIN, heading, va="top", fontsize=9)
+    for index, line in enumerate(lines):
+        canvas.text(MARGIN, 0.4 + index * 8 * 1.6 / 72, line, va="top", fontsize=8)
+    return figure
+
+
+def _heading(counts: Pairs) -> str:
+    total = sum(counts.values())
+    right = sum(count for (label, predicted), count in counts.items() if label == predicted)
+    return f"Accuracy {right / total:.1%}: {right} of {total} images" if total else "No images"
+
+
+def _confusion_figure(counts: Pairs, classes: Sequence[str]) -> Figure:
+    num_classes = len(classes)
+    table = np.zeros((num_classes, num_classes), dtype=np.int64)
+    for pair, count in counts.items():
+        table[pair] = count
     named = num_classes <= NAMED_CLASSES
     side = num_classes * min(0.8, max(0.28, 4.5 / num_classes)) if named else 7.0
     pitch = side * 72 / num_classes  # points per class
@@ -153,11 +180,10 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     widest = max(_width(name, size) for name in names)
     upright = widest > 0.9 * pitch * step
     totals = table.sum(1, keepdims=True)
-    total, right = int(totals.sum()), int(np.trace(table))
-    heading = f"Accuracy {right / total:.1%}: {right} of {total} images" if total else "No images"
+    heading = _heading(counts)
     if 0 < (totals > 0).sum() < num_classes:
         heading += " (grey: a class without images)"
-    pairs = [] if named else _confused(table, classes, 230, 7)
+    pairs = [] if named else _confused(counts, classes, 230, 7)
 
     left, bottom = 0.45 + widest / 72, 0.45 + (widest if upright else size * LINE) / 72
     list_left = left + side + 1.1
@@ -189,15 +215,13 @@ def _confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _confused(table: npt.NDArray[np.int64], classes: Sequence[str], width: float, size: float) -> list[str]:
+def _confused(counts: Pairs, classes: Sequence[str], width: float, size: float) -> list[str]:
     """The most confused pairs of classes, in lines of at most `width` points, under a heading."""
-    wrong = table * (1 - np.eye(len(table), dtype=table.dtype))
+    wrong = [(-count, *pair) for pair, count in counts.items() if count and pair[0] != pair[1]]
     lines = []
-    for cell in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]:
-        label, predicted = divmod(int(cell), len(table))
-        if count := wrong[label, predicted]:
-            room = (width - _width(f" → : {count}", size)) / 2
-            lines.append(f"{_cut(classes[label], room, size)} → {_cut(classes[predicted], room, size)}: {count}")
+    for count, label, predicted in heapq.nsmallest(PAIRS, wrong):
+        room = (width - _width(f" → : {-count}", size)) / 2
+        lines.append(f"{_cut(classes[label], room, size)} → {_cut(classes[predicted], room, size)}: {-count}")
     return ["Most confused (true → predicted: images)", *lines] if lines else ["No class is mistaken for another."]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,9 +52,8 @@ def write_predictions(run_dir: Path, data: ImageDataModule, predictions: Sequenc
         writer.writerow((names[row.image], classes[row.label], classes[row.predicted], row.probability, row.loss))
     write_text(run_dir / layout.PREDICTIONS, text.getvalue())
 
-    pairs = torch.tensor([row.label * len(classes) + row.predicted for row in predictions])
-    counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
-    image_plots.confusion_matrix(counts, classes, layout.plot(run_dir, "confusion"))
+    pairs = Counter((row.label, row.predicted) for row in predictions)
+    image_plots.confusion_matrix(pairs, classes, layout.plot(run_dir, "confusion"))
     wrong = sorted((row for row in predictions if row.predicted != row.label), key=lambda row: -row.loss)
     worst = wrong[: image_plots.MISTAKES]
     size = data.spec.size

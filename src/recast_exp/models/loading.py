@@ -7,6 +7,7 @@ pretrained weights; one of another solver lies next to the file, or in the cache
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def load_task(path: str | Path) -> Task:
     return Task(
         path=path,
         backbone=backbone["name"],
-        classes=tuple(record["classes"]),
+        classes=tuple(unicodedata.normalize("NFC", name) for name in record["classes"]),
         input=spec,
         adapter=adapter,
         bank=record["bank"],

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -205,8 +204,6 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
     classes, labels = data.image_set.classes, set(data.image_set.splits["test"].labels.tolist())
     accuracies = zip(classes, module.per_class.compute().tolist(), strict=True)
     per_class = {name: accuracy for label, (name, accuracy) in enumerate(accuracies) if label in labels}
-    if len(per_class) < len(classes):  # a task that is tested with images of some of its classes
-        metrics["test/accuracy_macro"] = fmean(per_class.values())
     rows = sorted(module.predictions.compute().tolist())
     predictions = [Prediction(*map(int, row[:3]), *row[3:]) for row in rows]
     return Tested(

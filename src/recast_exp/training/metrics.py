@@ -13,8 +13,21 @@ CALIBRATION = "calibration_error"
 BINS = 15  # of the expected calibration error; Guo et al. 2017 (arXiv 1706.04599)
 
 
+class MacroAccuracy(MulticlassAccuracy):
+    """The mean of the accuracies of the classes that have images.
+
+    That of torchmetrics counts a class without images as 0 as soon as it is predicted.
+    """
+
+    def compute(self) -> Tensor:
+        """The mean, from 0 to 1; NaN without images."""
+        right, _, _, missed = self._final_state()
+        count = right + missed
+        return (right[count > 0] / count[count > 0]).mean()
+
+
 def make_metrics(num_classes: int, *, calibration: bool = True) -> nn.ModuleDict:
-    """Metrics by name: `accuracy` of all images, `accuracy_macro` as the mean over classes, `loss`, and others.
+    """Metrics by name: `accuracy` of all images, `accuracy_macro` as the mean over their classes, `loss`, and others.
 
     Args:
         num_classes: Number of classes.
@@ -23,7 +36,7 @@ def make_metrics(num_classes: int, *, calibration: bool = True) -> nn.ModuleDict
     metrics: dict[str, Metric] = {
         "loss": MeanMetric(),
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "accuracy_macro": MulticlassAccuracy(num_classes, average="macro"),
+        "accuracy_macro": MacroAccuracy(num_classes, average="none"),
     }
     if calibration:
         metrics[CALIBRATION] = MulticlassCalibrationError(num_classes, n_bins=BINS)

@@ -64,6 +64,10 @@ def read_batches(dataset_class: type[_Batches], root: Path, cfg: DatasetConfig) 
             dataset = dataset_class(root.parent, train=train)
             images, labels = np.ascontiguousarray(dataset.data), np.array(dataset.targets, dtype=np.int64)
             classes = tuple(dataset.classes)
+            if odd := [name for name in classes if not isinstance(name, str)]:
+                raise UserError(
+                    f"{root}: expected names of classes, got {odd[0]!r} in {dataset_class.meta['filename']}"
+                )
             if images.dtype != np.uint8 or len(images) != len(labels) or not np.isin(labels, range(len(classes))).all():
                 raise UserError(
                     f"{root}: expected uint8 images and one label below {len(classes)} for each, got {len(images)} "

@@ -90,7 +90,7 @@ def _read(path: Path) -> Iterator[tuple[int, int, str]]:
         if not content.strip():
             continue
         number, _, text = content.strip().partition(" ")
-        if not (number.isascii() and number.isdigit() and text) or "\ufffd" in text:
+        if not (number.isascii() and number.isdigit() and len(number) < 10 and text) or "\ufffd" in text:
             raise UserError(f"{path}, line {line}: expected a number, a space and a name, got {content[:80]!r}")
         if int(number) in seen:
             raise UserError(f"{path}, line {line}: expected each number once, got {number} a second time")

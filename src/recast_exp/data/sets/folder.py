@@ -46,7 +46,7 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
         raise MissingInputError(f"dataset.path: expected the folder of {_LAYOUT}, got {root}, which is not a folder")
     if not _folders(root):
         raise MissingInputError(f"dataset.path: expected {_LAYOUT}, got {root}, which holds no folders")
-    for split in list(_split_folders(root).values()) or [root]:
+    for split in list(_split_folders(root, cfg.test_from).values()) or [root]:
         for folder in _folders(split):
             if next(_files(folder), None) is None:
                 raise _without_image(folder)
@@ -57,22 +57,25 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
 
     Raises:
         MissingInputError: If a class has no image.
-        UserError: If the splits have different classes.
+        UserError: If validation or test images have a class without training images.
     """
+    import numpy as np
+
     root = Path(cfg.path or "").expanduser()
-    folders = _split_folders(root)
+    folders = _split_folders(root, cfg.test_from)
     unread: Counter[str] = Counter()
     if not folders:
         classes, samples = _scan(root, unread)
         return Official(classes, {"all": samples}, unread=_reported(root, unread))
     scanned = {split: _scan(folder, unread) for split, folder in folders.items()}
     classes = scanned["train"][0]
-    for split, (others, _) in scanned.items():
-        if different := sorted(set(classes) ^ set(others), key=_natural):
-            raise UserError(
-                f"{root}: expected the same class folders in train and {split}, got {', '.join(different)} in one only"
-            )
-    splits = {split: samples for split, (_, samples) in scanned.items()}
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits = {}
+    for split, (names, samples) in scanned.items():
+        if unknown := [name for name in names if name not in label_of]:
+            raise UserError(f"{root}: expected the class folders of train in {split}, got {', '.join(unknown)} too")
+        labels = np.array([label_of[name] for name in names], dtype=np.int64)
+        splits[split] = Samples(samples.images, labels[samples.labels])
     return Official(classes, splits, unread=_reported(root, unread))
 
 
@@ -85,7 +88,7 @@ def _reported(root: Path, unread: Counter[str]) -> dict[str, int]:
     return found
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(root: Path, test_from: str) -> dict[str, Path]:
     """Return the folder of each split, or nothing if `root` holds the class folders themselves.
 
     A single such name among others is a class: several datasets have a class of trains.
@@ -100,9 +103,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if split in by_split:
             raise UserError(f"{root}: {by_split[split].name} and {folder.name} are the same split; keep one of them")
         by_split[split] = folder
-    if missing := [split for split in ("train", "test") if split not in by_split]:
+    if missing := [split for split in ("train", test_from) if split not in by_split]:
+        hint = "; set dataset.test_from=val to test with the validation images" if missing == ["test"] else ""
         raise MissingInputError(
-            f"{root}: expected {_LAYOUT} (val is optional), got {', '.join(by_split)} but no {' and no '.join(missing)}"
+            f"{root}: expected {_LAYOUT}, got {', '.join(by_split)} but no {' and no '.join(missing)}{hint}"
         )
     return by_split
 
