@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.heads import Features, Moments, choose, temperature
+from recast_exp.heads.best import Best
 from recast_exp.heads.lda import LDA, ledoit_wolf
 from recast_exp.heads.logistic import Logistic
 from recast_exp.heads.nearest_mean import NearestMean
@@ -141,11 +142,11 @@ def test_the_temperature_is_that_of_the_smallest_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 3
     logits = 7 * (F.one_hot(labels, 3) + torch.randn(50, 3, generator=generator)).double()
-    heat = temperature(logits, labels)
+    heat = temperature(lambda: iter([(logits, labels)]))
     grid = [heat * factor for factor in (0.9, 0.99, 1.0, 1.01, 1.1)]
     losses = [F.cross_entropy(logits / each, labels).item() for each in grid]
     assert min(losses) == losses[2]
-    assert temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1.0
+    assert temperature(lambda: iter([(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))])) == 1.0
 
 
 _LARGE = """
@@ -188,3 +189,27 @@ def test_an_affine_map_of_the_choice_is_what_a_classifier_computes(features: Fea
         linear.bias.copy_(chosen.solution.bias)
         logits = linear(features.values)
     torch.testing.assert_close(logits.double(), chosen.solution.logits(features.values), rtol=1e-4, atol=1e-3)
+
+
+def test_scores_of_many_classes_are_made_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is the same, whatever is at hand at a time."""
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(60, 5, generator=generator), torch.arange(60) % 4
+    values += 2 * torch.eye(5)[labels]
+    train, val = Features(values[:40], labels[:40], 4), Features(values[40:], labels[40:], 4)
+    whole = [choose(Best(), train, val), choose(Best(), train, None)]
+    monkeypatch.setattr("recast_exp.heads._base.LOGITS", 12)
+    monkeypatch.setattr("recast_exp.heads._choice.LOGITS", 12)
+    assert [len(part) for part, _ in whole[0].solution.scores(val)] == [3] * 6 + [2]
+    for found, known in zip([choose(Best(), train, val), choose(Best(), train, None)], whole, strict=True):
+        assert found.trial.setting == known.trial.setting
+        assert found.trial.loss == pytest.approx(known.trial.loss)
+        torch.testing.assert_close(found.solution.weight, known.solution.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_best_leaves_out_what_takes_hours_with_thousands_of_classes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert {setting["head"] for setting in Best().grid(1000)} == {"logistic", "ridge", "lda", "nearest_mean"}
+    assert {setting["head"] for setting in Best().grid(1001)} == {"ridge", "lda", "nearest_mean"}
+    assert "logistic is left out, with 1001 classes" in caplog.text
+    assert Logistic().grid(10_000) == Logistic().settings()

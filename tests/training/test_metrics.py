@@ -13,13 +13,13 @@ def test_the_macro_mean_is_that_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(200, 7, generator=generator), torch.randint(7, (200,), generator=generator)
     expected = recall_score(labels, logits.argmax(1), average="macro")
-    assert measure(logits, labels)["accuracy_macro"] == pytest.approx(expected)
+    assert measure([(logits, labels)], logits.shape[1])["accuracy_macro"] == pytest.approx(expected)
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     logits = 9 * torch.eye(3)[torch.tensor([0, 2, 1, 1])]  # one image is taken for a class that has none
-    assert measure(logits, labels)["accuracy_macro"] == pytest.approx((0.5 + 1.0) / 2)
+    assert measure([(logits, labels)], logits.shape[1])["accuracy_macro"] == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_batches_count_by_their_images() -> None:

@@ -51,7 +51,6 @@ def _solve(experiment: Experiment) -> Measured:
     chosen = choose(Best(), features["train"], features["val"])
     metrics: Measured = {"head": describe(chosen.solution.setting)}
     for split in ("val", "test"):
-        logits = chosen.solution.logits(features[split].values)
-        measured = measure(logits, features[split].labels)
+        measured = measure(chosen.solution.scores(features[split]), features[split].num_classes)
         metrics |= {f"{split}/{name}": value for name, value in measured.items()}
     return metrics

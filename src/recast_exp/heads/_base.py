@@ -18,6 +18,7 @@ from torch import Tensor
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
+LOGITS = 2**24  # that are at hand at a time: 128 MB
 CHUNK = 4096  # rows that are in float64 at a time: 25 MB of 768 features
 
 Setting = Mapping[str, float | str]
@@ -196,6 +197,13 @@ class Solution:
         """Features [N, D] → float64 logits [N, C]."""
         return torch.cat([rows.double() @ self.weight.T + self.bias for rows in in_chunks(values)])
 
+    def scores(self, features: Features) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [n, C] and labels [n] of some images at a time: those of thousands of classes take gigabytes."""
+        count = max(1, LOGITS // len(self.bias))
+        for start in range(0, len(features), count):
+            rows = slice(start, start + count)
+            yield self.logits(features.values[rows]), features.labels[rows]
+
     def scaled(self, factor: float) -> Solution:
         """The same decisions with logits times a factor."""
         return Solution(self.weight * factor, self.bias * factor, self.setting)
@@ -233,6 +241,10 @@ class Head(ABC):
     @abstractmethod
     def settings(self) -> Sequence[Setting]:
         """The grid of strengths to choose from."""
+
+    def grid(self, num_classes: int) -> Sequence[Setting]:
+        """Those of the settings that take a bearable time with so many classes."""
+        return self.settings()
 
     @abstractmethod
     def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.errors import UserError
-from recast_exp.heads._base import Features, Head, Setting, Solution
+from recast_exp.heads._base import LOGITS, Features, Head, Setting, Solution
 from recast_exp.torch_state import one_thread
 
 FOLDS = 5
+
+_Parts = list[tuple[Solution, Features]]
 
 
 @dataclass(frozen=True)
@@ -65,26 +68,30 @@ def choose(head: Head, train: Features, val: Features | None = None) -> Chosen:
         UserError: If a class has no training image, or only one where folds are needed.
     """
     train.check_classes()
-    settings = head.settings()
-    if not settings:
+    if not head.settings():
         raise UserError(f"head: expected a head that is solved, got {head.name}, which is trained")
-    folds = [(train, val)] if val is not None else list(_folds(train))
-    logits: list[list[Tensor]] = [[] for _ in settings]
-    solved: list[Solution] = []
-    for part, held in folds:
-        for number, solution in enumerate(head.solve(part, settings)):
-            logits[number].append(solution.logits(held.values))
-            if val is not None:
-                solved.append(solution)
-    labels = torch.cat([held.labels for _, held in folds])
-    trials = [_trial(setting, torch.cat(parts), labels) for setting, parts in zip(settings, logits, strict=True)]
-    best = min(range(len(trials)), key=lambda number: _order(trials[number], head.select))
-    if val is not None and head.refit == "train":
-        solution = solved[best]
-    else:
+    settings = head.grid(train.num_classes)
+    trials: list[Trial] = []
+    best, solution = 0, None
+    # One after the other, as the logits of all would take gigabytes
+    for number, parts in enumerate(_solved(head, settings, train, val)):
+        trials.append(_trial(settings[number], parts))
+        if number == 0 or _order(trials[number], head.select) < _order(trials[best], head.select):
+            best, solution = number, parts[0][0]
+    if solution is None or val is None or head.refit != "train":
         (solution,) = head.solve(train if val is None else train + val, [settings[best]])
     heat = trials[best].temperature if head.calibrate else 1.0
     return Chosen(solution.scaled(1 / heat), heat, trials[best], trials)
+
+
+def _solved(head: Head, settings: Sequence[Setting], train: Features, val: Features | None) -> Iterator[_Parts]:
+    """For each setting, the solutions and the held images that each is measured on."""
+    if val is not None:
+        for solution in head.solve(train, settings):
+            yield [(solution, val)]
+        return
+    folds = [[(solution, held) for solution in head.solve(part, settings)] for part, held in _folds(train)]
+    yield from (list(parts) for parts in zip(*folds, strict=True))
 
 
 def _order(trial: Trial, select: str) -> tuple[float, float]:
@@ -92,26 +99,47 @@ def _order(trial: Trial, select: str) -> tuple[float, float]:
     return (trial.loss, -trial.accuracy) if select == "loss" else (-trial.accuracy, trial.loss)
 
 
-def _trial(setting: Setting, logits: Tensor, labels: Tensor) -> Trial:
-    heat = temperature(logits, labels)
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return Trial(setting, accuracy, F.cross_entropy(logits / heat, labels).item(), heat)
+def _trial(setting: Setting, parts: _Parts) -> Trial:
+    count = sum(len(held) for _, held in parts)
+    classes = len(parts[0][0].bias)
+
+    def scores() -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.chain.from_iterable(solution.scores(held) for solution, held in parts)
+
+    if count * classes <= LOGITS:  # else they are computed anew each time
+        known = list(scores())
+        together = [(torch.cat([logits for logits, _ in known]), torch.cat([labels for _, labels in known]))]
+        return _measured(setting, lambda: iter(together))
+    return _measured(setting, scores)
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def _measured(setting: Setting, scores: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> Trial:
+    heat = temperature(scores)
+    right, loss, count = 0, 0.0, 0
+    for logits, labels in scores():
+        right += int((logits.argmax(1) == labels).sum())
+        loss += F.cross_entropy(logits / heat, labels, reduction="sum").item()
+        count += len(labels)
+    return Trial(setting, right / count, loss / count, heat)
+
+
+def temperature(scores: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> float:
     """The temperature T that minimises the mean cross-entropy of logits / T, between 10⁻⁴ and 10⁴.
 
     Args:
-        logits: [N, C].
-        labels: int64 [N].
+        scores: Gives logits [n, C] and labels int64 [n], some images at a time.
     """
     from scipy.optimize import minimize_scalar
 
-    if (logits == logits[:, :1]).all():
+    if all((logits == logits[:, :1]).all() for logits, _ in scores()):
         return 1.0
 
     def loss(log_scale: float) -> float:
-        return float(F.cross_entropy(logits.double() * 10**log_scale, labels))
+        total, count = 0.0, 0
+        for logits, labels in scores():
+            total += float(F.cross_entropy(logits.double() * 10**log_scale, labels, reduction="sum"))
+            count += len(labels)
+        return total / count
 
     # Convex in the scale 1 / T, so it has one minimum in its logarithm, too
     found = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-4})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from recast_exp.config.fields import option
 from recast_exp.heads._base import Features, Head, Setting, Solution
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,6 +27,13 @@ class Best(Head):
     def settings(self) -> list[Setting]:
         """Those of all heads, each with the name of its head."""
         return [{"head": head.name, **setting} for head in self.members() for setting in head.settings()]
+
+    def grid(self, num_classes: int) -> list[Setting]:
+        """Without heads that would take hours with so many classes."""
+        slow = {head.name for head in self.members() if num_classes > getattr(head, "MOST_CLASSES", num_classes)}
+        if slow:
+            log.info("head=%s: %s is left out, with %d classes", self.name, ", ".join(sorted(slow)), num_classes)
+        return [setting for setting in self.settings() if setting["head"] not in slow]
 
     def solve(self, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
         """Solve each head for those of the settings that are its own."""

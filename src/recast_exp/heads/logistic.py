@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ class Logistic(Head):
     strengths: list[float] = option(
         [float(f"{10 ** (power / 2):.3g}") for power in range(-8, 5)], "inverse penalties C, from small to large"
     )
+    MOST_CLASSES: ClassVar[int] = 1000
+    """With more, `best` leaves it out: its time grows with images × classes × iterations."""
+
     tolerance: float = option(1e-5, "largest gradient at which it has converged", gt=0)
     max_iterations: int = option(2000, "iterations of L-BFGS at most", ge=1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -63,9 +65,15 @@ def update(metrics: nn.ModuleDict, logits: Tensor, labels: Tensor, loss: Tensor)
             metric.update(logits.float().softmax(1) if name == CALIBRATION else logits, labels)
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """The metrics of logits [N, C] that are at hand, by name."""
-    metrics = make_metrics(logits.shape[1])
+def measure(scores: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> dict[str, float]:
+    """The metrics of some images, by name.
+
+    Args:
+        scores: Logits [n, C] and labels [n], some images at a time.
+        num_classes: Number C of classes.
+    """
+    metrics = make_metrics(num_classes)
     with torch.no_grad():
-        update(metrics, logits.float(), labels, F.cross_entropy(logits.float(), labels))
+        for logits, labels in scores:
+            update(metrics, logits.float(), labels, F.cross_entropy(logits.float(), labels))
     return {name: float(metric.compute()) for name, metric in metrics.items()}  # type: ignore[operator]
