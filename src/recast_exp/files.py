@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
 from recast_exp.errors import RecastError, UserError
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT, NEXT_WAIT = 2.0, 60.0
+"""Seconds until a wait is said, and said again."""
 
 
 @contextlib.contextmanager
@@ -69,13 +77,53 @@ def write_json(path: str | Path, value: object) -> None:
 def alone_at(path: Path) -> Iterator[None]:
     """Hold a lock next to `path` in the block: of the jobs that would make this file at once, one does, others wait.
 
-    Whoever gets the lock looks first whether the file is there by now. The lock of a killed process is free.
+    What is there is read without it; whoever gets the lock looks once more. The lock of a killed process is free.
     """
-    from filelock import FileLock  # brings asyncio along
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
+    with locked(path.with_name(f"{path.name}.lock"), str(path)):
         yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file in the block. Where no lock can be had, the block runs without one, and a warning says so.
+
+    Every file is written whole or not at all, so without locks two jobs may do the same work twice, and nothing worse.
+
+    Args:
+        path: The lock file; it stays.
+        what: What the lock is for, for messages.
+        wait: Whether to wait for another process that holds it; a message says for what, and for how long.
+
+    Raises:
+        TimeoutError: If another process holds it, without `wait`.
+    """
+    from filelock import FileLock, Timeout  # brings asyncio along
+
+    held = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        started = time.monotonic()
+        for pause in itertools.chain([0 if not wait else FIRST_WAIT], itertools.repeat(NEXT_WAIT)):
+            try:
+                held = lock.acquire(timeout=pause)
+                break
+            except Timeout:
+                if not wait:
+                    raise TimeoutError(str(path)) from None
+                log.warning(
+                    "waiting for %s, on which another job works, for %.0f s now; if there is no such job, remove %s",
+                    *(what, time.monotonic() - started, path),
+                )
+    except TimeoutError:
+        raise
+    except (OSError, NotImplementedError) as error:  # file systems without locks, and folders of another user
+        log.warning("%s: no lock can be had (%s); jobs at the same time may do its work twice", what, error)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.lock.release()
 
 
 def json_hash(value: object, length: int = 16) -> str:

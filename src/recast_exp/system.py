@@ -1,8 +1,12 @@
-"""This process among others: its cores and its rank."""
+"""This process among others: its cores, its rank, its memory, and whoever reads what it prints."""
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import sys
+from typing import Any
 
 
 def usable_cores() -> int:
@@ -26,3 +30,63 @@ def is_main_process(devices: int) -> bool:
         devices: Number of devices of the run (`trainer.devices`).
     """
     return devices == 1 or (os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0")
+
+
+def shared_memory() -> int | None:
+    """Free bytes of the memory through which processes hand tensors to each other; None where it has no bound.
+
+    Containers of Docker have 64 MB, unless they are given more (`--shm-size`).
+    """
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # not on Linux
+        return None
+
+
+def peak_memory_mb() -> float | None:
+    """Peak memory of this process so far, in MB (10⁶ bytes); None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+class _Steady:
+    """An output stream that goes on without a reader: `… | head -1` must not make a job fail."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or throw away where nobody reads on."""
+        try:
+            return int(self._stream.write(text))
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or throw away."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what is still in the stream's buffer goes there, too
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def steady_output() -> None:
+    """Let the output of this process survive a terminal without Unicode, and a reader that has gone."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+            setattr(sys, name, _Steady(stream))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from torch import zeros
+from torch import ones, zeros
 
 from recast_exp.cli import main as cli
 from recast_exp.cli.job import out_of_room
@@ -85,7 +85,7 @@ def test_a_file_is_read_once_for_all_jobs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     group = Group("blocks.0-1.attn.qkv", ("blocks.0.attn.qkv", "blocks.1.attn.qkv"), 2, 1)
-    templates, coefficients = {group.name: zeros(2, 3, 3)}, {layer: zeros(2, 1, 2) for layer in group.layers}
+    templates, coefficients = {group.name: ones(2, 3, 3)}, {layer: zeros(2, 1, 2) for layer in group.layers}
     Banks((group,), templates, coefficients, {}).save(tmp_path / "bank.safetensors")
     loads: list[Path] = []
     load = Banks.load

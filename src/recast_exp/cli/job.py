@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,7 +19,7 @@ from recast_exp.config import grammar, rules
 from recast_exp.config.schema import Config, typed
 from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError, first_line
-from recast_exp.files import write_json
+from recast_exp.files import locked, write_json
 from recast_exp.runs import layout, record
 from recast_exp.runs.plan import recipe_line, without_effect
 from recast_exp.runs.results import Metrics
@@ -28,6 +27,8 @@ from recast_exp.runs.state import State
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
+
+_UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 """What torch says, on a GPU and on a CPU."""
@@ -100,7 +101,7 @@ class JobRunner:
 
 def out_of_room(error: Exception, folder: Path) -> str | None:
     """The line for an error of a full disk, of one that cannot be written to, or of too little memory."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         where = error.filename or folder
         return (
             f"{where} cannot be written to ({error.strerror}); what was written before is whole: make room, and "
@@ -193,15 +194,14 @@ def _alone(folder: Path, settings: Config) -> Iterator[None]:
     if not is_main_process(settings.trainer.devices):
         yield
         return
-    lock = FileLock(folder / layout.LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"hydra.run.dir: a job is running in {folder}; wait for it, or stop it") from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / layout.LOCK, str(folder), wait=False))
+        except TimeoutError as held:
+            raise UserError(
+                f"hydra.run.dir: a job is running in {folder}; wait for it, or stop it; if there is none, remove {held}"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _unfit(settings: Config) -> str | None:

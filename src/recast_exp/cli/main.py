@@ -26,10 +26,12 @@ from recast_exp.config.compose import Composer
 from recast_exp.config.variants import Variants
 from recast_exp.errors import RecastError, UnfitError, UserError
 from recast_exp.runs.plan import Planned, cause, recipe_sources
+from recast_exp.system import steady_output
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    steady_output()
     try:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:

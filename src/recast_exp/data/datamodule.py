@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, 
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
 from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, normalize
 from recast_exp.data.types import SPLITS, ImageSet
-from recast_exp.system import usable_cores
+from recast_exp.system import shared_memory, usable_cores
+
+log = logging.getLogger(__name__)
 
 PLAIN = "plain"  # the training images as evaluation sees them
 
@@ -76,6 +79,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
         self.episodes = episodes
+        self._said = False
         if stores is None:
             stores = open_stores(
                 requests(image_set, spec, transform, build=False, plain=True), "off", Path(), image_set.name
@@ -189,13 +193,30 @@ class ImageDataModule(lightning.LightningDataModule):
         if workers is None:
             limits = _READING_WORKERS if isinstance(dataset.store, PixelStore) else _DECODING_WORKERS
             workers = min(limits.get(device, limits["cuda"]), max(1, usable_cores() // self._place()[1]))
+        prefetch = self.prefetch_factor or (2 if device == "cpu" else 4)
         return ImageLoader(
             dataset,
             batches,
-            workers,
+            self._fitting(workers, prefetch, max(self.batch_size, self.eval_batch_size)),
             pin_memory=device == "cuda" if self.pin_memory is None else self.pin_memory and torch.cuda.is_available(),
-            prefetch_factor=self.prefetch_factor or (2 if device == "cpu" else 4),
+            prefetch_factor=prefetch,
         )
+
+    def _fitting(self, workers: int, prefetch: int, batch_size: int) -> int:
+        """As many loader processes as there is shared memory for: with too little, they would wait for ever."""
+        free = shared_memory()
+        if not workers or free is None:
+            return workers
+        size = batch_size * 3 * self.spec.size**2
+        fit = min(workers, free // (size * (prefetch + 1)))
+        if fit < workers and not self._said:
+            self._said = True
+            log.warning(
+                "dataset.num_workers: %d instead of %d loader processes, as there are %.0f MB of shared memory for "
+                "batches of %.0f MB; give the container more (docker run --shm-size=1g)",
+                *(fit, workers, free / 1e6, size / 1e6),
+            )
+        return fit
 
     def _device(self) -> str:
         """The type of the device that batches go to; the CPU outside a trainer."""

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from recast_exp import __version__, schemas
 from recast_exp.data.unpack import ArchiveError, extract
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import write_json, writing
+from recast_exp.files import locked, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -112,19 +112,11 @@ def download(archives: Sequence[Archive], root: Path, *, name: str) -> None:
     """
     if all((root / archive.provides).exists() for archive in archives):
         return
-    from filelock import FileLock, Timeout
-
     safe_name = re.sub(r"[^\w-]", "_", name)  # it names a folder that is removed at the end
     with writing(f"data_dir: {root}"):
         partial = root / _FOLDER / safe_name
         partial.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / _FOLDER / f"{safe_name}.lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            log.info("dataset %s: waiting for another process that downloads it", name)
-            held = lock.acquire()
-        with held:
+        with locked(root / _FOLDER / f"{safe_name}.lock", f"the download of dataset {name}"):
             partial.mkdir(exist_ok=True)
             for archive in archives:
                 if not (root / archive.provides).exists():
@@ -236,9 +228,7 @@ def _verify(archive: Archive, path: Path, root: Path, key: str, name: str) -> st
 
 def _record(root: Path, key: str, checksum: str) -> None:
     """Record the checksum of a download, for later downloads to compare with."""
-    from filelock import FileLock
-
-    with FileLock(root / _FOLDER / f"{_CHECKSUMS}.lock"):  # another dataset may be recorded at the same time
+    with locked(root / _FOLDER / f"{_CHECKSUMS}.lock", _CHECKSUMS):  # another dataset may be recorded at the same time
         write_json(root / _CHECKSUMS, dict(sorted({**_checksums(root / _CHECKSUMS), key: checksum}.items())))
 
 

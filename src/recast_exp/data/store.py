@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,6 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from filelock import FileLock
 from msgspec import Meta
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ from recast_exp.data.images import in_parallel, read_image, size_of
 from recast_exp.data.transforms import Geometry
 from recast_exp.data.types import Samples
 from recast_exp.errors import UserError
-from recast_exp.files import json_hash, write_json
+from recast_exp.files import json_hash, locked, write_json
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ FORMAT = 1
 SMALL = 64 * 2**20
 """Up to so many bytes, images that are in memory anyway are kept resized."""
 
+_WRITING = threading.Lock()
 _PIXELS, _INDEX = "pixels.bin", "index.safetensors"
 _SPARE = 2**28  # bytes of a disk or of memory to leave free
 
@@ -219,7 +220,8 @@ class _Plan:
             return PixelStore(pixels, self.index)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder.with_suffix(".lock")):  # another job may be building it, or have built it since
+            # Another job may be building it, or have built it since
+            with locked(self.folder.with_suffix(".lock"), f"the decoded images of {name}"):
                 return _find(self.folder) or self._build_folder(self.folder, name)
         except OSError as error:
             raise UserError(
@@ -384,7 +386,13 @@ def _file_hash(path: Path) -> bytes:
 
 def _write(descriptor: int, image: NDArray[np.uint8], start: int) -> None:
     """Write an image at its position; not through a mapping, where a full disk would kill the process."""
-    data = memoryview(image.data)
-    while data:
-        written = os.pwrite(descriptor, data, start)
-        data, start = data[written:], start + written
+    data = memoryview(image.data).cast("B")
+    if hasattr(os, "pwrite"):
+        while data:
+            written = os.pwrite(descriptor, data, start)
+            data, start = data[written:], start + written
+        return
+    with _WRITING:  # Windows: of several threads, each has to find its place first
+        os.lseek(descriptor, start, os.SEEK_SET)
+        while data:
+            data = data[os.write(descriptor, data) :]

@@ -41,7 +41,7 @@ from recast_exp.system import is_main_process
 from recast_exp.tracking.base import Tracker
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
-from recast_exp.training.loop import FitResult, fit, peak_memory_mb, test
+from recast_exp.training.loop import FitResult, fit, memory, test
 from recast_exp.training.loop import validate as validate_model
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _metrics(trainer: TrainerConfig, result: FitResult, tested: dict[str, float]
         **result.metrics,
         **result.facts,
         **{f"probe/{name}": value for name, value in probed.items()},
-        "peak_memory_mb": peak_memory_mb(),
+        **memory(),
         "device": device_name(trainer),
         **versions(),
     }

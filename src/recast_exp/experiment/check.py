@@ -19,8 +19,8 @@ from recast_exp.models.weights import load_file
 from recast_exp.recast import Banks
 from recast_exp.runs import layout
 from recast_exp.training import objectives
+from recast_exp.training.checkpoint import read_checkpoint
 from recast_exp.training.environment import check_device
-from recast_exp.training.trainer import read_checkpoint
 
 
 def check_experiment(settings: Config) -> None:

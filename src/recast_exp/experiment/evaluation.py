@@ -22,7 +22,7 @@ from recast_exp.runs.results import Metrics
 from recast_exp.system import is_main_process
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
-from recast_exp.training.loop import peak_memory_mb, test
+from recast_exp.training.loop import memory, test
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
         tested = test(experiment.recipe, adapted, data, trackers)
         metrics: Metrics = {
             **tested.metrics,
-            "peak_memory_mb": peak_memory_mb(),
+            **memory(),
             "device": device_name(trainer),
             **versions(),
         }

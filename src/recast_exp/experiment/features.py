@@ -36,8 +36,11 @@ def frozen_features(experiment: Experiment, split: str, views: int = 0) -> Featu
     """
     views = views if split == "train" else 0
     path = experiment.cache / "features" / f"{features_key(experiment, split, views)}.safetensors"
+    classes = len(experiment.images.classes)
+    if (found := _read(path, classes)) is not None:
+        return found
     with alone_at(path):
-        found = _read(path, len(experiment.images.classes))
+        found = _read(path, classes)
         if found is None:
             # Without the altered views, each image is read once
             data = experiment.data(keep=views > 0, plain=True)

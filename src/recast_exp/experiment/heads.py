@@ -58,7 +58,7 @@ def finish_head(
         return Finished(describe({"head": head.name, **chosen.solution.setting}), chosen.temperature, changed=True)
     if head.calibrate:
         trained, val = head_of(adapted.network), of("val")
-        heat = temperature(lambda: trained.scores(val))
+        heat = temperature(trained.logits(val.values), val.labels)
         set_head(adapted.network, trained.scaled(1 / heat))
         return Finished(head.name, heat, changed=True)
     return Finished(head.name, 1.0, changed=False)

@@ -75,19 +75,29 @@ def bank_for(
         return banks, path
     settings = _settings(backbone, recast, mimicry)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
+    if known := _cached(index, cache):
+        return known
     with alone_at(index):
-        if index.is_file():
-            try:
-                content_hash = schemas.decode(index, _Entry)["hash"]
-                path = bank_path(cache, content_hash)
-                return Banks.load(path, content_hash), path
-            except (RecastError, ValueError) as error:
-                log.warning("The cached template bank cannot be used (%s); it is made again", error)
+        if known := _cached(index, cache):  # another job has made it since
+            return known
         banks = _mimic(backbone, groups, recast, mimicry, settings)
         path = bank_path(cache, banks.hash)
         banks.save(path)
         write_json(index, {"hash": banks.hash, "settings": settings})
         return banks, path
+
+
+def _cached(index: Path, cache: Path) -> tuple[Banks, Path] | None:
+    """The bank of an entry of the index, and its file; None where it is missing or damaged."""
+    if not index.is_file():
+        return None
+    try:
+        content_hash = schemas.decode(index, _Entry)["hash"]
+        path = bank_path(cache, content_hash)
+        return Banks.load(path, content_hash), path
+    except (RecastError, ValueError) as error:
+        log.warning("The cached template bank cannot be used (%s); it is made again", error)
+        return None
 
 
 def bank_path(cache: Path, content_hash: str) -> Path:

@@ -221,7 +221,10 @@ def classifier_modules(model: nn.Module) -> set[nn.Module]:
     get_classifier = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return set()
-    classifier = get_classifier()
+    try:
+        classifier = get_classifier()
+    except AttributeError:  # those of a few models expect one, where there is none
+        return set()
     heads = classifier if isinstance(classifier, tuple | list) else [classifier]
     return {module for head in heads if isinstance(head, nn.Module) for module in head.modules()}
 

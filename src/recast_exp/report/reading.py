@@ -240,8 +240,8 @@ def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
 
 def _has_died(record: Record) -> bool:
     """Whether a job recorded as running was killed: its process belonged to this machine, and no longer exists."""
-    if record["state"] != State.RUNNING or record.get("host") != socket.gethostname():
-        return False
+    if record["state"] != State.RUNNING or record.get("host") != socket.gethostname() or os.name == "nt":
+        return False  # on Windows, the signal below would stop the process
     try:
         os.kill(int(record["pid"]), 0)
     except ProcessLookupError:

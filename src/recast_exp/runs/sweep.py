@@ -15,12 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from filelock import FileLock, Timeout
-
 from recast_exp import __version__, schemas
 from recast_exp.config import grammar
 from recast_exp.errors import UserError
-from recast_exp.files import write_json
+from recast_exp.files import locked, write_json
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.plan import Planned, recipe_sources
@@ -146,17 +144,17 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
     plan = Plan(folder, command, [], again, searched(folder))
     if different := list(_differences(folder, planned)):
         raise UserError("\n".join(different))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / layout.LOCK, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / layout.LOCK, str(folder), wait=False))
+        except TimeoutError as held:
+            raise UserError(
+                f"hydra.sweep.dir: a sweep is running in {folder}; wait for it, or choose another folder; if there is "
+                f"none, remove {held}"
+            ) from None
+        except OSError as error:
+            raise UserError(f"hydra.sweep.dir: the folder of the sweep cannot be made ({error})") from error
         plan.jobs = [
             {
                 "number": job.number,
@@ -182,8 +180,6 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
         if planned or not (folder / layout.SWEEP).is_file():  # a search that goes on may yet be refused
             write_json(folder / layout.SWEEP, content)
         yield plan
-    finally:
-        lock.release()
 
 
 def searched(folder: Path) -> int | None:

@@ -7,8 +7,6 @@ stopped and continued is equal, bit for bit, to one that was not.
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from recast_exp import system
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import RecastError, UserError
@@ -244,9 +243,9 @@ class Snapshots(Callback):
         self.best, self.epoch, self.tensors = state_dict["best"], state_dict["epoch"], state_dict["tensors"]
 
 
-def peak_memory_mb() -> float:
-    """Peak memory in MB (10⁶ bytes): of this run on a GPU if it uses one, otherwise of the process so far."""
+def memory() -> dict[str, float]:
+    """`peak_memory_mb` (10⁶ bytes): of this run on a GPU if it uses one, otherwise of the process so far, if known."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+        return {"peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6}
+    peak = system.peak_memory_mb()
+    return {} if peak is None else {"peak_memory_mb": peak}

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
 
 import lightning as L  # noqa: N812
 import torch
@@ -18,12 +17,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
 
-from recast_exp import schemas
-from recast_exp.errors import UserError, first_line
 from recast_exp.files import replacing
 from recast_exp.torch_state import seeded, threads
+from recast_exp.training.checkpoint import read_checkpoint
 from recast_exp.training.environment import OneProcess, check_device, own_rank, thread_count
 from recast_exp.training.recipe import Recipe
 
@@ -47,38 +44,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: If it is no checkpoint of a run, or its numbers are not finite.
         """
         return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read the checkpoint that a run is continued from, without unpickling code.
-
-    Raises:
-        UserError: If it is no checkpoint of a run, or its numbers are not finite.
-    """
-    expected = f"resume: expected a checkpoint of a run, got {path}"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint = schemas.checked(content, dict[str, Any])
-        parts = schemas.checked(content, _Checkpoint)
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{expected}, which is damaged ({first_line(error)}); start the run from scratch") from error
-    for name, tensor in parts["state_dict"].items():
-        if not isinstance(tensor, Tensor) or not torch.isfinite(tensor).all():
-            raise UserError(f"{expected}, in which {name} is not made of finite numbers; start the run from scratch")
-    return checkpoint
-
-
-class _Checkpoint(TypedDict):
-    """What Lightning and this project write, as far as others depend on it."""
-
-    epoch: int
-    global_step: int
-    trunk: dict[str, Any]
-    state_dict: dict[str, Any]
-    optimizer_states: list[dict[str, Any]]
-    lr_schedulers: list[dict[str, Any]]
-    callbacks: dict[str, Any]
-    loops: dict[str, Any]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from recast_exp.data.layout import refuse
 from recast_exp.data.sets._torchvision import reading, reason, unverified
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
-from recast_exp.files import write_text
+from recast_exp.files import locked, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,7 +196,6 @@ def _download(
     torchvision assumes that an existing folder is complete. So entries that a killed run may have unpacked in part are
     removed first; archives stay.
     """
-    from filelock import FileLock
     from torchvision.datasets import utils
 
     def retrieve(url: str, filename: str | Path, *_: object, **__: object) -> None:
@@ -215,7 +214,7 @@ def _download(
             f"data_dir: expected a folder that can be written to, got {data_dir} ({error.strerror})"
         ) from error
     try:
-        with FileLock(unfinished.with_suffix(".lock")):
+        with locked(unfinished.with_suffix(".lock"), f"the download of dataset {cfg.name}"):
             for entry in unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ():
                 if (data_dir / entry).is_dir():
                     shutil.rmtree(data_dir / entry)

@@ -1,0 +1,163 @@
+"""Machines that are not at hand, simulated: terminals without Unicode, no reader, Windows, small containers, locks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from recast_exp.config.schema import ModelConfig
+from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.data.store import _write
+from recast_exp.files import alone_at, locked
+from recast_exp.models.create import input_spec
+from support.helpers import load
+
+TINY = ("model.pretrained=false", "logger=none", "trainer.max_epochs=1", "dataset.shots=2", "head=lda", "probe=false")
+
+
+def command(*words: str, program: str = "-m recast_exp") -> list[str]:
+    return [sys.executable, *program.split(" ", 1), *TINY, *words]
+
+
+def record(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_terminal_without_unicode(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = command("hydra.run.dir=run", "label=μ · ±")
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "Task: " in done.stdout.decode("ascii")
+    assert record(tmp_path / "run")["state"] == "finished"
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_reader_that_goes_away(sweep: bool, tmp_path: Path) -> None:
+    """As `… | head -1` does."""
+    place = ["-m", "seed=1,2", "hydra.sweep.dir=run"] if sweep else ["hydra.run.dir=run"]
+    with subprocess.Popen(command(*place), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0, errors
+    assert "BrokenPipe" not in errors and "Traceback" not in errors
+    if sweep:
+        assert (tmp_path / "run" / "report" / "report.html").is_file()
+    for folder in [tmp_path / "run" / "0", tmp_path / "run" / "1"] if sweep else [tmp_path / "run"]:
+        assert record(folder)["state"] == "finished"
+
+
+# What Windows lacks of the standard library, as far as this project and its libraries may ask for it
+WINDOWS = """
+import os, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("pwrite", "posix_fallocate", "sched_getaffinity", "fork"):
+    vars(os).pop(name, None)
+from recast_exp.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_what_windows_lacks_is_not_needed(tmp_path: Path) -> None:
+    run = [sys.executable, "-c", WINDOWS, *TINY, "hydra.run.dir=run", f"cache_dir={tmp_path / 'cache'}"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "peak_memory_mb" not in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_images_are_written_without_pwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pwrite")
+    parts = [np.full((3, 50, 50), number, dtype=np.uint8) for number in range(40)]
+    with (tmp_path / "pixels").open("wb") as file:
+        jobs = [
+            threading.Thread(target=_write, args=(file.fileno(), part, number * part.size))
+            for number, part in enumerate(parts)
+        ]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    assert (tmp_path / "pixels").read_bytes() == np.stack(parts).tobytes()
+
+
+# Shared memory
+
+
+@pytest.mark.parametrize(("free", "expected"), [(None, 2), (10**9, 2), (64 * 10**6, 1), (10**6, 0)])
+def test_loader_processes_fit_the_shared_memory(
+    free: int | None, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("recast_exp.data.datamodule.shared_memory", lambda: free)
+    images = load("digits", "data", part="source")
+    spec = input_spec(ModelConfig(backbone="vit_tiny_patch16_224", img_size=224))
+    data = ImageDataModule(images, spec, "none", batch_size=128, eval_batch_size=128, seed=0, num_workers=2)
+    assert data.train_dataloader().num_workers == expected
+    assert data.val_dataloader().num_workers == expected
+    said = [line for line in caplog.messages if "loader processes" in line]
+    assert len(said) == (expected < 2)
+    if said:
+        assert f"{expected} instead of 2 loader processes" in said[0] and "--shm-size" in said[0]
+
+
+# Locks
+
+
+def hold(path: str, seconds: float, ready: multiprocessing.Queue[bool]) -> None:
+    with FileLock(path):
+        ready.put(True)
+        time.sleep(seconds)
+
+
+def test_a_wait_says_what_for_and_how_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("recast_exp.files.FIRST_WAIT", 0.2)
+    context = multiprocessing.get_context("spawn")
+    ready: multiprocessing.Queue[bool] = context.Queue()
+    holder = context.Process(target=hold, args=(str(tmp_path / "bank.lock"), 1.5, ready))
+    holder.start()
+    ready.get(timeout=60)
+    with pytest.raises(TimeoutError), locked(tmp_path / "bank.lock", "the bank", wait=False):
+        pass
+    with alone_at(tmp_path / "bank"):
+        assert not holder.is_alive() or holder.join(5) is None
+    assert f"waiting for {tmp_path / 'bank'}, on which another job works, for 0 s now" in caplog.text
+    assert f"remove {tmp_path / 'bank.lock'}" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES])
+def test_without_locks_the_work_is_done(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    done = []
+    with locked(tmp_path / "lock", "the bank"):
+        done.append(True)
+    assert done == [True]
+    assert "the bank: no lock can be had" in caplog.text
+
+
+def test_an_error_in_the_block_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="of the work"), locked(tmp_path / "lock", "the bank"):
+        raise OSError("of the work")
+    with pytest.raises(TimeoutError), locked(tmp_path / "lock", "the bank"):
+        raise TimeoutError
+    with locked(tmp_path / "lock", "the bank", wait=False):
+        pass
