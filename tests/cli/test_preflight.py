@@ -48,6 +48,11 @@ REFUSED = {
         2,
         "expected at least 3 images, one for each split",
     ),
+    "one image of each class": (
+        ("dataset.shots=1", "training=through_head"),
+        2,
+        "training: expected joint, or a class with two training images",
+    ),
     "a sweep": (("-m", "model=vit_att,vit_mlp", "dataset.classes=[nope]"), 2, "dataset.classes: expected names"),
 }
 
@@ -131,7 +136,7 @@ def test_what_the_run_says_is_not_said_before(caplog: pytest.LogCaptureFixture, 
     (next(path.iterdir()) / "@eaDir").mkdir()
     caplog.set_level("INFO")
     settings = DatasetConfig(name="folder", path=str(path), shots=1000, split="random_80_20")
-    check._check_images(settings, str(tmp_path))
+    check._check_images(settings, str(tmp_path), None)
     assert caplog.records == []
     choose(settings, read_official(settings, tmp_path))
     assert "fewer training images" in caplog.text

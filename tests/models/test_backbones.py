@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import socket
@@ -16,15 +17,17 @@ import torch
 from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from recast_exp.config.schema import Config
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.config.schema import Config, ModelConfig
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.experiment import pretrain
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.pretrain import pretrained_weights
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.check import check_model
+from recast_exp.models.create import backbone_name
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import find_groups, inject, merge, mimic
@@ -98,12 +101,37 @@ def write_npz(state: dict[str, Tensor], path: Path) -> None:
     np.savez(path, **{name: tensor.numpy() for name, tensor in flat.items()})
 
 
+def write_dino(state: dict[str, Tensor], path: Path) -> None:
+    """A student and its teacher, wrapped for several GPUs, with what pretraining has added."""
+    teacher = {f"backbone.{name}": tensor for name, tensor in state.items()} | {"head.mlp.weight": torch.ones(2)}
+    student = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 3, "loss": {"alpha": 0.1}}, path)
+
+
+def write_masked_autoencoder(state: dict[str, Tensor], path: Path) -> None:
+    more = {"mask_token": torch.ones(1, 1, 96), "decoder_blocks.0.norm.weight": torch.ones(3)}
+    torch.save({"model": {f"module.encoder.{name}": value for name, value in state.items()} | more}, path)
+
+
+def write_with_decoder(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"model": state | {"decoder.weight": torch.ones(3), "projector.0.bias": torch.ones(3)}}, path)
+
+
+def write_average(state: dict[str, Tensor], path: Path) -> None:
+    wrong = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"model": wrong, "state_dict_ema": state, "epoch": 3}, path)
+
+
 WRITERS: dict[str, tuple[str, Callable[[dict[str, Tensor], Path], None]]] = {
     "safetensors": ("weights.safetensors", save_file),
     "pth": ("weights.pth", write_pth),
     "nested pth": ("weights.pth", write_nested_pth),
     "with classifier": ("weights.pth", write_with_classifier),
     "npz": ("weights.npz", write_npz),
+    "teacher": ("weights.pth", write_dino),
+    "masked autoencoder": ("weights.pth", write_masked_autoencoder),
+    "decoder": ("weights.pth", write_with_decoder),
+    "average": ("weights.pth", write_average),
 }
 
 
@@ -159,6 +187,63 @@ def test_code_in_a_file_of_weights_is_refused_and_not_run(
         create("model=vit_att", f"model.weights={path}")
     assert_one_line(error, "model.weights", path)
     assert not trace.exists()
+
+
+def test_what_is_not_used_of_a_file_is_named(
+    create: Callable[..., Backbone], weights: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_with_decoder(load_file(weights["digits_vit"]), tmp_path / "weights.pth")
+    create("model=vit_att", f"model.weights={tmp_path / 'weights.pth'}")
+    assert f"model.weights: 2 tensors of {tmp_path / 'weights.pth'} are not used, such as decoder.weight" in caplog.text
+
+
+def test_a_namespace_in_a_file_is_named(create: Callable[..., Backbone], tmp_path: Path) -> None:
+    """As the checkpoints of many repositories have one, of the arguments of their training."""
+    torch.save({"model": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError) as error:
+        create("model=vit_att", f"model.weights={tmp_path / 'weights.pth'}")
+    assert_one_line(error, "model.weights", "refers to argparse.Namespace too", "torch.save(torch.load(")
+
+
+def test_old_names_and_those_of_the_hub_are_those_of_today() -> None:
+    assert backbone_name(ModelConfig(backbone="vit_base_patch16_224_in21k")) == "vit_base_patch16_224.augreg_in21k"
+    for name in ("timm/vit_tiny_patch16_224.augreg_in21k", "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k"):
+        assert backbone_name(ModelConfig(backbone=name)) == "vit_tiny_patch16_224.augreg_in21k"
+
+
+@pytest.mark.parametrize("name", ["local-dir:FOLDER", "hf-hub:nobody/nothing", "nobody:x/y"])
+def test_models_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("recast_exp.models.create.load_model_config_from_hf", offline)
+    with pytest.raises(RecastError) as error:
+        backbone_name(ModelConfig(backbone=name.replace("FOLDER", str(tmp_path))))
+    assert_one_line(error, "model.backbone: expected")
+
+
+def test_a_model_from_a_folder(create: Callable[..., Backbone], tmp_path: Path) -> None:
+    stock = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2, reg_tokens=1)
+    save_for_hf(stock, tmp_path, model_args={"img_size": 32, "depth": 2, "reg_tokens": 1})
+    network = create("model=vit_att", f"model.backbone=local-dir:{tmp_path}", "model.img_size=null").network
+    expected = stock.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_arguments_of_timm(create: Callable[..., Backbone], compose: Compose) -> None:
+    options = ("model=vit_att", "model.backbone=vit_tiny_patch16_224", "model.pretrained=false", "model.img_size=32")
+    network = create(*options, "model.arguments.reg_tokens=4", "model.arguments.init_values=0.1").network
+    assert network.reg_token.shape == (1, 4, 192) and float(network.blocks[0].ls1.gamma[0]) == pytest.approx(0.1)
+    for argument, expected in (
+        ("reg_token=4", "model.arguments.reg_token: unknown argument of vit_tiny_patch16_224; it takes reg_tokens"),
+        ("in_chans=1", "model.arguments.in_chans: expected 3"),
+        ("num_classes=3", "model.arguments.num_classes: expected an argument without a key of its own"),
+    ):
+        settings = compose(*options, f"model.arguments.{argument}")
+        with pytest.raises(UserError) as error:
+            check_model(settings.model, settings.recast, settings.mimicry, settings.adapter)
+        assert_one_line(error, expected)
 
 
 def without(state: dict[str, Tensor]) -> Any:

@@ -79,6 +79,13 @@ def test_episodes_have_as_many_images_of_each_of_their_classes() -> None:
     assert list(sampler) != batches
 
 
+def test_a_class_of_one_image_is_not_asked_for() -> None:
+    """Where nothing is left to ask for, a step would have no loss."""
+    labels = torch.cat([torch.arange(40), torch.tensor([0, 0, 1])])
+    sampler = EpisodeSampler(EpochSampler(43, 0), labels, Episodes(images=16, classes=4), seed=0)
+    assert all({int(labels[row]) for _, row in episode} == {0, 1} for episode in sampler)
+
+
 def test_a_class_with_fewer_images_brings_what_it_has() -> None:
     labels = torch.tensor([0] * 30 + [1] * 2)
     sampler = EpisodeSampler(EpochSampler(32, 0), labels, Episodes(images=16, classes=4), seed=0)

@@ -21,15 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recast_exp.adapters import NoAdapter
-from recast_exp.config.schema import Config
+from recast_exp.config.schema import Config, ModelConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
 from recast_exp.files import write_json
 from recast_exp.models.adapted import assemble, normalisations_with_statistics
+from recast_exp.models.count import count
 from recast_exp.training.loop import FitResult, fit
 from recast_exp.training.loop import test as measure
 from recast_exp.training.module import TaskModule
 from recast_exp.training.optim import make_optimizer
+from recast_exp.training.recipe import Recipe
 from recast_exp.training.trainer import quiet
 from support.running import run_stage
 
@@ -156,6 +158,38 @@ def test_two_processes_train_as_one(compose: Callable[..., Config], weights: dic
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
     counted = [[row["images"] for row in csv.DictReader((folder / "metrics.csv").open())] for folder in (one, two)]
     assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize("options", [("training=joint",), ("training=alternating",)])
+def test_batches_that_are_accumulated_are_one_batch(build: Build, options: tuple[str, ...]) -> None:
+    """Of 359 images, the last step has 103, in batches of 64 and 39: every image counts the same."""
+    quick = ("model=vit_att", "trainer.max_epochs=2", "trainer.limit_batches=null", "optimizer=sgd")
+    shared = (*quick, "optimizer.coefficients_pull=0.1", *options)
+    found = []
+    for more in (("dataset.batch_size=256",), ("dataset.batch_size=64", "trainer.accumulate=4")):
+        run = build(*shared, *more)
+        fit(run.recipe, run.adapted, run.data)
+        found.append(run.adapted.task_tensors())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_batchnorm_of_a_new_head_learns_its_statistics() -> None:
+    """LeViT's classifier begins with one, whose statistics are nobody's before."""
+    network = timm.create_model("levit_128s", num_classes=0)
+    model = ModelConfig(name="levit", backbone="levit_128s", method="frozen")
+    adapted = assemble(network, model, NoAdapter(), None, num_classes=3, seed=0)
+    heads = {"head.bn.running_mean", "head.bn.running_var", "head_dist.bn.running_mean", "head_dist.bn.running_var"}
+    assert set(adapted.buffers) == heads and not adapted.updates_trunk
+    counts = count(adapted, 0)
+    assert counts["buffers"] == counts["task_specific"] == 0
+    assert counts["head"] == 2 * (3 * 384 + 3 + 4 * 384)  # weights and biases, of the norm with its statistics
+    before = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    module = TaskModule(adapted, Recipe(OptimizerConfig(), SchedulerConfig(), TrainerConfig(), seed=0), 3)
+    module.train()
+    network(torch.randn(4, 3, 224, 224))
+    changed = {name for name, tensor in network.named_buffers() if not torch.equal(tensor, before[name])}
+    assert {name for name in changed if not name.endswith("num_batches_tracked")} == heads
 
 
 def test_sets_of_coefficients_stay_equal(build: Build) -> None:

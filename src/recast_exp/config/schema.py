@@ -34,6 +34,7 @@ class ModelConfig:
     img_size: int | None = key(Role.MODEL, None, "input size in pixels; null is the backbone's own", ge=8, le=4096)
     mean: list[float] | None = key(Role.MODEL, None, "channel means of the input; null is the backbone's own")
     std: list[float] | None = key(Role.MODEL, None, "channel standard deviations of the input; null is the backbone's own")
+    arguments: dict[str, Any] = key(Role.MODEL, {}, "more arguments of the model in timm, such as reg_tokens or init_values")
     batchnorm_statistics: str = key(Role.MODEL, "frozen", "running statistics of BatchNorm; with `update` they train and count as parameters of the task", choices=("frozen", "update"))
 
 
@@ -115,7 +116,7 @@ class DatasetConfig:
         Role.MODEL, "standard", "training augmentation", choices=("authors", "standard", "light", "shift", "none")
     )
     batch_size: int = key(Role.TRAINING, 128, "images per optimisation step, over all devices", ge=1)
-    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null is 256, or what a task file was tested with", ge=1)
+    eval_batch_size: int | None = key(Role.TRAINING, None, "images per evaluation batch; null follows batch_size and the image size, up to 256, or takes what a task file was tested with", ge=1)
     num_workers: int | None = key(
         Role.CONTROL, None, "loader processes; null chooses by machine, device and dataset", ge=0, le=512
     )
@@ -170,7 +171,8 @@ class TrainerConfig:
     devices: int = key(Role.CONTROL, 1, "devices of one run", ge=1, le=1024)
     strategy: str = key(Role.CONTROL, "auto", "Lightning strategy", choices=("auto", "ddp"))
     precision: str = key(Role.MODEL, "32-true", "numerical precision", choices=("32-true", "bf16-mixed", "16-mixed"))
-    max_epochs: int = key(Role.TRAINING, 100, "epochs", ge=1)
+    max_epochs: int = key(Role.TRAINING, 100, "epochs", ge=1, le=1_000_000)
+    accumulate: int = key(Role.TRAINING, 1, "batches whose gradients make one step, as one batch of so many times the images would", ge=1, le=10_000)
     gradient_clip: float = key(Role.TRAINING, 1.0, "gradient norm limit; 0 is off", ge=0)
     head_first_epochs: int = key(Role.TRAINING, 0, "epochs in which only the head trains", ge=0)
     validate_every: int = key(

@@ -43,8 +43,11 @@ class EpisodeSampler(Sampler[list[Key]]):
     def __init__(self, sampler: EpochSampler, labels: Tensor, episodes: Episodes, seed: int) -> None:
         self.sampler = sampler
         self._seed = seed
-        self._rows = [(labels == number).nonzero().flatten() for number in torch.unique(labels).tolist()]
+        order = labels.argsort(stable=True)
+        rows = torch.split(order, torch.unique(labels, return_counts=True)[1].tolist())
         self._whole = len(labels) <= episodes.images
+        # A class of one image has none left to ask for; where the set is taken whole, it is still one to choose
+        self._rows = [row for row in rows if self._whole or len(row) > 1]
         self._classes = min(len(self._rows), episodes.classes)
         self._per_class = episodes.per_class or max(2, episodes.images // self._classes)
 

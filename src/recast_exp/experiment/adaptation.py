@@ -163,7 +163,7 @@ def _train(
     recipe, head = experiment.recipe, experiment.head
     only_head = not any(adapted.trainable.get(kind) for kind in KINDS if kind != "head")
     features: Callable[[str], Features] | None = None
-    if head.solved and only_head and not adapted.buffers:
+    if head.solved and only_head and not adapted.updates_trunk:
         result = FitResult({"epoch": 0, "epochs": 0, "seconds": 0.0, "images_per_second": 0.0}, [])
         features = partial(frozen_features, experiment, views=head.views)
     else:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
@@ -73,7 +76,9 @@ class Inputs:
             self._once(f"bank {settings.bank}", lambda: _check_bank(str(settings.bank)))
         # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded
         if images and not dataset.download and dataset.bad_images == "error":
-            self._once(f"{dataset} {settings.data_dir}", lambda: _check_images(dataset, settings.data_dir))
+            objective = None if trains_only_head(settings) else objectives.from_config(settings.training)
+            look = partial(_check_images, dataset, settings.data_dir, objective)
+            self._once(f"{dataset} {settings.data_dir} {objective}", look)
         # Last, as this makes a folder
         self._once(f"cache {settings.cache_dir}", lambda: cache_folder(settings.cache_dir))
 
@@ -88,12 +93,14 @@ class Inputs:
             raise known
 
 
-def _check_images(dataset: DatasetConfig, data_dir: str) -> None:
+def _check_images(dataset: DatasetConfig, data_dir: str, objective: objectives.Objective | None) -> None:
     logger = logging.getLogger("recast_exp.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # the run says it, too
     try:
-        choose(dataset, read_official(dataset, data_dir))
+        images = choose(dataset, read_official(dataset, data_dir))
+        if objective is not None:
+            objective.check_images(np.bincount(images.splits["train"].labels))
     finally:
         logger.setLevel(level)
 
@@ -104,5 +111,5 @@ def _check_bank(path: str) -> None:
 
 
 def _check_weights(model: ModelConfig) -> None:
-    network = create_network(backbone_name(model), model.img_size)
+    network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
     load_file(network, Path(str(model.weights)).expanduser(), "model.weights")

@@ -90,8 +90,15 @@ class Experiment:
 
     @property
     def eval_batch_size(self) -> int:
-        """Images per evaluation batch. Another number changes the last bits of a result."""
-        return self.settings.dataset.eval_batch_size or EVAL_BATCH_SIZE
+        """Images per evaluation batch. Another number changes the last bits of a result.
+
+        As set; else 256, fewer of images larger than 224 × 224, and no more than twice those of a training step, which
+        takes more memory than that.
+        """
+        if (size := self.settings.dataset.eval_batch_size) is not None:
+            return size
+        fitting = int(EVAL_BATCH_SIZE * min(1.0, (224 / self.backbone.input.size) ** 2))
+        return max(1, min(fitting, 2 * self.settings.dataset.batch_size))
 
     @property
     def needs_features(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard
 
@@ -60,6 +60,12 @@ class AdaptedModel:
     adapter: Adapter = field(default_factory=NoAdapter)
     backbone: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def updates_trunk(self) -> bool:
+        """Whether running statistics of the trunk change with the task, and not only those of its head."""
+        heads = {path.rpartition(".")[0] for path in self.trainable.get("head", {}).values()}
+        return any(path.rpartition(".")[0] not in heads for path in self.buffers.values())
 
     @property
     def trunk(self) -> dict[str, str]:
@@ -169,7 +175,7 @@ def assemble(
     path_of = {id(parameter): path for path, parameter in network.named_parameters()}
     for kind, parameters in owned.items():
         trainable[kind] = {name: path_of[id(parameter)] for name, parameter in parameters.items()}
-    buffers = running_statistics(network) if update else {}
+    buffers = running_statistics(network) if update else _of_head(network, head)
     adapted = AdaptedModel(network, trainable, buffers, banks, adapter, fixed=fixed_of(network))
     adapted.set_trainable(*KINDS)
     return adapted
@@ -179,7 +185,7 @@ def assemble_full(network: nn.Module, num_classes: int, update_batchnorm: bool) 
     """Full fine-tuning: a new head, initialised from torch's generator, and every parameter trains."""
     head = _new_head(network, num_classes)
     backbone = {name: name for name, _ in network.named_parameters() if name not in head.values()}
-    buffers = running_statistics(network) if update_batchnorm else {}
+    buffers = running_statistics(network) if update_batchnorm else _of_head(network, head)
     adapted = AdaptedModel(network, {"head": head, "backbone": backbone}, buffers)
     adapted.set_trainable(*KINDS)
     return adapted
@@ -202,6 +208,12 @@ def running_statistics(network: nn.Module) -> dict[str, str]:
         for which in ("running_mean", "running_var")
     ]
     return {name: name for name in names}
+
+
+def _of_head(network: nn.Module, head: Mapping[str, str]) -> dict[str, str]:
+    """The running statistics of a new head: they belong to its weights, and are learnt with them (LeViT has some)."""
+    layers = {path.rpartition(".")[0] for path in head.values()}
+    return {name: path for name, path in running_statistics(network).items() if path.rpartition(".")[0] in layers}
 
 
 def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:

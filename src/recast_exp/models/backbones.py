@@ -55,9 +55,9 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
     name = backbone_name(model)
     with seeded(0):  # random weights are the same in every run
         if model.pretrained and not model.weights and name not in EMBEDDED:
-            network = download(name, model.img_size)
+            network = download(name, model.img_size, model.arguments)
         else:
-            network = create_network(name, model.img_size)
+            network = create_network(name, model.img_size, arguments=model.arguments)
         if model.weights:
             load_file(network, Path(model.weights).expanduser(), "model.weights")
         elif not model.pretrained:

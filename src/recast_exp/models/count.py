@@ -26,11 +26,14 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> Counts:
     tensors = adapted.task_tensors()
     kinds = dict.fromkeys(("coefficients", "adapter", "buffers", "backbone_trained", "head"), 0)
     layers: dict[str, dict[str, int]] = {}
+    heads = {path.rpartition(".")[0] for path in adapted.trainable.get("head", {}).values()}
     bits, norm = 0, 0
     packers = adapted.packers()
     for name, tensor in tensors.items():
         kind, _, public = name.partition("/")
         kind = names.get(kind, kind)
+        if kind == "buffers" and public.rpartition(".")[0] in heads:
+            kind = "head"  # those of a normalisation within it
         kinds[kind] += tensor.numel()
         layer = public if kind == "coefficients" else public.rpartition(".")[0]
         counts = layers.setdefault(layer, {})

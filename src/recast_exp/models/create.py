@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.models import get_deprecated_models, load_model_config_from_hf, parse_model_name
 from torch import nn
 
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import InputSpec
-from recast_exp.errors import RecastError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
 from recast_exp.models import digits as digits  # registers the embedded backbones with timm
 
 log = logging.getLogger(__name__)
+
+
+def current_name(name: str) -> str:
+    """The name by which timm knows a model today: without `timm/`, and instead of an old name."""
+    plain = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    if plain.startswith("timm/") and timm.is_model(plain.removeprefix("timm/").partition(".")[0]):
+        name = plain.removeprefix("timm/")
+    return str(get_deprecated_models().get(name) or name)
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a model comes from a repository of the Hugging Face Hub or from a folder (`hf-hub:…`, `local-dir:…`)."""
+    return bool(parse_model_name(name)[0])
 
 
 def check_name(name: str) -> None:
@@ -24,7 +42,26 @@ def check_name(name: str) -> None:
 
     Raises:
         UserError: One line with the nearest names.
+        MissingInputError: If a repository or a folder holds no model.
     """
+    try:
+        source, where = parse_model_name(name)
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"model.backbone: expected a timm model, hf-hub:OWNER/NAME or local-dir:FOLDER, got {name!r}"
+        ) from error
+    if source == "local-dir":
+        if not (Path(where).expanduser() / "config.json").is_file():
+            raise MissingInputError(f"model.backbone: expected a folder with a timm model's config.json, got {where}")
+        return
+    if source:
+        try:
+            load_model_config_from_hf(where)
+        except Exception as error:  # of the hub's client, or of what it has read
+            raise MissingInputError(
+                f"model.backbone: expected a repository with a timm model, got {name} ({first_line(error)})"
+            ) from error
+        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=3)
@@ -45,11 +82,14 @@ def backbone_name(model: ModelConfig) -> str:
     """
     if not model.backbone:
         raise UserError("model.backbone: expected the name of a timm model, got nothing")
-    check_name(model.backbone)
-    return model.backbone
+    name = current_name(model.backbone)
+    check_name(name)
+    return name
 
 
-def create_network(name: str, img_size: int | None, pretrained: bool = False) -> nn.Module:
+def create_network(
+    name: str, img_size: int | None, pretrained: bool = False, arguments: Mapping[str, object] | None = None
+) -> nn.Module:
     """Create a timm model without a classifier.
 
     A model whose weights depend on the input size is created for that size.
@@ -58,21 +98,48 @@ def create_network(name: str, img_size: int | None, pretrained: bool = False) ->
         name: timm name, with or without a tag.
         img_size: Input size in pixels; None is the model's own.
         pretrained: Whether to load the weights that timm has pinned.
+        arguments: More arguments of the model in timm.
 
     Raises:
-        UserError: If the model does not take this input size.
+        UserError: If the model does not take this input size, or one of the arguments.
     """
+    more: dict[str, Any] = dict(arguments or {})
+    if more.get("in_chans", 3) != 3:
+        raise UserError(f"model.arguments.in_chans: expected 3, as images have three, got {more['in_chans']}")
+    if own := [key for key in _OURS if key in more]:
+        raise UserError(f"model.arguments.{own[0]}: expected an argument without a key of its own; {_OURS[own[0]]}")
     if img_size is not None:
-        entrypoint = timm.model_entrypoint(name.partition(".")[0])
         try:
-            return timm.create_model(name, num_classes=0, img_size=img_size, pretrained=pretrained)
+            return timm.create_model(name, num_classes=0, img_size=img_size, pretrained=pretrained, **more)
         except TypeError as error:
             if "img_size" not in str(error):
-                raise
-            log.debug("%s accepts any input size (%s)", entrypoint.__name__, error)
+                raise _refused(name, more, error) from error
+            log.debug("%s accepts any input size (%s)", name, error)
         except AssertionError as error:
             raise UserError(f"model.img_size: expected a size that {name} takes, got {img_size} ({error})") from error
-    return timm.create_model(name, num_classes=0, pretrained=pretrained)
+    try:
+        return timm.create_model(name, num_classes=0, pretrained=pretrained, **more)
+    except TypeError as error:
+        raise _refused(name, more, error) from error
+
+
+_OURS = {
+    "img_size": "set model.img_size",
+    "num_classes": "the dataset decides",
+    "pretrained": "set model.pretrained",
+    "checkpoint_path": "set model.weights",
+    "pretrained_cfg": "set model.weights, model.mean and model.std",
+}
+
+
+def _refused(name: str, arguments: Mapping[str, object], error: TypeError) -> Exception:
+    """An unknown argument as one line, with those that are near; any other error as it is."""
+    if not (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) or found[1] not in arguments:
+        return error
+    with torch.device("meta"):
+        takes = inspect.signature(type(timm.create_model(name, num_classes=0)).__init__).parameters
+    near = get_close_matches(found[1], takes, n=3, cutoff=0.4) or [key for key in takes if key not in ("self", *_OURS)]
+    return UserError(f"model.arguments.{found[1]}: unknown argument of {name}; it takes {', '.join(near)}")
 
 
 def blueprint(model: ModelConfig, device: str = "meta") -> nn.Module:
@@ -87,7 +154,7 @@ def blueprint(model: ModelConfig, device: str = "meta") -> nn.Module:
     """
     name = backbone_name(model)
     with torch.device(device):
-        return create_network(name, model.img_size)
+        return create_network(name, model.img_size, arguments=model.arguments)
 
 
 def input_spec(model: ModelConfig) -> InputSpec:
@@ -101,7 +168,7 @@ def input_spec(model: ModelConfig) -> InputSpec:
     except RecastError:
         raise
     except Exception:  # the constructors of a few models compute with their weights
-        network = create_network(backbone_name(model), model.img_size)
+        network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
     return input_of(network, model)
 
 

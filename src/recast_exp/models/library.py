@@ -137,7 +137,7 @@ def write(
         "backbone": settings.backbone,
         "img_size": settings.img_size,
         "method": "frozen" if banks is None else "recast",
-        "batchnorm_statistics": "update" if adapted.buffers else "frozen",
+        "batchnorm_statistics": "update" if adapted.updates_trunk else "frozen",
     }
     record = task_file.make_record(
         adapted,

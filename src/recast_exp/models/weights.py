@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
+import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants as hub
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError, first_line
-from recast_exp.models.create import create_network
+from recast_exp.models.create import create_network, is_elsewhere
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 
@@ -37,15 +41,15 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def download(name: str, img_size: int | None) -> nn.Module:
+def download(name: str, img_size: int | None, arguments: Mapping[str, object] | None = None) -> nn.Module:
     """Create a timm model with the pretrained weights that timm has pinned, from the hub or its cache.
 
     Raises:
         UserError: If timm has no pretrained weights of it.
         MissingInputError: If neither the hub nor its cache can provide them.
     """
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
+    config = None if is_elsewhere(name) else timm.get_pretrained_cfg(name)
+    if not is_elsewhere(name) and (config is None or not config.has_weights):
         raise UserError(
             f"model.backbone: expected a model with pretrained weights, got {name}, for which timm has none; set "
             "model.weights=FILE, or model.pretrained=false for random ones"
@@ -54,7 +58,7 @@ def download(name: str, img_size: int | None) -> nn.Module:
     offline = hub.HF_HUB_OFFLINE or not _reachable()
     try:
         with _hub_offline() if offline else contextlib.nullcontext():
-            return create_network(name, img_size, pretrained=True)
+            return create_network(name, img_size, True, arguments)
     # The clients of the hub raise errors of their own classes, some of them RuntimeError or ValueError
     except (OSError, RuntimeError, ValueError) as error:
         reason = (
@@ -119,27 +123,15 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
                 f"{key}: expected the weights of {type(network).__name__}, got {path} ({first_line(error)})"
             ) from error
         return
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{key}: expected a file of weights, got {path}, which cannot be read ({first_line(error)})"
-        ) from error
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    state = _unwrapped(_read(path, key))
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
             f"{key}: expected a mapping of names to tensors, by itself or under state_dict, got another file: {path}"
         )
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    adapt = _filter_of(network)
-    try:
-        state = adapt(state, network) if adapt is not None else state
-    except Exception as error:
-        raise UserError(
-            f"{key}: expected the weights of {type(network).__name__}, got {path} ({first_line(error)})"
-        ) from error
+    state, ignored = _fitted(network, state, key, path)
     expected = network.state_dict()
     classifiers = tuple(f"{name}." for name in _classifier_names(network))
-    unknown = [name for name in state if name not in expected and not name.startswith(classifiers)]
+    unknown = [name for name in state if name not in expected and not name.startswith((*classifiers, *_OTHER_PARTS))]
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if missing or unknown or shapes:
@@ -151,7 +143,99 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
         raise UserError(
             f"{key}: expected the weights of {type(network).__name__}, got {path}, which {', '.join(parts)}"
         )
+    for name in expected.keys() & state.keys():
+        value = state[name]
+        dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        if not dense or value.is_floating_point() != expected[name].is_floating_point() or value.is_complex():
+            raise UserError(
+                f"{key}: expected dense tensors of floating-point numbers, got {name} as {value.dtype} "
+                f"({value.layout}) in {path}"
+            )
+    ignored += [name for name in state if name.startswith(_OTHER_PARTS) and name not in expected]
+    if ignored:
+        log.info("%s: %d tensors of %s are not used, such as %s", key, len(ignored), path, ignored[0])
     network.load_state_dict({name: value for name, value in state.items() if name in expected}, strict=False)
+
+
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher", "state_dict", "model_state_dict", "model"),
+    *("student", "backbone", "encoder", "module", "net", "network"),
+)
+"""What checkpoints call the mapping of the weights, and the part of a model that is its backbone; the best first."""
+
+_OTHER_PARTS = ("decoder", "projector", "projection", "predictor", "mask_token", "dino_head", "ibot_head", "momentum")
+"""How names of what a pretraining adds to a backbone begin."""
+
+
+def _read(path: Path, key: str) -> Mapping[str, object]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{key}: expected tensors alone, got {path}, which refers to {named[1]} too: opening it could run a "
+                "program. If you trust it, save its weights by themselves: "
+                'torch.save(torch.load(FILE, weights_only=False)["model"], NEW)'
+            ) from error
+        raise UserError(
+            f"{key}: expected a file of weights, got {path}, which cannot be read ({first_line(error)})"
+        ) from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def _unwrapped(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The mapping of names to tensors within a checkpoint."""
+    while not all(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if not isinstance(inner, Mapping):
+            return {}
+        content = inner
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _fitted(network: nn.Module, state: dict[str, Tensor], key: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under the names of a network, without the prefix that a wrapper has given them; and what is left out.
+
+    Of all prefixes, the one with which most of the network's parameters are found.
+    """
+    adapt = _filter_of(network)
+    expected = set(network.state_dict())
+    best: tuple[int, dict[str, Tensor], list[str]] | None = None
+    failed: Exception | None = None
+    for prefix in _prefixes(state):
+        part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        part = {
+            name: value.float() if value.is_floating_point() and value.layout == torch.strided else value
+            for name, value in part.items()
+        }
+        try:
+            part = adapt(part, network) if adapt is not None else part
+        except Exception as error:
+            failed = failed or error
+            continue
+        count = len(expected & set(part))
+        if best is None or count > best[0]:
+            best = count, part, [name for name in state if not name.startswith(prefix)]
+    if best is None:
+        raise UserError(
+            f"{key}: expected the weights of {type(network).__name__}, got {path} ({first_line(failed)})"
+        ) from failed
+    return best[1], best[2]
+
+
+def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes of names that are wrappers, the shortest first: `` ``, `module.`, `module.backbone.`."""
+    found = {""}
+    for name in state:
+        prefix = ""
+        for part in name.split(".")[:-1]:
+            if part not in _WRAPPERS:
+                break
+            prefix += f"{part}."
+            found.add(prefix)
+    return sorted(found, key=len)
 
 
 def _filter_of(network: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:

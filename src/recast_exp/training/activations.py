@@ -58,7 +58,7 @@ def kept(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> Iterat
 def _start(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> Resumable | None:
     options = recipe.trainer
     views = data.distinct_views
-    if not options.activations_mb or options.devices > 1 or options.compile or adapted.buffers or views is None:
+    if not options.activations_mb or options.devices > 1 or options.compile or adapted.updates_trunk or views is None:
         return None
     found = find(adapted.network, data.spec.size)
     if found is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -91,6 +92,7 @@ def fit(
     Raises:
         UserError: If the device is not available, training diverges, or a checkpoint to continue is damaged.
     """
+    recipe.objective.check_images(np.bincount(data.image_set.splits["train"].labels))
     adapted.set_trainable(*recipe.objective.trains)
     module = TaskModule(adapted, recipe, len(data.image_set.classes), data)
     if recipe.trainer.compile:

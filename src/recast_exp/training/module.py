@@ -76,7 +76,20 @@ class TaskModule(L.LightningModule):
             # DDP averages the gradients of the ranks. With this factor, the result is the mean over all images of the
             # batch even if the ranks have different numbers of them.
             loss = loss * (share.local * self.trainer.world_size / share.total)
-        return loss + self._pull() if self.recipe.optimizer.coefficients_pull else loss
+        if self.recipe.optimizer.coefficients_pull:
+            loss = loss + self._pull()
+        return loss * self._weight(batch_idx) if self.recipe.trainer.accumulate > 1 else loss
+
+    def _weight(self, batch_idx: int) -> float:
+        """Makes the sum of the losses of a step their mean over all its images: Lightning divides each by their number.
+
+        The last step of an epoch may have fewer batches, and its last batch fewer images.
+        """
+        count = self.recipe.trainer.accumulate
+        first = batch_idx - batch_idx % count
+        batches = range(first, min(first + count, int(self.trainer.num_training_batches)))
+        images = sum(self.share("train", each).total for each in batches)
+        return self.share("train", batch_idx).total * count / images
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure on validation images."""
@@ -114,8 +127,9 @@ class TaskModule(L.LightningModule):
     def train(self, mode: bool = True) -> TaskModule:
         """Set training mode, in which the running statistics of a frozen trunk do not change."""
         super().train(mode)
-        if not self.adapted.buffers:
-            for _, module in normalisations_with_statistics(self.network):
+        own = {path.rpartition(".")[0] for path in self.adapted.buffers.values()}
+        for name, module in normalisations_with_statistics(self.network):
+            if name not in own:
                 module.eval()
         return self
 

@@ -118,6 +118,7 @@ def trainer_for(
             precision=options.precision,  # type: ignore[arg-type]  # one of the schema's choices
             max_epochs=options.max_epochs,
             check_val_every_n_epoch=min(options.validate_every, options.max_epochs),
+            accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.gradient_clip or None,
             limit_train_batches=options.limit_batches or 1.0,
             limit_val_batches=options.limit_batches or 1.0,

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recast_exp.config.schema import Config
@@ -86,6 +88,17 @@ class Objective(ABC):
                 f"trainer.head_first_epochs: expected 0 with training={name}, whose head does not train, got "
                 f"{trainer.head_first_epochs}"
             )
+
+    def check_images(self, counts: NDArray[np.int64]) -> None:
+        """Refuse training images that this objective cannot learn from.
+
+        Args:
+            counts: [C], training images of each class.
+
+        Raises:
+            UserError: One line.
+        """
+        return
 
     def episodes(self) -> Episodes | None:
         """How training images are divided into steps; None for batches of `dataset.batch_size`."""

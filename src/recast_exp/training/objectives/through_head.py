@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recast_exp.config.fields import option
 from recast_exp.data.episodes import Episodes
 from recast_exp.data.loader import derive_seed
+from recast_exp.errors import UserError
 from recast_exp.heads.ridge import leave_one_out, solve_ridge
 from recast_exp.models.features import tapped
 from recast_exp.training.objectives._base import Objective, Step, solve_head
@@ -64,6 +67,14 @@ class ThroughHead(Objective):
         """The size of a step."""
         per_class = None if self.shots is None or self.queries is None else self.shots + self.queries
         return Episodes(self.images, self.classes, per_class)
+
+    def check_images(self, counts: NDArray[np.int64]) -> None:
+        """Refuse a set of which no class has an image for support and one for query."""
+        if counts.max() < 2:
+            raise UserError(
+                "training: expected joint, or a class with two training images, which through_head solves the head "
+                "for and asks for, got one image of each class; add training=joint"
+            )
 
     def state(self) -> Strength:
         """Penalty and scale, which are learnt."""
