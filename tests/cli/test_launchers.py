@@ -1,6 +1,7 @@
 """`launcher=`: what is refused before anything starts, what stays reachable, and how a lost job is told."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -78,3 +79,21 @@ def test_what_the_library_of_a_launcher_says_is_one_line() -> None:
         "launcher: joblib cannot start a job, or lost one (TerminatedWorkerError: A worker process was killed.)"
     )
     assert launchers.lost_job(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"), [("MaxArraySize            = 3\n", True), ("MaxArraySize=4", False), ("", False)]
+)
+def test_a_cluster_says_how_many_jobs_it_takes(
+    said: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("sbatch", ""), ("scontrol", f"printf '{said}'")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    wrong = check(CommandLine(("launcher=slurm", "seed=1,2,3,4"), multirun=True)).wrong
+    assert [line.partition(" got")[0] for line in wrong] == (
+        ["launcher: expected at most 3 jobs of a sweep with launcher=slurm, as this cluster's MaxArraySize is,"]
+        if refused
+        else []
+    )

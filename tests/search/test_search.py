@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from recast_exp.experiment import adaptation
 from recast_exp.search import run
 from recast_exp.search.pruning import Pruning
 from recast_exp.search.space import Parameter
+from recast_exp.search.study import STUDY, _storage
 from recast_exp.training.loop import fit
 from support.helpers import assert_one_line
 
@@ -181,6 +183,18 @@ def left(trial: int | None, **changes: Any) -> dict[str, Any]:
         "started": "", "updated": "", "epoch": 1, "epochs": 1, "val/accuracy": None,
     }  # fmt: skip
     return record | changes
+
+
+def test_the_lock_of_a_killed_process_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recast_exp.search.study.LEFT", 3)
+    path = tmp_path / "optuna.log"
+    optuna.create_study(study_name=STUDY, storage=_storage(path))
+    (tmp_path / "optuna.log.lock").symlink_to(path)
+    started = time.monotonic()
+    study = optuna.load_study(study_name=STUDY, storage=_storage(path))
+    study.ask()
+    assert time.monotonic() - started < 30
+    assert len(study.trials) == 1
 
 
 def test_what_another_sweep_left_in_the_folder_does_not_count(search: Search) -> None:

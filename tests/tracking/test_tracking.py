@@ -286,7 +286,8 @@ def test_a_failed_job_is_failed_and_goes_on_as_the_same_run(
     parts = Sent.of(first), Sent.of(second)
     assert parts[0].run.run_id == parts[1].run.run_id == read(tmp_path / "wandb.json")["id"]
     assert [part.exit_code for part in parts] == [1, 0]
-    assert [[row["epoch"] for row in part.epochs] for part in parts] == [[1], [2]]
+    assert [[row["epoch"] for row in part.epochs] for part in parts] == [[1], [1, 2]]  # the second has all
+    assert parts[1].epochs[0]["train/loss"] == parts[0].epochs[0]["train/loss"]
     assert how_to_sync(tmp_path) == f"wandb sync {first} {second}"
 
 
@@ -299,6 +300,7 @@ class FakeRun:
 
     options: dict[str, Any]
     url: str = ""
+    offline: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     defined: list[tuple[str, Any]] = field(default_factory=list)
     logged: list[dict[str, Any]] = field(default_factory=list)

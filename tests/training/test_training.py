@@ -171,7 +171,7 @@ def test_batches_that_are_accumulated_are_one_batch(build: Build, options: tuple
         fit(run.recipe, run.adapted, run.data)
         found.append(run.adapted.task_tensors())
     for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_batchnorm_of_a_new_head_learns_its_statistics() -> None:

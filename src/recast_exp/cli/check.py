@@ -310,6 +310,9 @@ class _Checker:
                     failing.setdefault((type(error), str(error)), []).append(job)
             if settings is not None:
                 self.findings.jobs.append(Planned(number, job, checked.content, settings, checked.sources, unfit))
+        option = next((override.value() for override in self.given if launchers.is_override(override)), "")
+        if self.is_sweep and self.line.inputs and (line := launchers.too_many(str(option), len(all_jobs))):
+            self._wrong(line)
         for (kind, line), those in failing.items():
             if kind is MissingInputError or not self._is_consequence(line):
                 self.findings.add(kind(line + cause(line, those, all_jobs)))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 
 from hydra.core.override_parser.types import Override
 
@@ -47,6 +49,31 @@ def problem(option: str, *, multirun: bool, here: bool = True) -> str | None:
     if here and option == "slurm" and shutil.which("sbatch") is None:
         return "launcher: got slurm, but there is no sbatch here; run it where SLURM's commands are, as on a login node"
     return None
+
+
+def too_many(option: str, jobs: int) -> str | None:
+    """Say in one line that a cluster takes no array of so many jobs; None if it does, or does not tell.
+
+    Args:
+        option: Name of the launcher.
+        jobs: Jobs of the sweep.
+    """
+    if option != "slurm" or (most := _largest_array()) is None or jobs <= most:
+        return None
+    return (
+        f"launcher: expected at most {most:,} jobs of a sweep with launcher=slurm, as this cluster's MaxArraySize is, "
+        f"got {jobs:,}; divide the sweep, as by its seeds, into several with a folder each (hydra.sweep.dir)"
+    )
+
+
+def _largest_array() -> int | None:
+    """The most jobs of an array; its numbers are below SLURM's MaxArraySize."""
+    try:
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said.stdout, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def enter_folder() -> None:

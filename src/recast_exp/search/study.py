@@ -15,12 +15,15 @@ from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from recast_exp.config import keys
 from recast_exp.errors import UserError, first_line
+
+LEFT = 10
+"""Seconds after which the lock of a storage counts as left behind."""
 
 STUDY = "recast_exp"
 """Name of the study in its storage. The same in every folder, as Hyperband depends on it."""
@@ -178,7 +181,9 @@ def quiet() -> None:
 
 def _storage(path: Path) -> JournalStorage:
     # Absolute: the lock is a link to the file, and one that leads nowhere is waited for in vain
-    return JournalStorage(JournalFileBackend(str(path.absolute())))
+    file = str(path.absolute())
+    # It is held for milliseconds; one that is older was left by a killed process
+    return JournalStorage(JournalFileBackend(file, JournalFileSymlinkLock(file, grace_period=LEFT)))
 
 
 def _mend(storage: Path) -> None:

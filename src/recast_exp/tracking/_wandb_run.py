@@ -56,6 +56,8 @@ class WandbRun(WandbLogger, Tracker):
     def __init__(self, started: wandb.Run | None, run: RunFacts) -> None:
         super().__init__(experiment=started)
         self._run = run
+        # Offline, a continued run has a second file, and the first may be cut off: the second has to have all
+        self.starts_anew = started is not None and started.offline
 
     @rank_zero_only
     def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:

@@ -40,7 +40,13 @@ class RunFacts:
 
 
 class Tracker(Logger):
-    """A Lightning logger that also receives the results of a run, and is closed at its end."""
+    """A Lightning logger that also receives the results of a run, and is closed at its end.
+
+    Attributes:
+        starts_anew: Whether what it was sent before a run was interrupted is lost, or may be.
+    """
+
+    starts_anew = False
 
     @abstractmethod
     def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:

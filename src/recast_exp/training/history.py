@@ -37,6 +37,12 @@ class History(Callback):
         self._images = 0
         self._learning_rates: dict[str, float] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Send the rows of a run that is continued to the trackers that would not have them otherwise."""
+        for tracker in trainer.loggers:
+            for row in self.rows if getattr(tracker, "starts_anew", False) else ():
+                tracker.log_metrics(row, step=round(trainer.global_step * row["epoch"] / len(self.rows)))
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and note the learning rates before the schedule changes them."""
         self.running = True
