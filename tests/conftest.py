@@ -47,6 +47,11 @@ class Run:
     data: ImageDataModule
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-cases`: every bad input (`make attack`), not a tenth of them."""
+    parser.addoption("--all-cases", action="store_true", help="try every case of tests/attack")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the most slow tests come first: at the end, no process waits for one that has a long file left."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

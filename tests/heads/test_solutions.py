@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -214,3 +215,14 @@ def test_best_leaves_out_what_takes_hours_with_thousands_of_classes(caplog: pyte
     assert {setting["head"] for setting in Best().grid(1001)} == {"ridge", "lda", "nearest_mean"}
     assert "logistic is left out, with 1001 classes" in caplog.text
     assert Logistic().grid(10_000) == Logistic().settings()
+
+
+def test_one_image_of_each_class_is_a_nearest_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(50, 6, generator=generator)
+    train = Features(values, torch.arange(50), 50)
+    val = Features(values + 0.01 * torch.randn(50, 6, generator=generator), torch.arange(50), 50)
+    chosen = choose(LDA(), train, val)
+    assert chosen.trial.accuracy == 1.0
+    assert all(math.isfinite(trial.loss) for trial in chosen.trials)
+    assert chosen.solution.weight.float().isfinite().all()

@@ -162,7 +162,11 @@ class _Checker:
             self._wrong(f"--config-dir: expected a folder with your own options, got {folder}, which is not there")
             folder = None
         hydra_overrides = [override.input_line or "" for override in self.given if override.is_hydra_override()]
-        return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
+        try:
+            return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
+        except RecastError as error:  # a file of the user cannot be read
+            self.findings.add(error)
+            return Composer()
 
     def _groups(self) -> dict[str, list[str]]:
         try:

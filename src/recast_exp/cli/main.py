@@ -48,6 +48,10 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    if argv[:1] == ["doctor"]:
+        from recast_exp.cli.doctor import doctor
+
+        return doctor(argv[1:], run)
     parser = _parser()
     try:
         args, unknown = parser.parse_known_intermixed_args(argv)

@@ -20,6 +20,7 @@ from recast_exp.config import grammar, hydra_api, keys
 from recast_exp.config.fields import accepted
 from recast_exp.config.schema import Config
 from recast_exp.errors import RecastError, UserError, first_line
+from recast_exp.schemas import check_yaml
 
 CONFIG_NAME = "config"
 
@@ -71,6 +72,9 @@ class Composer:
         config_path: The user's `--config-path`, instead of `conf_dir`.
         config_dir: The user's `--config-dir`, which adds options to the groups.
         hydra_overrides: Overrides of Hydra's own keys, and the launcher.
+
+    Raises:
+        UserError: If a file of the user is no YAML, or would take too much memory to load.
     """
 
     def __init__(
@@ -81,6 +85,11 @@ class Composer:
         hydra_overrides: Sequence[str] = (),
     ) -> None:
         register()
+        for folder in filter(None, (config_path, config_dir)):
+            for file in sorted(Path(folder).expanduser().rglob("*.yaml")):
+                check_yaml(file)
+        if (local := conf_dir() / "local.yaml").is_file():
+            check_yaml(local)
         self.loader = hydra_api.Loader(hydra_api.search_path(config_path or str(conf_dir()), config_dir))
         self.config_name = config_name
         self.hydra_overrides = list(hydra_overrides)
@@ -149,6 +158,9 @@ class Composer:
                 self._composed[known] = self._compose([*self.hydra_overrides, *choices])
             except RecastError as error:
                 self._composed[known] = error
+            except RecursionError:
+                chosen = " ".join(choices) or self.config_name
+                self._composed[known] = UserError(f"{chosen}: expected lists of defaults that end, got a circle")
             except _ERRORS as error:
                 self._composed[known] = self._explained(choices, error)
         result = self._composed[known]

@@ -16,11 +16,12 @@ from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
 from recast_exp.errors import RecastError, UserError, section
 from recast_exp.files import cache_folder
-from recast_exp.models.check import check_classifier, check_model
+from recast_exp.models.check import check_classifier, check_model, check_task
 from recast_exp.models.create import backbone_name, create_network
 from recast_exp.models.weights import load_file
 from recast_exp.recast import Banks
 from recast_exp.runs import layout
+from recast_exp.runs.task_header import task_files
 from recast_exp.training import objectives
 from recast_exp.training.checkpoint import read_checkpoint
 from recast_exp.training.environment import check_device
@@ -72,6 +73,8 @@ class Inputs:
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
         if settings.resume and (checkpoint := layout.checkpoint(Path(settings.resume).expanduser())).exists():
             read_checkpoint(checkpoint)
+        for task in task_files(settings.task or ""):
+            self._once(f"task {task}", partial(check_task, task))
         if settings.bank:
             self._once(f"bank {settings.bank}", lambda: _check_bank(str(settings.bank)))
         # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded

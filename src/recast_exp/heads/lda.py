@@ -50,10 +50,13 @@ def discriminants(moments: Moments, shrinkages: Iterable[float]) -> Iterator[Sol
     values = values.clamp(min=0)
     means = moments.means
     projected = means @ vectors
+    # Where each class has a single image, nothing varies within classes, and the nearest mean is all there is to know
+    scale = float(moments.gram.trace() / moments.total) / len(values)
+    least = max(scale * 1e-10, torch.finfo(torch.float64).tiny ** 0.5)
     priors = (moments.counts * moments.weights / moments.total).log()
     for shrinkage in shrinkages:
         shrunk = (1 - shrinkage) * values + shrinkage * values.mean()
-        shrunk = shrunk.clamp(min=max(float(shrunk.max()) * 1e-10, torch.finfo(torch.float64).tiny ** 0.5))
+        shrunk = shrunk.clamp(min=max(float(shrunk.max()) * 1e-10, least))
         weight = (projected / shrunk) @ vectors.T
         yield Solution(weight, priors - (weight * means).sum(1) / 2, {"shrinkage": shrinkage})
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from recast_exp.adapters import Adapter, NoAdapter, check_adapter, from_config, inject_adapter
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
 from recast_exp.errors import RecastError, UnfitError, UserError, first_line, section
+from recast_exp.models.adapted import assemble
 from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import backbone_name, blueprint, input_of
 from recast_exp.models.features import classifier
+from recast_exp.models.loading import load_task
+from recast_exp.models.task_file import COEFFICIENTS, groups_and_origin
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, Group, inject
 from recast_exp.recast.grouping import layer_module
@@ -111,6 +115,41 @@ def cut_off(adapter: Adapter, kind: str, names: Sequence[str], *, frozen: bool) 
         f"adapter: with {adapter.label}, {len(names)} parameter(s) of kind {kind} get no gradient, such as {names[0]}; "
         f"use {advice}"
     )
+
+
+def check_task(path: Path) -> None:
+    """Refuse a task file that is damaged, or whose tensors are not those of a model that its record describes.
+
+    Raises:
+        UserError: One line.
+        MissingInputError: If there is no such file.
+    """
+    task = load_task(path)
+    if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
+        return
+    groups, _ = groups_and_origin(task.record)
+    try:
+        with torch.device("meta"):
+            banks = _without_values(network, groups) if groups else None
+            adapted = assemble(network, task.settings, task.adapter, banks, len(task.classes), task.seed)
+            packed = set(adapted.packers())
+            expected = {
+                name: tensor.shape
+                for name, tensor in adapted.task_tensors().items()
+                if name not in packed and not name.startswith(f"{COEFFICIENTS}/")
+            }
+    except RecastError:
+        raise
+    except Exception as error:  # not all can be made without values; what loads the file looks again
+        log.debug("%s cannot be tried on the meta device (%s)", path, error)
+        return
+    found = {name: tensor.shape for name, tensor in task.tensors.items()}
+    if different := [name for name, shape in expected.items() if found.get(name) != shape]:
+        name = different[0]
+        raise UserError(
+            f"task: expected the parameters of {task.backbone} for {len(task.classes)} classes in {path}, got others; "
+            f"{name} is {list(found[name]) if name in found else 'missing'}, not {list(expected[name])}"
+        )
 
 
 def _check_size(model: ModelConfig) -> None:

@@ -1,0 +1,732 @@
+"""The table of bad inputs. Each is one case: what is typed or called, the exit code, and what the one line says."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import recast_exp
+from attack.materials import Materials, header
+from recast_exp.config.schema import fields
+from recast_exp.data.unpack import extract
+from recast_exp.models.loading import load_task
+from recast_exp.recast import Banks
+
+Typed = Callable[[Materials], Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bad input.
+
+    Attributes:
+        kind: Its group in the table.
+        name: What is wrong.
+        typed: The arguments of the command line.
+        call: Or a call of the library.
+        code: The exit code of the command line.
+        says: A part of the one line.
+    """
+
+    kind: str
+    name: str
+    says: str
+    typed: Typed | None = None
+    call: Callable[[Materials], object] | None = None
+    code: int = 2
+
+
+def typed(kind: str, says: str, *arguments: str, code: int = 2) -> Case:
+    return Case(kind, " ".join(arguments) or "nothing", says, lambda _: arguments, code=code)
+
+
+# The command line
+
+
+def of_keys() -> Iterator[Case]:
+    """Every key: a value of another type, one out of range, and a name that is nearly right."""
+    for name, field in fields():
+        kind = str(field.type)
+        if any(text in kind for text in ("int", "float", "bool")) or "choices" in field.metadata:
+            yield typed("keys", f"{name}: ", f"{name}=nonsense")
+        if kind.startswith(("list", "dict")):
+            yield typed("keys", f"{name}: ", f"{name}=nonsense")
+        for bound, factor in (("ge", -1), ("gt", -1), ("le", 1), ("lt", 1)):
+            if bound in field.metadata and ("int" in kind or "float" in kind) and "list" not in kind:
+                value = field.metadata[bound] + factor * (1 + abs(field.metadata[bound]))
+                yield typed("keys", f"{name}: ", f"{name}={value:.0f}")
+        if "float" in kind and "list" not in kind:
+            yield typed("keys", f"{name}: ", f"{name}=nan")
+        if "." in name and "dict" not in kind:
+            yield typed("unknown keys", f"{name}x", f"{name}x=1")
+
+
+def of_words() -> Iterator[Case]:
+    kind = "words"
+    yield typed(kind, "model: expected one of", "model=vit_atx")
+    yield typed(kind, "dataset: expected one of", "dataset=digit")
+    yield typed(kind, "adapter: expected one of", "adapter=lora")
+    yield typed(kind, "stage: expected one of", "stage=train")
+    yield typed(kind, "head: expected one of", "head=svm")
+    yield typed(kind, "optimizer: expected one of", "optimizer=lion")
+    yield typed(kind, "training: expected one of", "training=jointly")
+    yield typed(kind, "--modle", "--modle=vit")
+    yield typed(kind, "model", "model")
+    yield typed(kind, "=", "=3")
+    yield typed(kind, "seed", "seed=-1")
+    yield typed(kind, "seed", "seed=1.5")
+    yield typed(kind, "seed", "seed=4294967296")
+    yield typed(kind, "seed", f"seed={'9' * 6000}")
+    yield typed(kind, "seed", "seed=1,2")
+    yield typed(kind, "seed: expected each value once", "-m", "seed=1,1")
+    yield typed(kind, "seed", "-m", "seed=range(1,100000)")
+    yield typed(kind, "optimizer.lr", "optimizer.lr=1e-3,1e-2")
+    yield typed(kind, "model.backbone: expected a timm model", "model.backbone=vit_smal_patch16_224")
+    yield typed(kind, "model.backbone: expected", "model.backbone=local-dir:nowhere", code=3)
+    yield typed(kind, "model.backbone: expected", "model.backbone=other:x/y")
+    yield typed(kind, "model.arguments.depht: unknown argument", "model.arguments.depht=2")
+    yield typed(kind, "adapter", "adapter=melo", "adapter.rank=0")
+    yield typed(kind, "adapter: expected at most", "adapter=melo", "adapter.rank=1000000")
+    yield typed(kind, "adapter.method: expected one of", "adapter=peft", "adapter.method=LORE")
+    yield typed(kind, "adapter.arguments.bias", "adapter=peft", "adapter.arguments.bias=all")
+    yield typed(kind, "adapter: clr does not fit", "adapter=clr")
+    yield typed(kind, "recast.targets", "recast.targets=[nowhere]")
+    yield typed(kind, "recast.num_groups", "recast.num_groups=1000")
+    yield typed(kind, "recast.num_templates", "recast.num_templates=1000")
+    yield typed(kind, "dataset.classes: expected", "dataset.classes=[nope]")
+    yield typed(kind, "dataset.classes: expected at least two", "dataset.classes=[5]")
+    yield typed(kind, "dataset.test_from", "dataset.test_from=val")
+    yield typed(kind, "training: expected joint", "training=through_head", "dataset.shots=1")
+    yield typed(kind, "trainer.accelerator", "trainer.accelerator=gpu")
+    yield typed(kind, "trainer.max_epochs", "trainer.max_epochs=1e23")
+    yield typed(kind, "trainer.num_threads", "trainer.num_threads=100000")
+    yield typed(kind, "did you mean stage.tasks", "tasks=[a,b]")
+    yield typed(kind, "stage.methods: expected", "stage=compare", "stage.methods=[nope]")
+    yield typed(kind, "task", "stage=evaluate")
+    yield typed(kind, "task", "stage=evaluate", "task=nowhere", code=3)
+    yield typed(kind, "task", "task=task.safetensors")
+    yield typed(kind, "path", "stage=report", "path=nowhere", code=3)
+    yield typed(kind, "stage.images", "stage=predict", "task=nowhere", code=3)
+    yield typed(kind, "resume: ", "resume=nowhere", code=3)
+    yield typed(kind, "resume: expected a single run", "-m", "resume=nowhere", "seed=1,2")
+    yield typed(kind, "launcher", "launcher=joblib")
+    yield typed(kind, "launcher: expected one of", "-m", "launcher=cluster", "seed=1,2")
+    yield typed(kind, "method: expected no adapter", "method=melo", "adapter=bitfit")
+    yield typed(kind, "cache_dir", "cache_dir=/proc/nowhere")
+    yield typed(kind, "hydra.run.dir", "hydra.run.dir=/proc/nowhere/run")
+    for deep in (60, 600):
+        text = "adapter.arguments=" + "{a:" * deep + "1" + "}" * deep
+        yield Case(kind, f"a value nested {deep} times", "adapter.arguments", lambda _, t=text: ["adapter=peft", t])
+
+
+# Files of configuration
+
+
+def configured(content: str | bytes, name: str = "experiment/mine.yaml") -> Typed:
+    def prepare(at: Materials) -> Sequence[object]:
+        at.file(f"conf/{name}", content)
+        return ["--config-dir", at.here / "conf", "experiment=mine"]
+
+    return prepare
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]\n" for at in range(1, 12)
+)
+
+
+def of_configurations() -> Iterator[Case]:
+    top = "# @package _global_\n"
+    for name, content, says in (
+        ("no YAML", top + "model: [", "mine.yaml: line"),
+        ("a tab", top + "model:\n\tname: x", "mine.yaml: line"),
+        ("a list", "- a\n- b\n", "mine"),
+        ("an unknown key", top + "modle:\n  name: x\n", "modle"),
+        ("an unknown key within", top + "trainer:\n  epochs: 3\n", "trainer.epochs"),
+        ("a wrong type", top + "trainer:\n  max_epochs: many\n", "trainer.max_epochs"),
+        ("out of range", top + "trainer:\n  max_epochs: 0\n", "trainer.max_epochs"),
+        ("an interpolation that leads nowhere", top + "label: ${nowhere}\n", "label"),
+        ("an unknown resolver", top + "label: ${no.such:thing}\n", "label"),
+        ("an unknown default", top + "defaults:\n  - override /model: nothing\n", "nothing"),
+        ("defaults that are none", top + "defaults: 3\n", "mine"),
+        ("a circle", top + "defaults:\n  - mine\n", "mine"),
+        ("bytes", b"\xff\xfe\x00", "mine.yaml"),
+        ("nested aliases", top + ALIASES, "aliases counted as often"),
+        ("deep nesting", top + "a: " + "[" * 5000 + "]" * 5000, "nested more than"),
+        ("a Python object", top + "label: !!python/object/apply:os.getcwd []\n", "mine"),
+        ("a broken logging section", top + "hydra:\n  job_logging:\n    version: one\n", "hydra"),
+    ):
+        yield Case("configuration files", name, says, configured(content))
+    yield Case(
+        "configuration files",
+        "a folder that is not there",
+        "config",
+        lambda at: ["--config-dir", at.here / "nowhere", "experiment=mine"],
+    )
+
+
+# Task files
+
+
+def evaluate(change: Any) -> Typed:
+    return lambda at: ["stage=evaluate", f"task={at.task(change)}"]
+
+
+WRONG: dict[str, object] = {"null": None, "a list": [], "a number": 3.5, "a text": "x", "a mapping": {"x": 1}}
+
+
+def of_tasks() -> Iterator[Case]:
+    kind = "task files"
+
+    def entry(name: str, value: object) -> Callable[[dict[str, Any], Any], None]:
+        return lambda record, tensors: record.update({name: value})
+
+    def gone(name: str) -> Callable[[dict[str, Any], Any], None]:
+        return lambda record, tensors: record.pop(name) and None
+
+    needed = ("backbone", "classes", "input", "eval_batch_size", "config", "format")
+    for name in needed:
+        yield Case(kind, f"without {name}", "task: ", evaluate(gone(name)))
+        for what, value in WRONG.items():
+            if (name, what) not in {("config", "a mapping"), ("input", "a mapping")}:
+                yield Case(kind, f"{name}: {what}", "task: ", evaluate(entry(name, value)))
+    for name in ("bank", "templates", "metrics", "checksum"):
+        for what, value in WRONG.items():
+            if (name, what) not in {("bank", "null"), ("metrics", "a list")}:
+                yield Case(kind, f"{name}: {what}", "task", evaluate(entry(name, value)))
+    for name, value in (
+        ("logger", {"name": "wandb"}),
+        ("cache_dir", "elsewhere"),
+        ("data_dir", "elsewhere"),
+        ("hydra", {"run": {"dir": "x"}}),
+        ("model", {"weights": "x"}),
+        ("dataset", {"path": "x"}),
+        ("label", "${oc.env:HOME}"),
+        ("nonsense", 3),
+        ("model", {"name": "vit_att", "method": "magic"}),
+        ("recast", {"num_groups": -1}),
+    ):
+        says = "task: "
+        yield Case(
+            kind,
+            f"a configuration with {name}={value}",
+            says,
+            evaluate(lambda record, tensors, n=name, v=value: record["config"].update({n: v})),
+        )
+    yield Case(kind, "an unknown entry", "does not know", evaluate(entry("more", 1)))
+    yield Case(kind, "a newer format", "update recast_exp", evaluate(entry("format", 99)))
+    yield Case(kind, "two classes of one name", "different names", evaluate(entry("classes", ["a", "a"])))
+    yield Case(kind, "a bank elsewhere", "64 hexadecimal", evaluate(entry("bank", "../../x")))
+    for text in ("", "null", "[]", "3", "NaN", "[" * 100_000, "{" * 3, "9" * 6000, '{"format": Infinity}'):
+        yield Case(kind, f"a record {text[:12]!r}", "task: ", evaluate(lambda record, tensors, t=text: t))
+    for name, value in (("NaN", torch.nan), ("infinity", torch.inf)):
+        yield Case(
+            kind,
+            f"{name} in a tensor",
+            "task: ",
+            evaluate(lambda record, tensors, v=value: next(iter(tensors.values())).fill_(v) is None),
+        )
+    for dtype in (torch.int8, torch.bool, torch.float16, torch.float64):
+        yield Case(
+            kind,
+            f"tensors of {dtype}",
+            "task",
+            evaluate(lambda record, tensors, d=dtype: tensors.update({n: t.to(d) for n, t in tensors.items()})),
+        )
+    yield Case(kind, "a tensor more", "task", evaluate(lambda record, tensors: tensors.update(x=torch.ones(2))))
+    yield Case(kind, "a tensor less", "task", evaluate(lambda record, tensors: tensors.pop("head/head.weight") is None))
+    yield Case(
+        kind,
+        "a tensor of another shape",
+        "task",
+        evaluate(lambda record, tensors: tensors.update({"head/head.weight": torch.ones(2, 2)})),
+    )
+    for share in range(1, 20):
+        yield Case(
+            kind,
+            f"a bit flipped at {share} of 20",
+            "task: ",
+            lambda at, s=share: ["stage=evaluate", f"task={flipped(at, 'task.safetensors', s / 20)}"],
+        )
+    for share in range(10):
+        yield Case(
+            kind,
+            f"cut off at {share} of 10",
+            "task: ",
+            lambda at, s=share: ["stage=evaluate", f"task={cut(at, 'task.safetensors', s / 10)}"],
+        )
+    for name, content in (
+        ("text", b"not a task file"),
+        ("an empty header", header(b"{}")),
+        ("a header that is no JSON", header(b"{{")),
+        ("a huge header", b"\xff" * 8),
+        ("a deep header", header(b"[" * 100_000)),
+        ("a picture", png()),
+    ):
+        yield Case(
+            kind, name, "task: ", lambda at, c=content: ["stage=evaluate", f"task={at.file('x.safetensors', c)}"]
+        )
+    yield Case(kind, "a folder", "task: ", lambda at: ["stage=evaluate", f"task={at.here}"], code=3)
+
+
+def flipped(at: Materials, name: str, share: float) -> Path:
+    content = bytearray((at.good / name).read_bytes())
+    content[int(share * (len(content) - 1))] ^= 1
+    return at.file(name, bytes(content))
+
+
+def cut(at: Materials, name: str, share: float) -> Path:
+    content = (at.good / name).read_bytes()
+    return at.file(name, content[: int(share * len(content))])
+
+
+# Banks
+
+
+def with_bank(change: Any) -> Typed:
+    return lambda at: ["model=vit_att", f"bank={at.bank(change)}"]
+
+
+def of_banks() -> Iterator[Case]:
+    kind = "banks"
+    for name in ("format", "groups", "settings"):
+        yield Case(kind, f"without {name}", "bank: ", with_bank(lambda record, _, n=name: record.pop(n) is None))
+        for what, value in WRONG.items():
+            if (name, what) != ("settings", "a mapping"):
+                yield Case(
+                    kind,
+                    f"{name}: {what}",
+                    "bank: ",
+                    with_bank(lambda record, _, n=name, v=value: record.update({n: v})),
+                )
+    for what, value in WRONG.items():
+        yield Case(
+            kind, f"hash: {what}", "bank: ", with_bank(lambda record, _, v=value: record.update(hash=v, format=1))
+        )
+    for name, value in (("layers", "x"), ("num_templates", 0), ("num_templates", 99), ("num_blocks", 7), ("name", 3)):
+        yield Case(
+            kind,
+            f"a group with {name}={value}",
+            "bank: ",
+            with_bank(lambda record, _, n=name, v=value: record["groups"][0].update({n: v})),
+        )
+    for text in ("", "null", "[" * 100_000, "NaN", '{"format": 1e999}'):
+        yield Case(kind, f"a record {text[:12]!r}", "bank: ", with_bank(lambda record, _, t=text: t))
+    for dtype in (torch.int8, torch.float16, torch.bool):
+        yield Case(
+            kind,
+            f"tensors of {dtype}",
+            "bank: ",
+            with_bank(lambda record, tensors, d=dtype: tensors.update({n: t.to(d) for n, t in tensors.items()})),
+        )
+    for name, value in (("NaN", torch.nan), ("zeros", 0.0), ("infinity", torch.inf)):
+        yield Case(
+            kind,
+            name,
+            "bank: ",
+            with_bank(lambda record, tensors, v=value: tensors.update({n: t.fill_(v) for n, t in tensors.items()})),
+        )
+    yield Case(kind, "a tensor less", "bank: ", with_bank(lambda record, tensors: tensors.popitem() is None))
+    yield Case(kind, "a tensor more", "bank: ", with_bank(lambda record, tensors: tensors.update(x=torch.ones(2))))
+    for share in range(1, 10):
+        yield Case(
+            kind,
+            f"a bit flipped at {share} of 10",
+            "bank: ",
+            lambda at, s=share: ["model=vit_att", f"bank={flipped(at, 'bank.safetensors', s / 10)}"],
+        )
+        yield Case(
+            kind,
+            f"cut off at {share} of 10",
+            "bank: ",
+            lambda at, s=share: ["model=vit_att", f"bank={cut(at, 'bank.safetensors', s / 10)}"],
+        )
+
+
+# Runs that are continued
+
+
+def resumed(change: Callable[[Path], object]) -> Typed:
+    def prepare(at: Materials) -> Sequence[object]:
+        run = at.copy("interrupted")
+        change(run)
+        return [f"resume={run}"]
+
+    return prepare
+
+
+def checkpoint(change: Callable[[dict[str, Any]], object]) -> Typed:
+    def damage(run: Path) -> None:
+        path = run / "checkpoints" / "last.ckpt"
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+
+    return resumed(damage)
+
+
+def of_checkpoints() -> Iterator[Case]:
+    kind = "checkpoints"
+    for name in (
+        "epoch",
+        "global_step",
+        "trunk",
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "callbacks",
+        "loops",
+    ):
+        yield Case(kind, f"without {name}", "resume: ", checkpoint(lambda found, n=name: found.pop(n)))
+        for what, value in (("null", None), ("a text", "x")):
+            yield Case(
+                kind, f"{name}: {what}", "resume: ", checkpoint(lambda found, n=name, v=value: found.update({n: v}))
+            )
+    yield Case(
+        kind,
+        "NaN",
+        "finite",
+        checkpoint(lambda found: next(iter(found["state_dict"].values())).fill_(torch.nan)),
+    )
+    for share in range(1, 6):
+        yield Case(
+            kind,
+            f"cut off at {share} of 6",
+            "resume: ",
+            resumed(lambda run, s=share: _cut_file(run / "checkpoints" / "last.ckpt", s / 6)),
+        )
+    for name in ("config.yaml", "overrides.yaml"):
+        for what, content in (("aliases", ALIASES), ("deep", "[" * 5000), ("no YAML", "a: ["), ("an object", "!!x 3")):
+            yield Case(
+                kind,
+                f"{name}: {what}",
+                "resume: ",
+                resumed(lambda run, n=name, c=content: (run / ".hydra" / n).write_text(c)),
+            )
+        yield Case(
+            kind, f"without {name}", "resume: ", resumed(lambda run, n=name: (run / ".hydra" / n).unlink()), code=3
+        )
+    for override in ("hydra.job_logging.x=y", "label=${oc.env:HOME}", "hydra/launcher=joblib", "nonsense", "x@y=z"):
+        yield Case(
+            kind,
+            f"the override {override}",
+            "resume: ",
+            resumed(lambda run, o=override: (run / ".hydra" / "overrides.yaml").write_text(json.dumps([o]))),
+        )
+
+
+def _cut_file(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+# Weights
+
+
+def weighted(content: object, name: str = "w.pth") -> Typed:
+    def prepare(at: Materials) -> Sequence[object]:
+        path = at.here / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        return ["model.pretrained=true", f"model.weights={path}"]
+
+    return prepare
+
+
+def of_weights() -> Iterator[Case]:
+    kind = "weights"
+    for name in ("w.pth", "w.safetensors", "w.npz", "w.bin"):
+        for what, content in (
+            ("empty", b""),
+            ("text", b"no weights"),
+            ("bytes", bytes(range(256)) * 8),
+            ("PNG", png()),
+        ):
+            yield Case(kind, f"{name}: {what}", "model.weights: ", weighted(content, name))
+    state = timm.create_model("digits_vit", num_classes=0).state_dict()
+    first = next(iter(state))
+    for what, content in (
+        ("a list", [1, 2]),
+        ("a number", 3),
+        ("nothing", {}),
+        ("texts", {"a": "b"}),
+        ("another model", {"x": torch.zeros(2)}),
+        ("one tensor less", {name: value for name, value in state.items() if name != first}),
+        ("one tensor more", state | {"blocks.77.x": torch.zeros(2)}),
+        ("another shape", state | {first: torch.zeros(1)}),
+        ("integers", {name: value.to(torch.int8) for name, value in state.items()}),
+        ("complex numbers", {name: value.to(torch.complex64) for name, value in state.items()}),
+        ("sparse tensors", state | {"blocks.0.mlp.fc1.weight": state["blocks.0.mlp.fc1.weight"].to_sparse()}),
+        ("NaN", {name: torch.full_like(value, torch.nan) for name, value in state.items()}),
+    ):
+        yield Case(kind, what, "model", weighted(content))
+    yield Case(kind, "not there", "model.weights: ", lambda at: [f"model.weights={at.here / 'nowhere'}"], code=3)
+    yield Case(kind, "a folder", "model.weights: ", lambda at: [f"model.weights={at.here}"], code=3)
+
+
+# Datasets
+
+
+def of_folders() -> Iterator[Case]:
+    kind = "image folders"
+
+    def folder(change: Callable[[Path], object], says: str, name: str, code: int = 2, *more: str) -> Case:
+        def prepare(at: Materials) -> Sequence[object]:
+            images = at.copy("images")
+            change(images)
+            return ["dataset=folder", f"dataset.path={images}", "dataset.shots=null", *more]
+
+        return Case(kind, name, says, prepare, code=code)
+
+    def emptied(images: Path) -> None:
+        for path in images.rglob("*.png"):
+            path.unlink()
+
+    def moved(images: Path, *splits: str) -> None:
+        classes = list(images.iterdir())
+        for split in splits:
+            for each in classes:
+                (images / split).mkdir(exist_ok=True)
+                each.rename(images / split / each.name)
+
+    yield folder(emptied, "no image in this class folder", "no images", 3)
+    yield folder(
+        lambda images: (images / "class9").mkdir(), "no image in this class folder", "a class without images", 3
+    )
+    yield folder(lambda images: moved(images, "train"), "but no test", "no test images", 3)
+    yield folder(
+        lambda images: [p.unlink() for p in images.rglob("[1-4].png")], "at least 3 images", "one image a class"
+    )
+    yield folder(lambda images: (images / "Train" / "x").mkdir(parents=True), "", "a split among classes", 3)
+    yield Case(kind, "no path", "dataset.path", lambda at: ["dataset=folder"])
+    yield Case(
+        kind, "a file", "dataset.path", lambda at: ["dataset=folder", f"dataset.path={at.file('x', b'')}"], code=3
+    )
+    yield Case(kind, "nothing there", "dataset.path", lambda at: ["dataset=folder", "dataset.path=nowhere"], code=3)
+
+
+def of_lists() -> Iterator[Case]:
+    kind = "published lists"
+
+    def cub(name: str, change: Callable[[str], str | bytes], what: str, code: int = 2) -> Case:
+        def prepare(at: Materials) -> Sequence[object]:
+            path = at.copy("cub") / "CUB_200_2011" / name
+            content = change(path.read_text())
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+            return ["dataset=cub", f"data_dir={at.here / 'cub'}", "dataset.verify=false", *BACKBONE]
+
+        return Case(kind, f"{name}: {what}", name, prepare, code=code)
+
+    for name in ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt"):
+        yield cub(name, lambda text: text.replace("1 ", "x ", 1), "a letter for a number")
+        yield cub(name, lambda text: "9" * 6000 + " x\n" + text, "6,000 digits")
+        yield cub(name, lambda text: text + text, "everything twice")
+        yield cub(name, lambda text: text.replace("\n", "\n\x00", 1), "a NUL")
+        yield cub(name, lambda text: b"\xff\xfe" + text.encode(), "bytes")
+        yield cub(name, lambda text: "", "empty")
+    yield cub("images.txt", lambda text: text.replace("001.Bird_1/", "../../", 1), "a name outside")
+    yield cub("images.txt", lambda text: text.replace("001.Bird_1/", "/etc/", 1), "an absolute name")
+    yield cub("images.txt", lambda text: text.replace("Bird_0000.jpg", "nowhere.jpg", 1), "a name of nothing", 3)
+    yield Case(kind, "no folder", "CUB_200_2011", lambda at: ["dataset=cub", f"data_dir={at.here}", *BACKBONE], code=3)
+    for name in ("imagelabels.mat", "setid.mat"):
+        for what, content in (("empty", b""), ("text", b"x" * 200), ("a picture", png())):
+            yield Case(
+                kind,
+                f"{name}: {what}",
+                name,
+                lambda at, n=name, c=content: [
+                    "dataset=flowers",
+                    f"data_dir={_replaced(at, 'flowers', n, c)}",
+                    "dataset.verify=false",
+                    *BACKBONE,
+                ],
+            )
+
+
+BACKBONE = ("model.backbone=vit_tiny_patch16_224", "model.img_size=32", "dataset.shots=null")
+
+
+def _replaced(at: Materials, source: str, name: str, content: bytes) -> Path:
+    folder = at.copy(source)
+    next(folder.rglob(name)).write_bytes(content)
+    return folder
+
+
+# Archives
+
+
+def of_archives() -> Iterator[Case]:
+    kind = "archives"
+
+    def archive(name: str, says: str, make: Callable[[Path], None], file: str) -> Case:
+        def call(at: Materials) -> object:
+            path = at.here / file
+            make(path)
+            return extract(path, at.here / "out")
+
+        return Case(kind, name, says, call=call)
+
+    def zipped(*members: tuple[str, bytes]) -> Callable[[Path], None]:
+        def make(path: Path) -> None:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+                for name, content in members:
+                    file.writestr(name, content)
+
+        return make
+
+    def tarred(*members: tuple[str, bytes, bytes]) -> Callable[[Path], None]:
+        def make(path: Path) -> None:
+            with tarfile.open(path, "w:gz") as file:
+                for name, kind_of, link in members:
+                    info = tarfile.TarInfo(name)
+                    info.type, info.linkname = kind_of, link.decode()
+                    file.addfile(info, io.BytesIO())
+
+        return make
+
+    for name in ("../x", "/etc/x", "a/../../x", "..", "a/../../../../x"):
+        yield archive(f"zip: {name}", "", zipped((name, b"x")), "x.zip")
+        yield archive(f"tar: {name}", "", tarred((name, tarfile.REGTYPE, b"")), "x.tar.gz")
+    for link in (b"/etc/passwd", b"../../x"):
+        yield archive(f"a link to {link.decode()}", "", tarred(("a", tarfile.SYMTYPE, link)), "x.tar.gz")
+        yield archive(f"a hard link to {link.decode()}", "", tarred(("a", tarfile.LNKTYPE, link)), "x.tar.gz")
+    for device in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        yield archive(f"a device {device!r}", "", tarred(("a", device, b"")), "x.tar.gz")
+    yield archive("1,500 folders deep", "", zipped(("a/" * 1500 + "x", b"x")), "x.zip")
+    yield archive("a bomb", "", zipped(("x", bytes(2**31 - 2**20))), "x.zip")
+    for content in (b"", b"no archive", png(), b"PK\x03\x04" + b"x" * 100, b"\x1f\x8b" + b"x" * 100):
+        for file in ("x.zip", "x.tar.gz"):
+            yield archive(f"{file}: {content[:6]!r}", "", lambda path, c=content: path.write_bytes(c) and None, file)
+
+
+# Images
+
+
+def png(size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def of_images() -> Iterator[Case]:
+    kind = "images"
+    good = png((40, 40))
+
+    def image(name: str, content: bytes, says: str = "", suffix: str = "png") -> Case:
+        def prepare(at: Materials) -> Sequence[object]:
+            folder = at.copy("images")
+            path = next(folder.rglob("0.png")).with_suffix(f".{suffix}")
+            path.write_bytes(content)
+            return [
+                *(
+                    "stage=check",
+                    "dataset=folder",
+                    f"dataset.path={folder}",
+                    *BACKBONE,
+                    f"hydra.run.dir={at.here / 'run'}",
+                ),
+            ]
+
+        return Case(kind, name, says or "1 image", prepare)
+
+    for share in range(1, 8):
+        yield image(f"cut off at {share} of 8", good[: len(good) * share // 8])
+    for at in range(0, 60, 6):
+        damaged = bytearray(good)
+        damaged[at] ^= 0xFF
+        yield image(f"a byte changed at {at}", bytes(damaged))
+    yield image("empty", b"")
+    yield image("text", b"no image at all")
+    yield image("HTML", b"<!DOCTYPE html><html></html>", suffix="jpg")
+    yield image("a pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", suffix="jpg")
+
+
+# Calls of the library
+
+
+def vit() -> nn.Module:
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    return model
+
+
+def of_calls() -> Iterator[Case]:
+    kind = "library calls"
+    groups = recast_exp.find_groups
+
+    def mimicked(**options: Any) -> Callable[[Materials], object]:
+        return lambda _: recast_exp.mimic(vit(), groups(vit(), targets=["*.qkv"]), **options)
+
+    calls: list[tuple[str, str, Callable[[Materials], object]]] = [
+        ("num_groups=0", "num_groups", lambda _: groups(vit(), num_groups=0)),
+        ("num_groups=1.5", "num_groups", lambda _: groups(vit(), num_groups=1.5)),  # type: ignore[arg-type]
+        ("num_groups=True", "num_groups", lambda _: groups(vit(), num_groups=True)),
+        ("num_groups=99", "num_groups", lambda _: groups(vit(), num_groups=99)),
+        ("num_templates=0", "num_templates", lambda _: groups(vit(), num_templates=0)),
+        ("num_templates=99", "num_templates", lambda _: groups(vit(), num_templates=99)),
+        ("last_blocks=0", "last_blocks", lambda _: groups(vit(), last_blocks=0)),
+        ("granularity", "granularity", lambda _: groups(vit(), granularity="x")),
+        ("targets", "targets", lambda _: groups(vit(), targets=["nowhere"])),
+        ("a model without groups", "targets", lambda _: groups(nn.Sequential(nn.ReLU()))),
+        ("no groups", "groups", lambda _: recast_exp.mimic(vit(), [])),
+        ("an unknown solver", "solver", mimicked(solver="magic")),
+        ("an unknown option", "", mimicked(magic=3)),
+        ("num_sets=0", "num_sets", mimicked(num_sets=0)),
+        ("a negative seed", "seed", mimicked(seed=-1)),
+        ("inject twice", "banks", lambda _: _inject_twice()),
+        ("inject elsewhere", "", lambda _: recast_exp.inject(nn.Linear(2, 2), _banks())),
+        ("melo without a place", "adapter", lambda _: recast_exp.inject_adapter(nn.Linear(2, 2), recast_exp.MeLo())),
+        ("rank=0", "rank", lambda _: recast_exp.MeLo(rank=0)),
+        ("rank=x", "rank", lambda _: recast_exp.MeLo(rank="x")),  # type: ignore[arg-type]
+        ("seed of an adapter", "seed", lambda _: recast_exp.inject_adapter(vit(), recast_exp.MeLo(), seed=2**32)),
+        ("a bank that is not there", "", lambda at: Banks.load(at.here / "nowhere")),
+        ("a bank that is a folder", "", lambda at: Banks.load(at.here)),
+        ("a bank that is a task", "", lambda at: Banks.load(at.good / "task.safetensors")),
+        ("a task that is not there", "task", lambda at: load_task(at.here / "nowhere")),
+        ("a task that is a bank", "task", lambda at: load_task(at.good / "bank.safetensors")),
+        ("a task that is text", "task", lambda at: load_task(at.file("x", b"text"))),
+        ("NaN weights", "model", lambda _: _mimic_changed(lambda weight: weight.fill_(torch.nan))),
+        ("weights on meta", "model", lambda _: recast_exp.mimic(vit().to("meta"), groups(vit(), targets=["*.qkv"]))),
+        ("no timm model", "", lambda _: recast_exp.RecastModel.from_timm(nn.Linear(2, 2))),
+    ]
+    for name, says, call in calls:
+        yield Case(kind, name, says, call=call)
+
+
+def _banks() -> Banks:
+    model = vit()
+    return recast_exp.mimic(model, recast_exp.find_groups(model, targets=["*.qkv"]))
+
+
+def _inject_twice() -> None:
+    model = vit()
+    banks = recast_exp.mimic(model, recast_exp.find_groups(model, targets=["*.qkv"]))
+    recast_exp.inject(model, banks)
+    recast_exp.inject(model, banks)
+
+
+def _mimic_changed(change: Callable[[torch.Tensor], object]) -> None:
+    model = vit()
+    change(model.get_parameter("blocks.0.attn.qkv.weight").data)
+    recast_exp.mimic(model, recast_exp.find_groups(model, targets=["*.qkv"]))
+
+
+def all_cases() -> list[Case]:
+    """The whole table."""
+    makers = (
+        *(of_keys, of_words, of_configurations, of_tasks, of_banks, of_checkpoints, of_weights, of_folders, of_lists),
+        *(of_archives, of_images, of_calls),
+    )
+    return [case for make in makers for case in make()]
