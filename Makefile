@@ -7,7 +7,7 @@ ARGS ?=
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster test-fast test-ray lint format types docs bench clean
+.PHONY: attack faults help install run test test-cluster test-fast test-ray lint format types docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ test-ray: install ## run the test of launcher=ray, in an environment of its own:
 	.venv-ray/bin/python -m pip install --quiet 'hydra-ray-launcher>=1.2.2' 'joblib<1.6' 'ray>=2.40'
 	.venv-ray/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "zz-base.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	RECAST_EXP_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/python -m pytest tests/cluster -k ray
+
+attack: install ## try all bad inputs (minutes)
+	$(BIN)/python -m pytest $(PARALLEL) --dist load tests/attack --all-cases $(ARGS)
+
+faults: install ## kill, fill disks, interrupt, and count what was lost (half an hour)
+	$(BIN)/python -m pytest $(PARALLEL) --dist load -s tests/faults --all-cases $(ARGS)
 
 lint: install ## check style, and the directions of imports
 	$(BIN)/ruff check .

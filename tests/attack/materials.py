@@ -64,9 +64,10 @@ class Materials:
         with safe_open(self.good / name, framework="pt") as file:
             record = json.loads(file.metadata()[key])
             tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
+        before = record.get("checksum")
         text = change(record, tensors)
         if not isinstance(text, str):
-            if key == TASK and isinstance(record, dict) and "checksum" in record:
+            if key == TASK and isinstance(record, dict) and record.get("checksum") == before:
                 record["checksum"] = _checksum(tensors, record)
             text = json.dumps(record)
         path = self.here / name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -101,19 +103,33 @@ class JobRunner:
 
 def out_of_room(error: Exception, folder: Path) -> str | None:
     """The line for an error of a full disk, of one that cannot be written to, or of too little memory."""
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        where = error.filename or folder
+    code = error.errno if isinstance(error, OSError) else _code_in(str(error))
+    if code in _UNWRITABLE:
+        where = getattr(error, "filename", None) or folder
         return (
-            f"{where} cannot be written to ({error.strerror}); what was written before is whole: make room, and "
+            f"{where} cannot be written to ({os.strerror(code)}); what was written before is whole: make room, and "
             f"continue it (a run with resume={folder}, a sweep with the same command)"
         )
     text = str(error)
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return (
+            f"dataset.num_workers: a loader process was stopped ({first_line(text)}), perhaps for want of memory; what "
+            f"was written before is whole: continue it (resume={folder}), or set dataset.num_workers=0"
+        )
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         return (
             f"memory: there is not enough ({first_line(text) if text else 'MemoryError'}); lower dataset.batch_size, "
             "dataset.eval_batch_size or model.img_size"
         )
     return None
+
+
+def _code_in(text: str) -> int:
+    """The number of the system's error in the text of another library's; 0 where it tells none."""
+    if found := re.search(r"os error (\d+)", text):  # safetensors
+        return int(found[1])
+    # torch.save, whose streams do not say why
+    return errno.ENOSPC if "PytorchStreamWriter failed" in text or "No space left on device" in text else 0
 
 
 def run_job(

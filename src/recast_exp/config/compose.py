@@ -136,10 +136,13 @@ class Composer:
             while True:
                 try:
                     made: DictConfig = self.loader.load_configuration(self.config_name, texts, mode)
+                    _check_logging(made)
                     return made
                 except MissingConfigException as error:
                     if not self._is_new_seed(error):
                         raise
+        except RecursionError:
+            raise _circle(overrides, self.config_name) from None
         except _ERRORS as error:
             raise UserError(describe(error)) from error
 
@@ -159,8 +162,7 @@ class Composer:
             except RecastError as error:
                 self._composed[known] = error
             except RecursionError:
-                chosen = " ".join(choices) or self.config_name
-                self._composed[known] = UserError(f"{chosen}: expected lists of defaults that end, got a circle")
+                self._composed[known] = _circle(choices, self.config_name)
             except _ERRORS as error:
                 self._composed[known] = self._explained(choices, error)
         result = self._composed[known]
@@ -200,6 +202,24 @@ class Composer:
         if added:
             self.loader.forget()  # that there was none
         return added
+
+
+def _check_logging(whole: DictConfig) -> None:
+    """Refuse a logging section that Python cannot set up: Hydra would make the folder of the run first.
+
+    Raises:
+        UserError: One line.
+    """
+    for name in ("hydra_logging", "job_logging"):
+        section = whole.hydra.get(name)
+        if section is not None and section.get("version") != 1:
+            raise UserError(
+                f"hydra.{name}.version: expected 1, the format that Python knows, got {section.get('version')!r}"
+            )
+
+
+def _circle(choices: Sequence[str], name: str) -> UserError:
+    return UserError(f"{' '.join(choices) or name}: expected lists of defaults that end, got a circle")
 
 
 def is_sweep(whole: DictConfig) -> bool:

@@ -50,7 +50,7 @@ def parse(text: str) -> Override | None:
     """Parse an override with Hydra's grammar; None where the grammar refuses it."""
     try:
         return _parser.parse_override(text)
-    except (HydraException, ValueError):  # ValueError: a number with too many digits for Python
+    except (HydraException, ValueError, RecursionError):  # ValueError: a number with too many digits for Python
         return None
 
 

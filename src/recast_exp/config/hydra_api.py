@@ -209,7 +209,8 @@ def _part(repository: CachingConfigRepository, path: str, package: str) -> Part:
     loaded = repository.load_config(path)
     assert loaded is not None
     content = OmegaConf.to_container(loaded.config, resolve=False)
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}.yaml: expected keys with values, got a list")
     plain = {str(key): value for key, value in content.items() if key not in ("defaults", "hydra")}
     header = loaded.header["package"]
     for name in reversed((package if header is None else header.replace("_global_", "")).split(".")):

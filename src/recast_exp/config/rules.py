@@ -39,7 +39,7 @@ def problems(settings: Config, *, multirun: bool = False) -> list[str]:
     dataset = settings.dataset
     name, reader = ("dataset.reader", dataset.reader) if dataset.reader else ("dataset.name", dataset.name)
     found += _unknown_plugin(name, DATASETS, reader)
-    return found + list(_combinations(settings, multirun))
+    return found or list(_combinations(settings, multirun))  # which take each value for sound
 
 
 def value_of(settings: Config, name: str) -> object:

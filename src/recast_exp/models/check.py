@@ -19,7 +19,7 @@ from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import backbone_name, blueprint, input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.loading import load_task
-from recast_exp.models.task_file import COEFFICIENTS, groups_and_origin
+from recast_exp.models.task_file import COEFFICIENTS, FIXED, RELATIVE, groups_and_origin
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, Group, inject
 from recast_exp.recast.grouping import layer_module
@@ -143,12 +143,18 @@ def check_task(path: Path) -> None:
     except Exception as error:  # not all can be made without values; what loads the file looks again
         log.debug("%s cannot be tried on the meta device (%s)", path, error)
         return
-    found = {name: tensor.shape for name, tensor in task.tensors.items()}
-    if different := [name for name, shape in expected.items() if found.get(name) != shape]:
-        name = different[0]
+    found = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in task.tensors.items()}
+    wrong = [
+        f"{name} is {found.get(name, ('missing',))[0]}{' of integers' if name in found and not found[name][1] else ''}"
+        for name, shape in expected.items()
+        if found.get(name) != (list(shape), True)
+    ]
+    known = {*expected, *packed, COEFFICIENTS, RELATIVE}
+    wrong += [f"{name} is too many" for name in found if name not in known and not name.startswith(FIXED)]
+    if wrong:
         raise UserError(
-            f"task: expected the parameters of {task.backbone} for {len(task.classes)} classes in {path}, got others; "
-            f"{name} is {list(found[name]) if name in found else 'missing'}, not {list(expected[name])}"
+            f"task: expected the parameters of {task.backbone} for {len(task.classes)} classes in {path}, got others: "
+            f"{wrong[0]}"
         )
 
 

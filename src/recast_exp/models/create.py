@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 def current_name(name: str) -> str:
     """The name by which timm knows a model today: without `timm/`, and instead of an old name."""
+    if not isinstance(name, str):
+        return name  # which is refused, with a reason
     plain = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if plain.startswith("timm/") and timm.is_model(plain.removeprefix("timm/").partition(".")[0]):
         name = plain.removeprefix("timm/")
@@ -44,6 +46,8 @@ def check_name(name: str) -> None:
         UserError: One line with the nearest names.
         MissingInputError: If a repository or a folder holds no model.
     """
+    if not isinstance(name, str):
+        raise UserError(f"model.backbone: expected the name of a timm model, got a {type(name).__name__}")
     try:
         source, where = parse_model_name(name)
     except (AssertionError, ValueError) as error:

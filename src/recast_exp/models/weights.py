@@ -151,6 +151,8 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
                 f"{key}: expected dense tensors of floating-point numbers, got {name} as {value.dtype} "
                 f"({value.layout}) in {path}"
             )
+        if not value.isfinite().all():
+            raise UserError(f"{key}: expected finite numbers, got NaN or infinity in {name} of {path}; get it again")
     ignored += [name for name in state if name.startswith(_OTHER_PARTS) and name not in expected]
     if ignored:
         log.info("%s: %d tensors of %s are not used, such as %s", key, len(ignored), path, ignored[0])
