@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import sys
@@ -84,7 +85,8 @@ class _Steady:
 
 
 def steady_output() -> None:
-    """Let the output of this process survive a terminal without Unicode, and a reader that has gone."""
+    """Let the output of this process survive a terminal without Unicode, a reader that has gone, and a full disk."""
+    logging.raiseExceptions = False  # a log that cannot be written says so forty lines at a time
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

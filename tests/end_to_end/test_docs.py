@@ -157,6 +157,8 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
                 typed, _, output = command.replace("\\\n", " ").partition("\n")
                 quoted = re.search(r'--wrap "(.*)"', typed)
                 if found := re.search(r"python -m recast_exp(?: +(.*))?$", quoted[1] if quoted else typed):
+                    if (found[1] or "").split("#")[0].split()[:1] == ["doctor"]:
+                        continue  # which composes nothing: tests/cli/test_doctor.py
                     errors = [line for line in output.splitlines() if line.startswith("error: ")]
                     yield page.name, " ".join((found[1] or "").split()), errors
 

@@ -124,6 +124,19 @@ def out_of_room(error: Exception, folder: Path) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Within the block, what the machine lacks is an error of one line, which the record of the job holds too."""
+    try:
+        yield
+    except RecastError:
+        raise
+    except Exception as error:
+        if line := out_of_room(error, folder):
+            raise UserError(line) from error
+        raise
+
+
 def _code_in(text: str) -> int:
     """The number of the system's error in the text of another library's; 0 where it tells none."""
     if found := re.search(r"os error (\d+)", text):  # safetensors
@@ -195,7 +208,7 @@ def _run(
                 log.info("%s", recipe_line(settings, sources))
         if settings.stage["name"] != "adapt":  # which goes on from what is there
             (folder / layout.METRICS).unlink(missing_ok=True)
-        with record.ending(folder):
+        with record.ending(folder), _room(folder):
             metrics = stage.run(job)
             # The last file of a job: one that has it need not be run again. Most stages write it themselves
             if is_main_process(settings.trainer.devices) and not (folder / layout.METRICS).is_file():

@@ -150,7 +150,8 @@ def check_task(path: Path) -> None:
         if found.get(name) != (list(shape), True)
     ]
     known = {*expected, *packed, COEFFICIENTS, RELATIVE}
-    wrong += [f"{name} is too many" for name in found if name not in known and not name.startswith(FIXED)]
+    others = FIXED, f"{COEFFICIENTS}/"  # a tensor for each layer, in files of format 1
+    wrong += [f"{name} is too many" for name in found if name not in known and not name.startswith(others)]
     if wrong:
         raise UserError(
             f"task: expected the parameters of {task.backbone} for {len(task.classes)} classes in {path}, got others: "
