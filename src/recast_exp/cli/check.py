@@ -86,7 +86,12 @@ def check(line: CommandLine) -> Findings:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Hydra says the same when it runs
-        checker = _Checker(line)
+        try:
+            checker = _Checker(line)
+        except RecastError as error:  # a file of the user cannot be read
+            unread = Findings(list(line.overrides))
+            unread.add(error)
+            return unread
         findings = checker.run()
         if checker.is_sweep and not line.multirun:  # a user's experiment may say hydra.mode: MULTIRUN
             return _Checker(dataclasses.replace(line, multirun=True)).run()
@@ -162,11 +167,7 @@ class _Checker:
             self._wrong(f"--config-dir: expected a folder with your own options, got {folder}, which is not there")
             folder = None
         hydra_overrides = [override.input_line or "" for override in self.given if override.is_hydra_override()]
-        try:
-            return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
-        except RecastError as error:  # a file of the user cannot be read
-            self.findings.add(error)
-            return Composer()
+        return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
 
     def _groups(self) -> dict[str, list[str]]:
         try:
