@@ -23,6 +23,11 @@ FIRST_WAIT, NEXT_WAIT = 2.0, 60.0
 """Seconds until a wait is said, and said again."""
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` that replaces it, synced to disk, when the block ends without an error.
@@ -138,7 +143,7 @@ def cache_folder(cache_dir: str | None) -> Path:
         UserError: If it cannot be made or written to: better now than after training.
     """
     name = cache_dir or os.environ.get("RECAST_EXP_CACHE") or platformdirs.user_cache_dir("recast_exp")
-    folder = Path(name).expanduser().absolute()
+    folder = user_path(name).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

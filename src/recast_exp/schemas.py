@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,12 +80,41 @@ def checked(content: object, schema: type[T]) -> T:
     """What has been parsed, once it fits a schema.
 
     Raises:
-        ValueError: If it does not; the text names the entry: ``Expected `int`, got `str` - at `$.seed` ``.
+        ValueError: If it does not; the text names the entry: `seed: expected an integer, got text`.
     """
     try:
         return msgspec.convert(content, type=schema, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(one_line(error, limit=200)) from error
+        raise ValueError(_worded(one_line(error, limit=200))) from error
+
+
+_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "an integer",
+    "float": "a number",
+    "int | float": "a number",
+    "bool": "true or false",
+}
+_HASH = re.compile(r"text matching regex '.*\[0-9a-f\]\{64\}.*'")
+
+
+def _worded(said: str) -> str:
+    """Msgspec's ``Expected `int`, got `str` - at `$.seed` `` as `seed: expected an integer, got text`."""
+    said, _, place = said.partition(" - at ")
+    place = place.strip("`").removeprefix("$").removeprefix(".")
+    if missing := re.fullmatch("Object missing required field (`.*`)", said):
+        said = f"the entry {missing[1]} is missing"
+    else:
+        said = re.sub("`([^`]*)`", _named, said[:1].lower() + said[1:])
+        said = _HASH.sub("64 hexadecimal digits", said)
+    return f"{place}: {said}" if place else said
+
+
+def _named(types: re.Match[str]) -> str:
+    kind, null, _ = types[1].partition(" | null")
+    return _WORDS.get(kind, types[0]) + (" or null" if null else "")
 
 
 def check_yaml(path: Path) -> None:

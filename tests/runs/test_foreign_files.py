@@ -90,6 +90,7 @@ def test_a_header_that_is_longer_than_any(tmp_path: Path, length: int) -> None:
         ("templates", {"groups": [["g", 0, 1, "a"]], "solver": None}),
         ("templates", {"groups": [], "solver": "closed_form"}),
         ("metrics", {"test/accuracy": "high"}),
+        ("bank", 7),
         ("format", True),
         ("format", 1.5),
     ],
@@ -110,7 +111,7 @@ def test_a_record_that_is_none(tmp_path: Path, text: str) -> None:
         read_record(path)
 
 
-@pytest.mark.parametrize("bank", ["../../somewhere", "a" * 63, "A" * 64, 7, "a" * 64 + "/../b"])
+@pytest.mark.parametrize("bank", ["../../somewhere", "a" * 63, "A" * 64, "a" * 64 + "/../b"])
 def test_a_bank_is_named_by_its_hash(tmp_path: Path, bank: object) -> None:
     path = task_file(tmp_path / "task.safetensors", CONFIG, bank=bank)
     with pytest.raises(UserError, match="64 hexadecimal digits"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -88,6 +88,7 @@ def test_records(content: dict[str, Any]) -> None:
 
 @FUZZ
 @given(st.text(max_size=60))
+@example("~0")  # nobody here
 def test_overrides(text: str) -> None:
     for typed in (text, f"seed={text}", f"dataset.classes=[{text}]", f"data_dir={text}", f"optimizer.lr={text}"):
         for multirun in (False, True):

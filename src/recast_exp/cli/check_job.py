@@ -17,6 +17,7 @@ from recast_exp.config.fields import accepted
 from recast_exp.config.schema import Config, DatasetConfig, typed
 from recast_exp.data import check_dataset
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
+from recast_exp.files import user_path
 from recast_exp.report.reading import has_jobs
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked
@@ -130,13 +131,13 @@ class JobChecker:
 
     def _missing_inputs(self, settings: Config, stage: stages.Stage) -> Iterator[RecastError]:
         if not stage.needs_model:
-            if settings.path and not has_jobs(Path(settings.path).expanduser()):
+            if settings.path and not has_jobs(user_path(settings.path)):
                 yield MissingInputError(
                     f"path: expected the folder of a sweep, got {settings.path}, which holds no job.json or sweep.json"
                 )
             return
         for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank)):
-            if path and not Path(path).expanduser().is_file():
+            if path and not user_path(path).is_file():
                 yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
         if stage.needs_images and (error := self._dataset_problem(settings.dataset, settings.data_dir)):
             yield error

@@ -106,8 +106,9 @@ def out_of_room(error: Exception, folder: Path) -> str | None:
     code = error.errno if isinstance(error, OSError) else _code_in(str(error))
     if code in _UNWRITABLE:
         where = getattr(error, "filename", None) or folder
+        done = "read or written to" if isinstance(error, PermissionError) else "written to"  # it does not say which
         return (
-            f"{where} cannot be written to ({os.strerror(code)}); what was written before is whole: make room, and "
+            f"{where} cannot be {done} ({os.strerror(code)}); what was written before is whole: make room, and "
             f"continue it (a run with resume={folder}, a sweep with the same command)"
         )
     text = str(error)

@@ -20,6 +20,7 @@ from recast_exp.config import grammar, hydra_api, keys
 from recast_exp.config.fields import accepted
 from recast_exp.config.schema import Config
 from recast_exp.errors import RecastError, UserError, first_line
+from recast_exp.files import user_path
 from recast_exp.schemas import check_yaml
 
 CONFIG_NAME = "config"
@@ -86,7 +87,7 @@ class Composer:
     ) -> None:
         register()
         for folder in filter(None, (config_path, config_dir)):
-            for file in sorted(Path(folder).expanduser().rglob("*.yaml")):
+            for file in sorted(user_path(folder).rglob("*.yaml")):
                 check_yaml(file)
         if (local := conf_dir() / "local.yaml").is_file():
             check_yaml(local)

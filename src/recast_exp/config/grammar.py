@@ -10,7 +10,6 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from types import NoneType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +17,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from recast_exp.config.schema import fields
+from recast_exp.files import user_path
 
 MAX_JOBS = 10_000
 """Jobs of one sweep, beyond which a range is taken for a slip of the keyboard."""
@@ -175,7 +175,7 @@ def _path(value: str, multirun: bool) -> str:
 
 def _expanded(path: str) -> str:
     """Expand `~`, which shells leave alone behind a `=`."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    return str(user_path(path)) if path.startswith("~") else path
 
 
 def _is_quoted(text: str) -> bool:

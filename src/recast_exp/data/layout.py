@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import user_path
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
@@ -58,7 +59,7 @@ class Layout:
         """
         if cfg.path is None:
             return data_dir / self.folder
-        root = Path(cfg.path).expanduser()
+        root = user_path(cfg.path)
         if not self.movable and root.name != self.folder:
             raise UserError(
                 f"dataset.path: expected a folder with the name {self.folder} for dataset={cfg.reader or cfg.name}, "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recast_exp.errors import MissingInputError
+from recast_exp.files import user_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 """Of image files; those of a folder with another extension are ignored."""
@@ -36,7 +37,7 @@ def images_at(where: str) -> Iterator[Path]:
     Raises:
         MissingInputError: If there is nothing there, at the first step.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     found: Iterator[Path]
     if path.is_dir():
         found = (each for each in _walk(path) if each.suffix.lower() in EXTENSIONS)
@@ -95,4 +96,4 @@ def _lines(path: Path) -> Iterator[Path]:
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             if name := line.strip():
-                yield Path(name).expanduser()
+                yield user_path(name)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from recast_exp.errors import RecastError, UserError
+from recast_exp.files import user_path
 from recast_exp.plugins import DATASETS
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_dataset(cfg: DatasetConfig, data_dir: str | Path) -> None:
         UserError: If there is no such dataset, or it does not accept an option of `cfg`.
         MissingInputError: If its data is not where it is expected, and is not to be downloaded.
     """
-    _module(cfg).check(cfg, Path(data_dir).expanduser())
+    _module(cfg).check(cfg, user_path(data_dir))
 
 
 def load_dataset(cfg: DatasetConfig, data_dir: str | Path) -> ImageSet:
@@ -69,7 +70,7 @@ def load_dataset(cfg: DatasetConfig, data_dir: str | Path) -> ImageSet:
 
 def read_official(cfg: DatasetConfig, data_dir: str | Path) -> Official:
     """Read a set as it was published, before a task is chosen from it; see `load_dataset`."""
-    module, data_dir = _module(cfg), Path(data_dir).expanduser()
+    module, data_dir = _module(cfg), user_path(data_dir)
     module.check(cfg, data_dir)
     if not hasattr(module, "layout"):
         return module.read(cfg, data_dir)

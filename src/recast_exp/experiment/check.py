@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from recast_exp.config.schema import Config, DatasetConfig, ModelConfig
 from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
 from recast_exp.errors import RecastError, UserError, section
-from recast_exp.files import cache_folder
+from recast_exp.files import cache_folder, user_path
 from recast_exp.models.check import check_classifier, check_model, check_task
 from recast_exp.models.create import backbone_name, create_network
 from recast_exp.models.weights import load_file
@@ -71,7 +70,7 @@ class Inputs:
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
         if model.weights:
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
-        if settings.resume and (checkpoint := layout.checkpoint(Path(settings.resume).expanduser())).exists():
+        if settings.resume and (checkpoint := layout.checkpoint(user_path(settings.resume))).exists():
             read_checkpoint(checkpoint)
         for task in task_files(settings.task or ""):
             self._once(f"task {task}", partial(check_task, task))
@@ -115,4 +114,4 @@ def _check_bank(path: str) -> None:
 
 def _check_weights(model: ModelConfig) -> None:
     network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
-    load_file(network, Path(str(model.weights)).expanduser(), "model.weights")
+    load_file(network, user_path(str(model.weights)), "model.weights")

@@ -31,7 +31,7 @@ from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.display import console, image_plots
 from recast_exp.errors import RecastError, UserError
 from recast_exp.experiment.trained import Trained, open_tasks
-from recast_exp.files import json_hash, write_json
+from recast_exp.files import json_hash, user_path, write_json
 from recast_exp.models.prediction import Predicted, prepared, top_of
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics
@@ -93,7 +93,7 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
     paths = itertools.chain([next(paths)], paths)  # whether there is one, before a backbone is created
     tasks = open_tasks(settings)
     digests = [hashlib.sha256(task.task.path.read_bytes()).hexdigest() for task in tasks.values()]
-    images = str(Path(asked.images).expanduser().absolute())
+    images = str(user_path(asked.images).absolute())
     what = json_hash([digests, dataclasses.asdict(asked) | {"images": images}], 32)
     most = max(len(task.task.classes) for task in tasks.values())
     with _Files(run_dir, what, list(tasks), min(asked.top, most)) as files:

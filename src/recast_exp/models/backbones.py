@@ -11,6 +11,7 @@ from torch import nn
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError
+from recast_exp.files import user_path
 from recast_exp.models.create import backbone_name, create_network, input_of
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.models.weights import download, fingerprint, load_file
@@ -59,7 +60,7 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
         else:
             network = create_network(name, model.img_size, arguments=model.arguments)
         if model.weights:
-            load_file(network, Path(model.weights).expanduser(), "model.weights")
+            load_file(network, user_path(model.weights), "model.weights")
         elif not model.pretrained:
             log.warning("model.pretrained=false: the backbone %s has random weights", name)
         elif is_embedded(model):

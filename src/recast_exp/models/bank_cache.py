@@ -18,7 +18,7 @@ from torch import nn
 from recast_exp import schemas
 from recast_exp.config.schema import MimicryConfig, RecastConfig
 from recast_exp.errors import RecastError, UserError, section
-from recast_exp.files import alone_at, json_hash, write_json
+from recast_exp.files import alone_at, json_hash, user_path, write_json
 from recast_exp.models.backbones import Backbone
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
@@ -68,7 +68,7 @@ def bank_for(
     with section("recast."):
         groups = groups_of(backbone.network, recast)
     if given:
-        path = Path(given).expanduser()
+        path = user_path(given)
         with section("bank: "):
             banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)

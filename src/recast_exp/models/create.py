@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,6 +18,7 @@ from torch import nn
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
+from recast_exp.files import user_path
 from recast_exp.models import digits as digits  # registers the embedded backbones with timm
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def check_name(name: str) -> None:
             f"model.backbone: expected a timm model, hf-hub:OWNER/NAME or local-dir:FOLDER, got {name!r}"
         ) from error
     if source == "local-dir":
-        if not (Path(where).expanduser() / "config.json").is_file():
+        if not (user_path(where) / "config.json").is_file():
             raise MissingInputError(f"model.backbone: expected a folder with a timm model's config.json, got {where}")
         return
     if source:

@@ -23,6 +23,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import UserError
+from recast_exp.files import user_path
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, head_parameters, running_statistics
 from recast_exp.models.create import input_of
@@ -95,7 +96,7 @@ def save_task(
         >>> load_task(save_task(model, f"{folder}/pets.safetensors", banks=banks, classes=["cat", "dog"])).classes
         ('cat', 'dog')
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     adapted = _task_of(model, banks)
     num_classes = timm_model(model).num_classes
     names = [str(name) for name in (range(num_classes) if classes is None else classes)]

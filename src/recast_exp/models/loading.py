@@ -20,7 +20,7 @@ from recast_exp.adapters import Adapter
 from recast_exp.config.schema import Config, ModelConfig
 from recast_exp.data.transforms import InputSpec
 from recast_exp.errors import MissingInputError, RecastError, UserError, first_line, section
-from recast_exp.files import cache_folder
+from recast_exp.files import cache_folder, user_path
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.bank_cache import bank_path
@@ -211,7 +211,7 @@ def banks_of(
         return given
     if given is not None:
         with section("bank: "):
-            return Banks.load(Path(given).expanduser(), task.bank)
+            return Banks.load(user_path(given), task.bank)
     folder = cache_folder(None) if cache is None else cache
     bank_file = task.path.parent / f"{task.bank}.safetensors"
     repeatable = task.origin is not None and task.origin.repeatable

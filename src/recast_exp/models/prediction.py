@@ -16,6 +16,7 @@ from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.images import pixels_of, read_image
 from recast_exp.data.transforms import Decoding, InputSpec, augmentation
 from recast_exp.errors import UserError
+from recast_exp.files import user_path
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """An image: a file, one of PIL, or uint8 [H, W, 3] or [3, H, W]."""
@@ -56,7 +57,7 @@ def prepared(picture: Picture, spec: InputSpec, max_pixels: int = MAX_PIXELS) ->
 
 def _pixels(picture: Picture, decoding: Decoding) -> Tensor:
     if isinstance(picture, str | Path):
-        path = Path(picture).expanduser()
+        path = user_path(picture)
         if not path.is_file():
             raise UserError(f"{path}: expected an image file, got nothing")
         return read_image(path, decoding)

@@ -21,6 +21,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.errors import UnknownNameError, UserError, check_integer
+from recast_exp.files import user_path
 from recast_exp.models import library, loading, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
@@ -321,7 +322,7 @@ class RecastModel(nn.Module):
             UnknownNameError: If there is no such task.
             UserError: If the backbone is not a timm model, whose name and preprocessing a task file needs.
         """
-        task, path = self._find(name), Path(path).expanduser()
+        task, path = self._find(name), user_path(path)
         if self.input is None:
             raise UserError(f"model: expected a timm model, which a task file can name, got {self.backbone}")
         settings = ModelConfig(backbone=self.backbone, img_size=self.input.size)
@@ -351,7 +352,7 @@ class RecastModel(nn.Module):
             >>> list(RecastModel.load(model.save(tempfile.mkdtemp())).tasks)
             ['pets']
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         model_file.save(self, path)
         return path
 
@@ -363,7 +364,7 @@ class RecastModel(nn.Module):
             MissingInputError: If there is none at the path.
             UserError: If it is damaged.
         """
-        return model_file.load(cls, Path(path).expanduser())
+        return model_file.load(cls, user_path(path))
 
     def merge(self, name: str) -> nn.Module:
         """A plain timm model with the weights of a task, in evaluation mode; this model is unchanged.

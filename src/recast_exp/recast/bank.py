@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import replacing
+from recast_exp.files import replacing, user_path
 from recast_exp.recast.formulas import combine, cosine_similarity, from_relative, project, relative, relative_error
 from recast_exp.recast.grouping import Group, layer_module
 from recast_exp.schemas import parse
@@ -208,7 +208,7 @@ class Banks:
             "origin": asdict(self.origin) if self.origin else None,
             "hash": self.hash,
         }
-        with replacing(Path(path).expanduser()) as temporary:
+        with replacing(user_path(path)) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 temporary,
@@ -227,7 +227,7 @@ class Banks:
             MissingInputError: If there is no such file.
             UserError: If it is damaged, not a bank file, or its content is not the expected one.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         if not path.is_file():
             raise MissingInputError(
                 f"{path}: expected a file of template banks, got none; build one with stage=reconstruct"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recast_exp.display.figures import Point, accuracy_by_parameters
 from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import write_text
+from recast_exp.files import user_path, write_text
 from recast_exp.report import exports, page
 from recast_exp.report.comparing import compare_all
 from recast_exp.report.reading import Contents, read_jobs
@@ -32,7 +32,7 @@ def write_report(folder: Path) -> Path:
         MissingInputError: If there are no jobs below the folder.
         UserError: If nothing can be written there.
     """
-    folder = folder.expanduser().resolve()
+    folder = user_path(folder).resolve()
     contents, searches = read_searches(read_jobs(folder))
     sequences, unread = read_sequences(folder)
     contents = dataclasses.replace(contents, remarks=(*contents.remarks, *unread))

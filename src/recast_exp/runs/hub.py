@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from recast_exp.errors import MissingInputError, UserError, first_line
+from recast_exp.files import user_path
 
 SCHEME = "hf://"
 TASK = "task.safetensors"
@@ -26,7 +27,7 @@ def local(where: str | Path) -> Path:
     """
     text = str(where)
     if not text.startswith(SCHEME):
-        return Path(where).expanduser()
+        return user_path(where)
     found = _ADDRESS.fullmatch(text.removeprefix(SCHEME))
     if found is None or ".." in text:
         raise UserError(f"task: expected hf://owner/name, or hf://owner/name@revision/file.safetensors, got {text}")

@@ -1,16 +1,18 @@
-"""The record in the header of a task file: it says what the file belongs to. Only the standard library is needed."""
+"""The record in the header of a task file: it says what the file belongs to. Read without torch or safetensors."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from msgspec import Meta
 
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import user_path
 from recast_exp.runs import hub
+from recast_exp.schemas import checked, parse
 
 RECORD_KEY = "recast_exp"
 """Where the metadata of a task file holds our record."""
@@ -33,6 +35,10 @@ UNGROUPED = "ungrouped:"
 """Begins the same of format 2: of the weights without templates; `Templates.weights` is that of the others."""
 
 
+Hash = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=1, lt=2**31)]
+
+
 class Pretrained(TypedDict):
     """The weights that a task was trained on."""
 
@@ -51,33 +57,45 @@ class Templates(TypedDict):
     groups: list[list[Any]]
     solver: str | None
     seed: NotRequired[int]
-    num_sets: NotRequired[int]
+    num_sets: NotRequired[Count]
     options: NotRequired[dict[str, Any]]
     weights: NotRequired[str]
+
+
+class _Group(TypedDict):
+    """What an entry of `Templates.groups` holds, sorted by type."""
+
+    names: Annotated[list[str], Meta(min_length=2)]
+    numbers: list[Count]
+
+
+class _Versioned(TypedDict):
+    """What is read of a record before its version is known."""
+
+    format: Count
 
 
 class TaskRecord(TypedDict):
     """The record of a task file."""
 
     format: int
-    version: str
+    version: NotRequired[str]
     config: dict[str, Any]
-    bank: str | None
+    bank: Hash | None
     templates: NotRequired[Templates]
     backbone: Pretrained
-    classes: list[str]
+    classes: Annotated[list[str], Meta(min_length=1)]
     test_images: NotRequired[str]
     input: dict[str, Any]
-    eval_batch_size: int
-    metrics: NotRequired[dict[str, float]]
-    checksum: NotRequired[str]
+    eval_batch_size: Count
+    metrics: NotRequired[dict[str, int | float]]
+    checksum: NotRequired[Hash]
 
 
 _Header = TypedDict("_Header", {"__metadata__": NotRequired[dict[str, str]]})
 """The part of a header that is ours; next to it are the tensors."""
 
 _LARGEST = 100_000_000  # bytes of a header, as safetensors has it
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def task_files(text: str) -> list[Path]:
@@ -87,13 +105,13 @@ def task_files(text: str) -> list[Path]:
         UserError: If an address of the Hub is none.
         MissingInputError: If the Hub has no such file.
     """
-    if text.startswith("[") and text.endswith("]") and not Path(text).expanduser().is_file():
+    if text.startswith("[") and text.endswith("]") and not user_path(text).is_file():
         return [hub.local(name.strip().strip("'\"")) for name in text[1:-1].split(",") if name.strip()]
     return [hub.local(text)] if text else []
 
 
 def read_record(path: str | Path) -> TaskRecord:
-    """Read the record of a task file from the header of its safetensors, with nothing but the standard library.
+    """Read the record of a task file from the header of its safetensors, without torch or safetensors.
 
     Raises:
         MissingInputError: If there is no such file.
@@ -104,98 +122,50 @@ def read_record(path: str | Path) -> TaskRecord:
         raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which does not exist")
     header = _header(path)
     try:
-        record: TaskRecord = json.loads(header.get("__metadata__", {})[RECORD_KEY], parse_constant=_refuse)
-        version = record["format"]
-        known = isinstance(version, int) and not isinstance(version, bool) and version >= 1
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        known = False
-    if not known:
+        content = parse(header.get("__metadata__", {})[RECORD_KEY], dict[str, Any])
+        version = checked(content, _Versioned)["format"]
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"task: expected the task.safetensors of a run, got {path}, a safetensors file that holds no task"
-        )
+        ) from None
     if version > FORMAT:
         raise UserError(
             f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
         )
-    if unknown := [str(key) for key in record if key not in TaskRecord.__annotations__]:
+    if unknown := [key for key in content if key not in TaskRecord.__annotations__]:
         raise UserError(f"task: {path} has the entry {unknown[0][:80]!r}, which this version does not know")
-    for key, expected, holds in _schema(record):
-        if not holds:
-            raise UserError(f"task: expected {expected} as {key} of {path}, got {_shown(record, key)}")
+    try:
+        record = checked(content, TaskRecord)
+        _check(record)
+    except ValueError as error:
+        raise UserError(
+            f"task: expected the task.safetensors of a run, got {path}, whose record is damaged ({error})"
+        ) from error
     if _has_interpolation(record):
         raise UserError(f"task: {path} holds an interpolation (${{…}}); expected plain values, so it is not used")
     return record
 
 
-def _schema(record: Mapping[str, object]) -> Iterator[tuple[str, str, bool]]:
-    """Each entry of a record: its name, what is expected, and whether it holds; cheap ones first."""
-    config, backbone, classes, images = (record.get(key) for key in ("config", "backbone", "classes", "input"))
-    size = record.get("eval_batch_size")
-    yield "config", "a mapping", isinstance(config, dict)
-    yield "bank", "64 hexadecimal digits, or null", "bank" in record and _is_hash(record["bank"], null=True)
-    yield (
-        "backbone",
-        "a name and a fingerprint",
-        isinstance(backbone, dict) and all(isinstance(backbone.get(name), str) for name in ("name", "fingerprint")),
-    )
-    yield (
-        "classes",
-        "a list of names",
-        isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes),
-    )
-    yield "classes", "different names", len(set(map(str, _list(classes)))) == len(_list(classes))
-    yield "input", "a mapping", isinstance(images, dict)
-    yield "eval_batch_size", "a positive integer", _is_count(size)
-    if "templates" in record:
-        yield "templates", "groups, and how their templates were made", _are_templates(record["templates"])
-    if "checksum" in record:
-        yield "checksum", "64 hexadecimal digits", _is_hash(record["checksum"])
-    if "metrics" in record:
-        metrics = record["metrics"]
-        yield "metrics", "a mapping of numbers", isinstance(metrics, dict) and all(map(_is_number, metrics.values()))
+def _check(record: TaskRecord) -> None:
+    """Check what types cannot say.
 
-
-def _are_templates(found: object) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("groups"), list) or "solver" not in found:
-        return False
-    for group in found["groups"]:
-        if not (isinstance(group, list) and len(group) > 3 and _is_count(group[1]) and _is_count(group[2])):
-            return False
-        if not all(isinstance(name, str) for name in (group[0], *group[3:])):
-            return False
-    if found["solver"] is None:
-        return True
-    return (
-        isinstance(found["solver"], str)
-        and isinstance(found.get("seed"), int)
-        and _is_count(found.get("num_sets"))
-        and isinstance(found.get("options", {}), dict)
-        and isinstance(found.get("weights"), str)
-    )
-
-
-def _is_hash(value: object, *, null: bool = False) -> bool:
-    return (null and value is None) or (isinstance(value, str) and _HASH.fullmatch(value) is not None)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
-
-
-def _shown(record: Mapping[str, object], key: str) -> str:
-    return repr(record[key])[:80] if key in record else "nothing"
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(constant)  # NaN and infinity are no JSON
+    Raises:
+        ValueError: If something does not hold.
+    """
+    if len(set(record["classes"])) < len(record["classes"]):
+        raise ValueError("classes: expected different names")
+    if (templates := record.get("templates")) is None:
+        return
+    for index, group in enumerate(templates["groups"]):
+        try:
+            name, num_templates, num_blocks, *layers = group
+            checked({"names": [name, *layers], "numbers": [num_templates, num_blocks]}, _Group)
+        except ValueError as error:
+            raise ValueError(
+                f"templates.groups[{index}]: expected a name, the numbers of templates and of blocks, and layers"
+            ) from error
+    if templates["solver"] is not None and (missing := {"seed", "num_sets", "weights"} - templates.keys()):
+        raise ValueError(f"templates: the entry `{min(missing)}` is missing")
 
 
 def _has_interpolation(value: object) -> bool:

@@ -20,6 +20,7 @@ from recast_exp.data.layout import refuse
 from recast_exp.data.listing import EXTENSIONS, is_of_system
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, UserError
+from recast_exp.files import user_path
 
 if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
@@ -41,7 +42,7 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
     refuse(cfg, "path")
     if cfg.path is None:
         raise UserError(f"dataset.path: expected the folder of {_LAYOUT}, got nothing; set dataset.path=PATH")
-    root = Path(cfg.path).expanduser()
+    root = user_path(cfg.path)
     if not root.is_dir():
         raise MissingInputError(f"dataset.path: expected the folder of {_LAYOUT}, got {root}, which is not a folder")
     if not _folders(root):
@@ -61,7 +62,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """
     import numpy as np
 
-    root = Path(cfg.path or "").expanduser()
+    root = user_path(cfg.path or "")
     folders = _split_folders(root, cfg.test_from)
     unread: Counter[str] = Counter()
     if not folders:
