@@ -377,7 +377,7 @@ def test_damaged_task_files(tmp_path: Path) -> None:
         "newer": "has format 99, this version reads up to 2",
         "unknown key": "holds the key model.colour, which this version does not know",
         "wrong type": "holds model.pretrained=[1], which this version does not accept",
-        "not a record": "expected a mapping as config",
+        "not a record": "config: expected a mapping, got a list",
     }
     for name, what in expected.items():
         wrong, missing = lines("stage=evaluate", f"task={tmp_path / name}")
