@@ -61,8 +61,8 @@ types: install ## check types
 docs: install ## build the site into build/docs, and run its notebook; no network needed
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
 
-bench: install ## measure speed (minutes)
-	for name in training_step inference mimicry startup input_pipeline adapters sweep heads last_blocks many_tasks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: install ## measure speed and memory: one page in build/bench (a quarter of an hour)
+	$(BIN)/python benchmarks/page.py $(ARGS)
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
 	rm -rf $(VENV) .venv-ray build dist .pytest_cache .mypy_cache .ruff_cache .grimp_cache .import_linter_cache

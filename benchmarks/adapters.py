@@ -12,8 +12,8 @@ from __future__ import annotations
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from measuring import arguments, interleaved, report, use_threads, verdict
-from models import batch, frozen, recast
+from measuring import Figure, Report, arguments, interleaved, use_threads, write
+from models import Setting, add_setting, batch, frozen, recast
 from recast_exp.adapters import inject_adapter
 from recast_exp.adapters.melo import MeLo
 from training_step import make_step
@@ -37,9 +37,11 @@ def with_lora(model: nn.Module) -> nn.Module:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=7)
+    add_setting(parser)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     use_threads(args.threads)
+    setting = Setting.of(args)
     images, labels = batch(args.batch_size)
     models = {
         RECAST: recast("vit_att"),
@@ -48,20 +50,20 @@ def main() -> None:
         LORA: with_lora(frozen()),
     }
     numbers = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
-    times = interleaved({name: make_step(model, images, labels) for name, model in models.items()}, rounds=args.rounds)
-    stacked, plain = times.ratio(RECAST_MELO, RECAST), times.ratio(MELO, LORA)
-    report(
-        "adapters",
+    steps = {name: make_step(model, images, labels, setting=setting) for name, model in models.items()}
+    times = interleaved(steps, rounds=args.rounds)
+    part = Report(
+        f"adapters ({setting}, batch {args.batch_size})",
         times,
         RECAST,
-        columns={"trained parameters": {name: f"{count:,}" for name, count in numbers.items()}},
-        notes=[
-            verdict(f"{RECAST_MELO} {stacked.median:.3f} of {RECAST}, target at most 1.10", stacked, at_most=1.10),
-            verdict(f"{MELO} {plain.median:.3f} of {LORA}, target at most 1.05", plain, at_most=1.05),
+        [
+            Figure(f"step: {RECAST_MELO} / {RECAST}", times.ratio(RECAST_MELO, RECAST), at_most=1.10),
+            Figure(f"step: {MELO} / {LORA}", times.ratio(MELO, LORA), at_most=1.05),
         ],
-        extra={"batch_size": args.batch_size, "melo_of_lora": vars(plain)},
-        path=args.json,
-    )
+        columns={"trained parameters": {name: f"{count:,}" for name, count in numbers.items()}},
+        extra={"batch_size": args.batch_size},
+    ).show()
+    write(args.json, "adapters", part)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ Example: python benchmarks/heads.py experiment=real_mini_joint dataset=cub data_
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from gradients import configured
-from measuring import Times, arguments, interleaved, report, use_threads, verdict, write
+from measuring import Figure, Report, Times, arguments, interleaved, peak_memory, use_threads, write
 from recast_exp import heads
 from recast_exp.config.schema import Config
 from recast_exp.data.types import SPLITS
@@ -124,7 +122,7 @@ def probe_times(probes: Probes, rounds: int) -> Times:
     return Times(whole(times.seconds), whole(times.processor))
 
 
-def measure_probe(overrides: Sequence[str], rounds: int) -> dict[str, Any]:
+def measure_probe(overrides: Sequence[str], rounds: int) -> Report:
     settings = configured([*overrides, "model=vit_frozen", "training=joint", "head=linear"])
     with tempfile.TemporaryDirectory() as folder:
         probes = Probes(settings, Path(folder))
@@ -134,27 +132,22 @@ def measure_probe(overrides: Sequence[str], rounds: int) -> dict[str, Any]:
     beyond, whole = times.ratio(TRAINED, SOLVE), times.ratio(TRAINED, SOLVED)
     epochs, passed = settings.trainer.max_epochs, probes.passed
     more = passed[TRAINED] / passed[FORWARD]
-    return report(
+    return Report(
         "heads: probe",
         times,
         SOLVED,
+        [
+            Figure("probe: solving, beyond the forward pass", seconds, "s", at_most=SECONDS),
+            Figure("probe: trained / solving", beyond, at_least=SPEEDUP),
+            Figure("probe: trained / forward pass and solving", whole),
+        ],
         columns={"test accuracy": {name: f"{value:.3f}" for name, value in probes.accuracy.items()}},
         notes=[
             f"dataset={settings.dataset.name}, {settings.model.backbone}: "
             + ", ".join(f"{count} {split}" for split, count in images.items())
             + f" images; {epochs} epochs, batches of {settings.dataset.batch_size}",
-            verdict(
-                f"solving {seconds.median:.2f} s beyond the forward pass, target at most {SECONDS:.0f} s",
-                seconds,
-                at_most=SECONDS,
-            ),
-            verdict(
-                f"the trained probe takes {beyond.median:.1f} times as long as solving, target at least {SPEEDUP:.0f}",
-                beyond,
-                at_least=SPEEDUP,
-            ),
-            f"the trained probe takes {whole.median:.1f} times as long as forward pass and solving; it sends "
-            f"{more:.1f} times as many images through the backbone ({passed[TRAINED]:,} and {passed[FORWARD]:,})",
+            f"the trained probe sends {more:.1f} times as many images through the backbone ({passed[TRAINED]:,} and "
+            f"{passed[FORWARD]:,})",
         ],
         extra={
             "dataset": settings.dataset.name,
@@ -162,7 +155,6 @@ def measure_probe(overrides: Sequence[str], rounds: int) -> dict[str, Any]:
             "epochs": epochs,
             "passed": passed,
             "accuracy": probes.accuracy,
-            "trained_of_solving": vars(beyond),
         },
     )
 
@@ -186,37 +178,14 @@ def solver(head: Head, features: Features) -> Callable[[], None]:
     return run
 
 
-def peak_memory(run: Callable[[], None]) -> float | None:
-    """MB that a run needs at most beyond what is there before; None where it cannot be told (not Linux with glibc).
-
-    It says something for large sets of features only: the first run also loads parts of libraries.
-    """
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what is freed is no longer the process's, and is counted when used again
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
-        before = _status("VmRSS")
-    except (AttributeError, OSError, TypeError):
-        run()
-        return None
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    """A line of /proc/self/status in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
-
-
-def measure_heads(size: Size, rounds: int) -> dict[str, Any]:
+def measure_heads(size: Size, rounds: int) -> Report:
     features = synthetic(size)
     found: dict[str, Head] = {name: heads.load(name)() for name in HEADS}
     cases = {name: solver(head, features) for name, head in found.items()}
     peaks = {name: peak_memory(run) for name, run in cases.items()}  # the untimed round
     times = interleaved(cases, rounds=rounds, warmup=0)
     images, width, classes = size
-    return report(
+    return Report(
         f"heads: {images:,} images, {width} features, {classes} classes",
         times,
         min(cases, key=lambda name: times.spread(name).median),
@@ -249,17 +218,18 @@ def make_step(settings: Config, count: int, folder: Path) -> Callable[[], None]:
     return step
 
 
-def measure_step(overrides: Sequence[str], count: int, rounds: int) -> dict[str, Any]:
+def measure_step(overrides: Sequence[str], count: int, rounds: int) -> Report:
     settings = {name: configured([*overrides, "model=vit_att", *more]) for name, more in STEPS.items()}
     with tempfile.TemporaryDirectory() as folder:
         steps = {name: make_step(each, count, Path(folder)) for name, each in settings.items()}
         joint = settings[JOINT]
         with threads(thread_count(joint.trainer)):
             times = interleaved(steps, rounds=rounds)
-    return report(
+    return Report(
         "heads: step",
         times,
         JOINT,
+        [Figure(f"step: {name} / {JOINT}", times.ratio(name, JOINT)) for name in STEPS if name != JOINT],
         notes=[f"dataset={joint.dataset.name}, {joint.model.backbone}, at most {count} images"],
         extra={"dataset": joint.dataset.name, "batch_size": count},
     )
@@ -278,15 +248,14 @@ def main() -> None:
     if args.threads:
         overrides.append(f"trainer.num_threads={args.threads}")
         limits = threadpool_limits(args.threads)  # of the libraries below scikit-learn
-    work: dict[str, list[Callable[[], dict[str, Any]]]] = {
+    work: dict[str, list[Callable[[], Report]]] = {
         "probe": [partial(measure_probe, overrides, args.rounds)],
         "heads": [partial(measure_heads, size, args.rounds) for size in SMALL + (LARGE if args.large else [])],
         "step": [partial(measure_step, overrides, args.batch_size, args.rounds)],
     }
     with progress_bars(False), quiet(), limits:
-        found = [run() for part in args.parts for run in work[part]]
-    if args.json:
-        write(args.json, {"benchmark": "heads", "parts": found})
+        found = [run().show() for part in args.parts for run in work[part]]
+    write(args.json, "heads", *found)
 
 
 if __name__ == "__main__":

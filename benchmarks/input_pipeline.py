@@ -11,7 +11,6 @@ The photographs are pieces of the two that scikit-learn brings; --images FOLDER 
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from measuring import Spread, arguments, interleaved, report, verdict
+from measuring import Figure, Report, Spread, arguments, interleaved, write
 from recast_exp.data.datamodule import ImageDataModule, requests
 from recast_exp.data.images import read_image
 from recast_exp.data.loader import EpochSampler
@@ -166,40 +165,37 @@ def main() -> None:
             assert isinstance(data.datasets["train"].store, PixelStore) == (mode != "off")
             cases[f"{transform}, {mode}"] = our_pass(data)
         times = interleaved(cases, rounds=args.rounds)
-        print("Milliseconds of one image's steps, on one core:")
-        for step, milliseconds in steps(paths[0], folder).items():
-            print(f"  {step:22}{milliseconds:7.3f}")
-        sizes = memory(paths, folder, 8) if Path("/proc/self/smaps_rollup").exists() else [math.nan] * 8
+        parts = steps(paths[0], folder)
+        sizes = memory(paths, folder, 8) if Path("/proc/self/smaps_rollup").exists() else []
     rate = {case: f"{len(paths) / times.spread(case).median:,.0f}" for case in cases}
     faster = {
         (slow, fast): Spread.of([a / b for a, b in zip(times.processor[slow], times.processor[fast], strict=True)])
         for slow, fast, _ in TARGETS
     }
-    report(
-        "input_pipeline",
+    part = Report(
+        "input pipeline",
         times,
         AUTHORS,
+        [
+            Figure(f"input pipeline: {slow} / {fast}, processor", faster[slow, fast], at_least=target)
+            for slow, fast, target in TARGETS
+        ],
         columns={"images/s": rate},
         notes=[
+            "milliseconds of one image on one core: " + ", ".join(f"{step} {each:.3f}" for step, each in parts.items()),
             *(
-                verdict(
-                    f"{fast}: {faster[slow, fast].median:.1f} times as fast as {slow}, target {target:.0f}",
-                    faster[slow, fast],
-                    at_least=target,
-                )
-                for slow, fast, target in TARGETS
+                [
+                    f"private memory of a loader process after epochs 1 to {len(sizes)}: "
+                    + " ".join(f"{size:.1f}" for size in sizes)
+                    + f" MB; the last half differs by {max(sizes[4:]) - min(sizes[4:]):.1f}"
+                ]
+                if sizes
+                else []
             ),
-            f"private memory of a loader process after epochs 1 to {len(sizes)}: "
-            + " ".join(f"{size:.1f}" for size in sizes)
-            + f" MB; the last half differs by {max(sizes[4:]) - min(sizes[4:]):.1f}",
         ],
-        extra={
-            "images": len(paths),
-            "faster": {f"{a} / {b}": vars(s) for (a, b), s in faster.items()},
-            "memory": sizes,
-        },
-        path=args.json,
-    )
+        extra={"images": len(paths), "milliseconds": parts, "memory_mb": sizes},
+    ).show()
+    write(args.json, "input_pipeline", part)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from measuring import arguments, interleaved, report, use_threads, verdict
+from measuring import Figure, Report, arguments, interleaved, use_threads, write
 from models import batch, recast, stock
 from recast_exp.models.resume import find
 from training_step import FULL, make_step, necessary
@@ -50,19 +50,19 @@ def main() -> None:
                 steps[f"{case}, kept"] = kept_step(recast(name, blocks), images, labels)
                 limits[f"{case}, kept"] = sum(necessary(weights, last_blocks=blocks, kept=True).values()) / full
     times = interleaved(steps, rounds=args.rounds)
-    measured = {case: times.ratio(case, FULL) for case in AIMED if case in steps}
-    report(
-        "last_blocks",
+    part = Report(
+        f"last blocks (batch {args.batch_size})",
         times,
         FULL,
-        columns={"limit": {case: f"{limit:.3f}" for case, limit in limits.items()}},
-        notes=[
-            verdict(f"{case}: {ratio.median:.3f}, target at most {AIMED[case]:.2f}", ratio, at_most=AIMED[case])
-            for case, ratio in measured.items()
+        [
+            Figure(f"step: last blocks, {case} / {FULL}", times.ratio(case, FULL), at_most=AIMED.get(case), limit=limit)
+            for case, limit in limits.items()
+            if case != FULL
         ],
+        columns={"limit": {case: f"{limit:.3f}" for case, limit in limits.items()}},
         extra={"batch_size": args.batch_size, "limits": limits},
-        path=args.json,
-    )
+    ).show()
+    write(args.json, "last_blocks", part)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import Tensor
 
-from measuring import arguments, interleaved, report, use_threads, verdict
+from measuring import Figure, Report, arguments, interleaved, use_threads, write
 from models import BACKBONE, CLASSES, TARGETS
 from recast_exp import RecastConfig, RecastModel
 from recast_exp.recast import mixed
@@ -63,36 +63,37 @@ def main() -> None:
             cases[f"{count} peft"] = partial(lora, images, adapter_names=names)
     with torch.inference_mode():
         times = interleaved(cases, rounds=args.rounds)
-    notes = []
+    figures = []
     for count in counts:
         others = [f"{count} {way}" for way in ("grouping", "switching", *(() if args.no_peft else ("peft",)))]
         cheapest = min(others, key=lambda case: times.spread(case).median)
-        notes.append(
-            verdict(
-                f"{count} tasks: mixed {times.ratio(f'{count} mixed', 'stock timm').median:.3f} of a plain pass",
-                times.ratio(f"{count} mixed", "stock timm"),
-                at_most=TARGET,
-            )
-        )
-        ratio = times.ratio(f"{count} mixed", cheapest)
-        notes.append(verdict(f"  {ratio.median:.3f} of the cheapest other, {cheapest}", ratio, at_most=1))
+        mixed_case = f"{count} mixed"
+        figures += [
+            Figure(f"batch of {count} tasks / plain pass", times.ratio(mixed_case, "stock timm"), at_most=TARGET),
+            Figure(
+                f"batch of {count} tasks / cheapest other ({cheapest.split()[1]})",
+                times.ratio(mixed_case, cheapest),
+                at_most=1,
+            ),
+        ]
     speeds = {case: f"{args.images / times.spread(case).median:,.0f}" for case in times.seconds}
-    report("many_tasks", times, "stock timm", columns={"images/s": speeds}, notes=notes, path=args.json)
+    title = f"{args.images} images of many tasks ({args.model})"
+    batches = Report(title, times, "stock timm", figures, columns={"images/s": speeds}).show()
 
+    ours, theirs = "RecastModel.set_task", "peft's set_adapter"
     switches = interleaved(
-        {
-            "RecastModel.set_task": partial(switch, model.set_task),
-            "peft's set_adapter": partial(switch, lora.set_adapter),
-        },
-        rounds=10 * args.rounds,
+        {ours: partial(switch, model.set_task), theirs: partial(switch, lora.set_adapter)}, rounds=10 * args.rounds
     )
-    each = switches.spread("RecastModel.set_task")
-    report(
+    changed = Report(
         "switch of two tasks, and back",
         switches,
-        "RecastModel.set_task",
-        notes=[verdict(f"set_task, twice: {each.median * 1e6:.0f} µs, target 2 ms", each, at_most=2 * SWITCH)],
-    )
+        ours,
+        [
+            Figure("two switches of a task", switches.spread(ours), "s", at_most=2 * SWITCH),
+            Figure(f"switch of a task: {theirs} / {ours}", switches.ratio(theirs, ours)),
+        ],
+    ).show()
+    write(args.json, "many_tasks", batches, changed)
 
 
 def with_lora(tasks: int) -> peft.PeftModel:

@@ -1,17 +1,18 @@
-"""Interleaved timing, the table and the JSON file that all benchmarks share."""
+"""Interleaved timing, figures with their targets, the table and the JSON file that all benchmarks share."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
-import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,65 @@ class Spread:
         """The spread of at least one value."""
         low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else list(values) * 3
         return cls(median, min(values), max(values), (low, high))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the page: what was measured against what, and the target where there is one.
+
+    Attributes:
+        name: `vit_att / full fine-tuning`, for a ratio.
+        measured: Over the rounds.
+        unit: Empty for a ratio; `s` or `MB`.
+        at_least: The smallest value that meets the target.
+        at_most: The largest.
+        limit: What the arithmetic allows.
+    """
+
+    name: str
+    measured: Spread
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+    limit: float | None = None
+
+    @property
+    def target(self) -> str:
+        """`≤ 0.800`; empty where there is none."""
+        low, high = self.at_least, self.at_most
+        if low is not None and high is not None:
+            return f"{shown(low, self.unit)} to {shown(high, self.unit)}"
+        if low is not None:
+            return f"≥ {shown(low, self.unit)}"
+        return "" if high is None else f"≤ {shown(high, self.unit)}"
+
+    @property
+    def verdict(self) -> str:
+        """`met` or `not met`, with `?` where the quartiles disagree with the median; empty without a target."""
+        if not self.target:
+            return ""
+        low, high = self.measured.quartiles
+        answers = [self._meets(value) for value in (self.measured.median, low, high)]
+        return ("met" if answers[0] else "not met") + ("" if len(set(answers)) == 1 else "?")
+
+    def _meets(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def line(self) -> str:
+        """As printed below a table."""
+        low, high = (shown(value, self.unit) for value in self.measured.quartiles)
+        text = f"{self.name}: {shown(self.measured.median, self.unit)} (middle half {low} - {high})"
+        if self.limit is not None:
+            text += f", limit of the arithmetic {shown(self.limit, self.unit)}"
+        if not self.target:
+            return text
+        colour = "yellow" if self.verdict.endswith("?") else "green" if self.verdict == "met" else "red"
+        doubt = ", too noisy to tell" if self.verdict.endswith("?") else ""
+        return f"{text}, target {self.target}: [{colour}]{self.verdict.rstrip('?')}{doubt}[/{colour}]"
+
+    def content(self) -> dict[str, Any]:
+        """As written to JSON."""
+        return asdict(self) | {"target": self.target, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -62,14 +122,53 @@ def interleaved(cases: Mapping[str, Callable[[], object]], *, rounds: int, warmu
         for name, run in cases.items():
             gc.collect()
             gc.disable()
+            _wait()
             start = time.perf_counter(), time.process_time()
             run()
+            _wait()
             seconds, processor = time.perf_counter() - start[0], time.process_time() - start[1]
             gc.enable()
             if index >= warmup:
                 times.seconds[name].append(seconds)
                 times.processor[name].append(processor)
     return times
+
+
+def _wait() -> None:
+    """Until a GPU has done what it was given; nothing where there is none, or no torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], object]) -> float | None:
+    """MB that a run needs at most beyond what is there before: of the GPU where one is used, else of the process.
+
+    None where it cannot be told (not Linux with glibc). Of a process, it says something for large amounts only: the
+    first run also loads parts of libraries.
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return float(torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is freed is no longer the process's, and is counted when used again
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what there is now
+        there = _status("VmRSS")
+    except (AttributeError, OSError, TypeError):
+        run()
+        return None
+    run()
+    return _status("VmHWM") - there
+
+
+def _status(name: str) -> float:
+    """A line of /proc/self/status in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
 
 
 def arguments(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -96,6 +195,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -106,120 +206,145 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(
-    benchmark: str,
-    times: Times,
-    baseline: str,
-    *,
-    columns: Mapping[str, Mapping[str, str]] | None = None,
-    notes: Sequence[str] = (),
-    extra: Mapping[str, Any] | None = None,
-    path: Path | None = None,
-    children: bool = False,
-) -> dict[str, Any]:
-    """Print the table of one comparison, and write it down.
+@dataclass
+class Report:
+    """One comparison: printed as a table, and written to a file.
 
-    Args:
-        benchmark: Its name.
+    Attributes:
+        title: What was compared.
         times: What was measured.
         baseline: The case that the ratios are taken against.
+        figures: What the page shows of it.
         columns: More columns: heading → case → text.
         notes: Lines below the table.
         extra: More for the JSON file.
-        path: The JSON file, if one is wanted.
         children: Whether other processes did the work, so that this one's processor time says nothing.
-
-    Returns:
-        What the JSON file holds.
     """
-    columns = columns or {}
-    here = machine()
-    rounds = len(times.seconds[baseline])
-    console = Console(width=None if Console().is_terminal else 120)
-    table = Table(title=f"{benchmark} · {rounds} interleaved rounds · ratios to {baseline}")
-    table.add_column("case")
-    for heading in ("median", "min - max", "ratio", "min - max", *([] if children else ["processor"]), *columns):
-        table.add_column(heading, justify="right")
-    for case in times.seconds:
-        own, ratio, processor = (
-            times.spread(case),
-            times.ratio(case, baseline),
-            times.processor_ratio(case, baseline),
-        )
-        table.add_row(
-            case,
-            _seconds(own.median),
-            f"{_seconds(own.min)} - {_seconds(own.max)}",
-            _ratio(ratio.median),
-            f"{_ratio(ratio.min)} - {_ratio(ratio.max)}",
-            *([] if children else [_ratio(processor.median)]),
-            *(texts.get(case, "") for texts in columns.values()),
-        )
-    console.print(table)
-    for note in notes:
-        console.print(note, highlight=False)
-    console.print(
-        f"[dim]{here['processor']}, {here['cores']} cores, {here['threads']} threads, {here['capability']}, "
-        f"load {here['load']}, Python {here['python']}, torch {here['torch']}, timm {here['timm']}[/dim]"
-    )
+
+    title: str
+    times: Times
+    baseline: str
+    figures: Sequence[Figure] = ()
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    children: bool = False
+
+    def headings(self) -> list[str]:
+        """Of the table."""
+        own = ["case", "median", "min - max", "ratio", "min - max"]
+        return [*own, *([] if self.children else ["processor"]), *self.columns]
+
+    def rows(self) -> list[list[str]]:
+        """Of the table, one for each case."""
+        found = []
+        for case in self.times.seconds:
+            own, ratio = self.times.spread(case), self.times.ratio(case, self.baseline)
+            processor = [] if self.children else [shown(self.times.processor_ratio(case, self.baseline).median)]
+            found.append(
+                [
+                    case,
+                    shown(own.median, "s"),
+                    f"{shown(own.min, 's')} - {shown(own.max, 's')}",
+                    shown(ratio.median),
+                    f"{shown(ratio.min)} - {shown(ratio.max)}",
+                    *processor,
+                    *(texts.get(case, "") for texts in self.columns.values()),
+                ]
+            )
+        return found
+
+    def show(self) -> Report:
+        """Print the table and the figures; the report itself."""
+        console = Console(width=None if Console().is_terminal else 120)
+        table = Table(title=f"{self.title} · {self.rounds} interleaved rounds · ratios to {self.baseline}")
+        for heading in self.headings():
+            table.add_column(heading, justify="left" if heading == "case" else "right")
+        for row in self.rows():
+            table.add_row(*row)
+        console.print(table)
+        for line in (*self.notes, *(figure.line() for figure in self.figures)):
+            console.print(line, highlight=False)
+        console.print(f"[dim]{described(machine())}[/dim]", highlight=False)
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """Timed rounds."""
+        return len(self.times.seconds[self.baseline])
+
+    def content(self) -> dict[str, Any]:
+        """As written to JSON."""
+        cases = {}
+        for case in self.times.seconds:
+            cases[case] = {
+                "seconds": self.times.seconds[case],
+                "median": self.times.spread(case).median,
+                "ratio": asdict(self.times.ratio(case, self.baseline)),
+            }
+            if not self.children:
+                cases[case] |= {
+                    "processor_seconds": self.times.processor[case],
+                    "processor_ratio": asdict(self.times.processor_ratio(case, self.baseline)),
+                }
+        return {
+            "title": self.title,
+            "baseline": self.baseline,
+            "rounds": self.rounds,
+            "figures": [figure.content() for figure in self.figures],
+            "table": [self.headings(), *self.rows()],
+            "notes": list(self.notes),
+            "cases": cases,
+            **self.extra,
+        }
+
+
+def write(path: Path | None, benchmark: str, *reports: Report) -> None:
+    """Write what a script has measured to a JSON file, if one is wanted."""
+    if path is None:
+        return
     content = {
         "benchmark": benchmark,
-        "machine": here,
-        "baseline": baseline,
-        "cases": {
-            case: {
-                "seconds": times.seconds[case],
-                "median": times.spread(case).median,
-                "ratio": asdict(times.ratio(case, baseline)),
-            }
-            | (
-                {}
-                if children
-                else {
-                    "processor_seconds": times.processor[case],
-                    "processor_ratio": asdict(times.processor_ratio(case, baseline)),
-                }
-            )
-            for case in times.seconds
-        },
-        **(extra or {}),
+        "command": " ".join(["python", f"benchmarks/{benchmark}.py", *_without_file(sys.argv[1:])]),
+        "machine": machine(),
+        "parts": [each.content() for each in reports],
     }
-    if path is not None:
-        write(path, content)
-    return content
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write measurements to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def verdict(text: str, measured: Spread, *, at_least: float = -math.inf, at_most: float = math.inf) -> str:
-    """A line that says whether the median meets a target, and whether the middle half of the rounds agrees."""
+def _without_file(words: Sequence[str]) -> list[str]:
+    """The command without `--json FILE`, which says nothing of what was measured."""
+    if "--json" not in words:
+        return list(words)
+    at = words.index("--json")
+    return [*words[:at], *words[at + 2 :]]
 
-    def met(value: float) -> bool:
-        return at_least <= value <= at_most
 
-    answer = "[green]met[/green]" if met(measured.median) else "[red]not met[/red]"
-    low, high = measured.quartiles
-    if len({met(value) for value in (low, measured.median, high)}) == 2:
-        answer += f" by the median, [yellow]too noisy to tell[/yellow] (middle half {_ratio(low)} - {_ratio(high)})"
-    return f"{text}: {answer}"
+def described(here: Mapping[str, Any]) -> str:
+    """One line of what the numbers depend on."""
+    gpu = f"{here['gpu']}, " if here["gpu"] else ""
+    return (
+        f"{gpu}{here['processor']}, {here['cores']} cores, {here['threads']} threads, {here['capability']}, "
+        f"load {here['load']}, Python {here['python']}, torch {here['torch']}, timm {here['timm']}"
+    )
+
+
+def shown(value: float, unit: str = "") -> str:
+    """A number as the tables have it: a ratio, or with a unit."""
+    if unit == "s":
+        if value >= 1:
+            return f"{value:.2f} s"
+        return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+    if unit:
+        return f"{value:,.0f} {unit}"
+    if 0 < value < 0.001:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _ratios(times: Mapping[str, Sequence[float]], case: str, baseline: str) -> Spread:
     return Spread.of([own / max(base, 1e-9) for own, base in zip(times[case], times[baseline], strict=True)])
-
-
-def _seconds(value: float) -> str:
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
 
 
 def _processor() -> str:

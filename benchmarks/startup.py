@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from measuring import arguments, interleaved, report, use_threads, verdict
+from measuring import Figure, Report, arguments, interleaved, use_threads, write
 
 TARGET = 1.0
 NOTHING = "python -c pass"
@@ -37,12 +37,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: command(arguments, expected, folder) for name, (arguments, expected, _) in COMMANDS.items()}
         times = interleaved(runs, rounds=args.rounds)
-    notes = []
+    figures = []
     for name, (_, _, targeted) in COMMANDS.items():
-        spread = times.spread(name)
         if targeted:
-            notes.append(verdict(f"{name} {spread.median:.2f} s, target at most {TARGET} s", spread, at_most=TARGET))
-    report("startup", times, NOTHING, children=True, notes=notes, path=args.json)
+            figures += [
+                Figure(f"start-up: {name}", times.spread(name), "s", at_most=TARGET),
+                Figure(f"start-up: {name} / import torch", times.ratio(name, "import torch")),
+            ]
+    write(args.json, "startup", Report("start-up", times, NOTHING, figures, children=True).show())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""The overhead of a job in a sweep, on top of its training and test: target at most 2 s.
+"""The overhead of a job in sweeps of 1, 10 and 100 jobs, on top of its training and test: target at most 2 s.
 
-Jobs of one process, RECAST-Att on the embedded digits, two epochs each: the time from one job's beginning to the next
-one's, less the time of `fit` and `test` (training, validation, test). What remains is Hydra's composition, opening
-images, backbone and bank, files and plots. The first job pays for imports and caches, and is left out. Processor time
-is given alongside clock time, which includes the other load of the machine.
+Sweeps in one process, RECAST-Att on the embedded digits, one epoch of two batches each: the time of the whole sweep,
+less the time of `fit` and `test` (training, validation, test), divided by its jobs. What remains is Hydra's
+composition, opening images, backbone and bank, files and plots, and the report at the end. A sweep before the first
+round pays for imports and caches. Target for the growth: a job of a hundred costs at most 1.10 of a job of ten.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -17,61 +16,81 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import DictConfig
-from rich.console import Console
 
-from measuring import Spread, arguments, use_threads, verdict
+from measuring import Figure, Report, Spread, Times, arguments, use_threads, write
 from recast_exp.cli import main as cli
-from recast_exp.cli.job import JobRunner
 from recast_exp.experiment import adaptation
 
-TARGET = 2.0
+TARGET, GROWTH = 2.0, 1.10
+LIMITS = ["probe=false", "trainer.max_epochs=1", "trainer.limit_batches=2", "trainer.accelerator=cpu"]
 
 Moment = npt.NDArray[np.float64]
 
 
-def main() -> None:
-    args = arguments(__doc__, rounds=8).parse_args()
-    use_threads(args.threads)
-    begun: list[Moment] = []
-    work: list[Moment] = []
+class Work:
+    """The time spent in `fit` and `test`."""
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self) -> None:
+        self.spent = np.zeros(2)
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that adds its time."""
+
         def call(*arguments: Any, **options: Any) -> Any:
             start = now()
             result = function(*arguments, **options)
-            work[-1] = work[-1] + now() - start
+            self.spent += now() - start
             return result
 
         return call
 
-    run_one = JobRunner.__call__
 
-    def job(runner: JobRunner, cfg: DictConfig) -> float | None:
-        begun.append(now())
-        work.append(np.zeros(2))
-        return run_one(runner, cfg)
-
-    adaptation.fit, adaptation.test = timed(adaptation.fit), timed(adaptation.test)
-    JobRunner.__call__ = job  # type: ignore[method-assign]
-    seeds = ",".join(map(str, range(args.rounds + 2)))
-    command = ["-m", "model=vit_att", f"seed={seeds}", "probe=false", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 10, 100], help="the largest runs once")
+    args = parser.parse_args()
+    use_threads(args.threads)
     file = args.json.absolute() if args.json else None
+    work = Work()
+    adaptation.fit, adaptation.test = work.timed(adaptation.fit), work.timed(adaptation.test)
+    *few, many = sorted(args.jobs)
+    beside: dict[int, list[Moment]] = {count: [] for count in (*few, many)}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        code = cli.run(command)
+        sweep(1, work)
+        for _ in range(args.rounds):
+            for count in few:
+                beside[count].append(sweep(count, work))
+        beside[many].append(sweep(many, work))
         os.chdir("/")
-    if code:
+    part = report(beside)
+    write(file, "sweep", part.show())
+
+
+def sweep(count: int, work: Work) -> Moment:
+    """Seconds that each job of a sweep costs beside `fit` and `test`."""
+    before, start = work.spent.copy(), now()
+    seeds = ",".join(map(str, range(count)))
+    if code := cli.run(["-m", "model=vit_att", f"seed={seeds}", *LIMITS, f"hydra.sweep.dir=sweep_{time.time_ns()}"]):
         raise SystemExit(code)
-    beside = np.array(
-        [later - earlier - inside for earlier, later, inside in zip(begun[1:], begun[2:], work[1:], strict=False)]
-    )
-    for name, values in zip(("clock", "processor"), beside.T.tolist(), strict=True):
-        spread = Spread.of(values)
-        text = f"{name}: a job costs {spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f}) on top of fit and test"
-        Console().print(verdict(f"{text}, target at most {TARGET} s", spread, at_most=TARGET), highlight=False)
-    if file:
-        file.write_text(json.dumps({"beside": beside.tolist(), "work": np.array(work).tolist()}, indent=2))
+    return (now() - start - (work.spent - before)) / count
+
+
+def report(beside: dict[int, list[Moment]]) -> Report:
+    """The costs of a job by the number of jobs; sweeps that ran once are compared with the median of the others."""
+    names = {count: f"a job of {count:,}" for count in beside}
+    rounds = max(map(len, beside.values()))
+    columns = {
+        names[count]: np.stack(values if len(values) == rounds else values * rounds) for count, values in beside.items()
+    }
+    times = Times(*({name: rows[:, at].tolist() for name, rows in columns.items()} for at in range(2)))
+    figures = [
+        Figure(f"overhead of {names[count]}", Spread.of([row[0] for row in values]), "s", at_most=TARGET)
+        for count, values in beside.items()
+    ]
+    *_, ten, many = names.values()
+    figures.append(Figure(f"overhead: {many} / {ten}, processor", times.processor_ratio(many, ten), at_most=GROWTH))
+    return Report("overhead of a job in a sweep", times, next(iter(names.values())), figures)
 
 
 def now() -> Moment:
