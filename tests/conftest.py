@@ -52,6 +52,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-cases", action="store_true", help="try every case of tests/attack")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What `make faults` counted, at its end: standard output does not reach it from other processes."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    found = [getattr(report, "user_properties", []) for report in reports if getattr(report, "when", "") == "call"]
+    if lines := [text for properties in found for name, text in properties if name == "faults"]:
+        terminalreporter.section("what was lost")
+        terminalreporter.write_line("\n".join(sorted(lines)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the most slow tests come first: at the end, no process waits for one that has a long file left."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -100,7 +100,7 @@ def test_scripts_know_the_options_that_the_page_gives_them(
 
 def test_a_script_writes_what_the_page_shows(page: ModuleType, tmp_path: Path) -> None:
     content = page.measure("startup", ["--rounds", "1"], tmp_path)
-    assert [figure["name"] for figure in page.figures(content)][0] == "start-up: --help"
+    assert page.figures(content)[0]["name"] == "start-up: --help"
     assert page.markdown({"date": "", "minutes": 1, "benchmarks": [content]}).count("\n## start-up") == 1
     assert list(tmp_path.iterdir()) == []
 
