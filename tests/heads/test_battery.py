@@ -57,6 +57,20 @@ def test_a_head_separates_blobs(head: Head) -> None:
     assert len(chosen.trials) == len(head.settings())
 
 
+def test_a_solution_knows_its_setting(head: Head) -> None:
+    solutions = list(head.solve(blobs(40), head.settings()))
+    assert [solution.setting for solution in solutions] == list(head.settings())
+
+
+def test_balanced_classes_differ_from_those_by_their_images(head: Head) -> None:
+    features = blobs(80)
+    few = features.select(torch.cat([torch.arange(10), torch.arange(10, 80)[torch.arange(10, 80) % 4 == 1]]))
+    (plain,), (balanced,) = (
+        list(type(head)(class_weight=weight).solve(few, head.settings()[:1])) for weight in ("none", "balanced")
+    )
+    assert torch.equal(plain.bias, balanced.bias) == (head.name == "nearest_mean")
+
+
 def test_a_solution_repeats_bit_for_bit(head: Head) -> None:
     first, second = (choose(head, blobs(80), blobs(40, seed=1)).solution for _ in range(2))
     assert torch.equal(first.weight, second.weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch.nn import functional as F  # noqa: N812
 
+from recast_exp.errors import UserError
 from recast_exp.heads import Features, Moments, choose, temperature
+from recast_exp.heads._choice import _folds
 from recast_exp.heads.best import Best
-from recast_exp.heads.lda import LDA, ledoit_wolf
+from recast_exp.heads.lda import LDA, discriminants, ledoit_wolf
 from recast_exp.heads.logistic import Logistic
 from recast_exp.heads.nearest_mean import NearestMean
-from recast_exp.heads.ridge import Ridge, leave_one_out, solve_ridge
+from recast_exp.heads.ridge import Ridge, leave_one_out, regressions, solve_ridge
 
 
 @pytest.fixture(params=[(60, 8), (20, 50)], ids=["many images", "many features"])
@@ -126,6 +129,76 @@ def test_nearest_mean_is_cosine_similarity(features: Features) -> None:
     assert torch.equal(solution.logits(features.values).argmax(1), cosines.argmax(1))
 
 
+def test_the_nearest_mean_of_centred_features(features: Features) -> None:
+    (solution,) = NearestMean().solve(features, [{"centre": "mean"}])
+    values = features.values.double() - features.values.double().mean(0)
+    normalised = F.normalize(values)
+    means = torch.stack([normalised[features.labels == number].mean(0) for number in range(3)])
+    expected = values @ F.normalize(means).T
+    torch.testing.assert_close(solution.logits(features.values), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_sums_alone_give_the_settings_and_solutions_of_the_heads(features: Features) -> None:
+    """As a sequence solves them, which keeps no features."""
+    for solved, head, name in (
+        (discriminants(features.moments, [0.3, 0.5]), LDA(), "shrinkage"),
+        (regressions(features.moments, [0.3, 0.5]), Ridge(), "strength"),
+    ):
+        for found, expected in zip(solved, head.solve(features, [{name: 0.3}, {name: 0.5}]), strict=True):
+            assert found.setting == expected.setting
+            assert torch.equal(found.weight, expected.weight) and torch.equal(found.bias, expected.bias)
+
+
+def test_ledoit_wolf_of_many_parts_and_of_odd_features(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ledoit_wolf(features, features.moments)
+    monkeypatch.setattr("recast_exp.heads._base.CHUNK", 7)
+    assert ledoit_wolf(features, features.moments) == pytest.approx(whole, rel=1e-12)
+    assert ledoit_wolf(features, Moments.of(features, torch.tensor([1.0, 1.0, 1.0]))) == pytest.approx(whole)
+    # As many directions as features, and the same variance along each: nothing but shrinkage
+    alike = Features(torch.cat([torch.eye(4), -torch.eye(4)]), torch.zeros(8, dtype=torch.long), 1)
+    assert ledoit_wolf(alike, alike.moments) == 1.0
+    few = Features(torch.randn(4, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1]), 2)
+    centred = few.values.double() - few.moments.means[few.labels]
+    _, expected = sklearn_ledoit_wolf(centred.numpy(), assume_centered=True)
+    assert ledoit_wolf(few, few.moments) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ledoit_wolf_is_tried_where_it_is_asked_for() -> None:
+    assert LDA(shrinkages=[0.5]).settings() == [{"shrinkage": 0.5}, {"shrinkage": "ledoit_wolf"}]
+    assert LDA(shrinkages=[0.5], ledoit_wolf=False).settings() == [{"shrinkage": 0.5}]
+
+
+@pytest.mark.parametrize("solve", [solve_ridge, leave_one_out])
+def test_a_ridge_head_has_rows_for_classes_without_images(solve: Callable[..., object]) -> None:
+    """As in the support of an episode."""
+    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    found = solve(values, torch.tensor([0, 1, 0, 1, 2, 2]), 5, 0.1)
+    rows = found[0] if isinstance(found, tuple) else found.T  # type: ignore[attr-defined]
+    assert len(rows) == 5
+    torch.testing.assert_close(rows[3:], torch.zeros_like(rows[3:]), rtol=0, atol=1e-9)
+
+
+def test_folds_hold_each_image_once_and_each_class_in_its_share(features: Features) -> None:
+    held = torch.zeros(len(features))
+    parts = list(_folds(features))
+    assert len(parts) == 5
+    for train, val in parts:
+        assert len(train) + len(val) == len(features)
+        shares = torch.bincount(val.labels, minlength=3) / torch.bincount(features.labels, minlength=3)
+        assert (shares - 1 / 5).abs().max() < 1 / 5
+        for row in val.values:
+            held += (features.values == row).all(1)
+    assert torch.equal(held, torch.ones(len(features)))
+
+
+def test_two_images_of_each_class_are_enough_for_folds() -> None:
+    few = Features(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0]), 3)
+    assert [(len(train), sorted(val.labels.tolist())) for train, val in _folds(few)] == [(3, [0, 1, 2])] * 2
+    absent = Features(few.values, few.labels, 4)
+    with pytest.raises(UserError, match="got 0 of class 3"):
+        next(iter(_folds(absent)))
+
+
 def test_sums_of_batches_are_those_of_all(features: Features) -> None:
     weights = torch.tensor([0.5, 1.0, 2.0])
     whole = Moments.of(features, weights)
@@ -213,7 +286,7 @@ def test_best_leaves_out_what_takes_hours_with_thousands_of_classes(caplog: pyte
     caplog.set_level("INFO")
     assert {setting["head"] for setting in Best().grid(1000)} == {"logistic", "ridge", "lda", "nearest_mean"}
     assert {setting["head"] for setting in Best().grid(1001)} == {"ridge", "lda", "nearest_mean"}
-    assert "logistic is left out, with 1001 classes" in caplog.text
+    assert "head=best: logistic is left out, with 1001 classes" in caplog.text
     assert Logistic().grid(10_000) == Logistic().settings()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recast_exp.recast.formulas import combine, project
+from recast_exp.recast import find_groups, mimic
+from recast_exp.recast.bank import weight_report
+from recast_exp.recast.formulas import combine, project, relative_error
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 
@@ -86,3 +88,29 @@ def test_projection_survives_dependent_templates() -> None:
     bank = random(1, 12, 10).repeat(3, 1, 1)
     found = project(2 * bank[0], bank, 2, 1)
     torch.testing.assert_close(combine(found, bank), 2 * bank[0])
+
+
+def test_relative_error_is_that_of_each_layer_at_any_scale() -> None:
+    weights = torch.tensor([[[3.0, 4.0]], [[6.0, 8.0]], [[0.0, 0.0]]])
+    rebuilt = torch.tensor([[[3.0, 5.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    for scale in (1.0, 1e-12, 1e12):
+        found = relative_error(scale * rebuilt, scale * weights)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, torch.tensor([0.2, 1.0, 0.0]).double(), rtol=1e-6, atol=0)
+
+
+def test_the_report_of_a_bank_says_how_far_each_weight_is_off() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 6)}) for _ in range(3)])})
+    banks = mimic(model, find_groups(model, num_groups=1, num_templates=2))
+    report = weight_report(model, banks)
+    assert list(report) == [f"blocks.{number}.layer" for number in range(3)]
+    for name, found in report.items():
+        weight, rebuilt = model.get_submodule(name).weight.detach(), banks.rebuilt(name)  # type: ignore[union-attr]
+        off, own = (weight - rebuilt).double(), weight.double()
+        assert found == {
+            "relative_error": pytest.approx((off.norm() / own.norm()).item()),
+            "max_error": pytest.approx(off.abs().max().item()),
+            "cosine_similarity": pytest.approx(((own * rebuilt).sum() / own.norm() / rebuilt.norm()).item(), abs=1e-6),
+        }
+    assert max(found["relative_error"] for found in report.values()) > 0.1

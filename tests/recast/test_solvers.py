@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from recast_exp import plugins
 from recast_exp.config.compose import conf_dir
 from recast_exp.config.schema import with_values
-from recast_exp.errors import UnknownNameError
+from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.check import check_model
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.recast.formulas import combine, relative_error
+from recast_exp.recast.inject import remake
 from recast_exp.recast.solvers import autoencoder, closed_form, gradient
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
@@ -292,3 +293,23 @@ def test_banks_in_old_caches_are_found_again(name: str, tiny: Callable[..., Any]
     text = json.dumps([settings, groups], sort_keys=True).encode()
     assert index.stem == hashlib.sha256(text).hexdigest()[:32]
     assert banks.settings == settings
+
+
+@pytest.mark.parametrize(("solver", "options"), [("closed_form", {}), ("gradient", {"steps": 3})])
+def test_templates_are_made_again_as_they_were(solver: str, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 6)}) for _ in range(4)])})
+    groups = find_groups(model, num_templates=1)
+    banks = mimic(model, groups, solver=solver, num_sets=3, seed=5, **options)
+    assert banks.origin is not None
+    assert remake(model, groups, banks.origin).hash == banks.hash
+    before = banks.origin.weights
+    with torch.no_grad():
+        model.get_submodule("blocks.1.layer").weight += 1  # type: ignore[operator]
+    found = mimic(model, groups).origin
+    assert found is not None
+    with pytest.raises(
+        UserError,
+        match=rf"^model: .* made from \({before[:16]}…\), got others \({found.weights[:16]}…\)$",
+    ):
+        remake(model, groups, banks.origin)

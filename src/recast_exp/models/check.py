@@ -128,6 +128,7 @@ def check_task(path: Path) -> None:
     if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
         return
     groups, _ = groups_and_origin(task.record)
+    layers = {name for name, _ in network.named_modules()}
     try:
         with torch.device("meta"):
             banks = _without_values(network, groups) if groups else None
@@ -150,8 +151,9 @@ def check_task(path: Path) -> None:
         if found.get(name) != (list(shape), True)
     ]
     known = {*expected, *packed, COEFFICIENTS, RELATIVE}
-    others = FIXED, f"{COEFFICIENTS}/"  # a tensor for each layer, in files of format 1
-    wrong += [f"{name} is too many" for name in found if name not in known and not name.startswith(others)]
+    if not groups:  # format 1: a tensor for each layer
+        known |= {f"{COEFFICIENTS}/{layer}" for layer in layers}
+    wrong += [f"{name} is too many" for name in found if name not in known and not name.startswith(FIXED)]
     if wrong:
         raise UserError(
             f"task: expected the parameters of {task.backbone} for {len(task.classes)} classes in {path}, got others: "

@@ -1,0 +1,150 @@
+"""Layers with coefficients for each image: both ways against a loop over images, for every kind of layer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from recast_exp.recast import find_groups, inject, mimic
+from recast_exp.recast.formulas import combine
+from recast_exp.recast.mixed import per_task
+
+COUNTS = [2, 1, 3]
+
+
+class Two(nn.Module):
+    """Two layers of one shape."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({"layer": layer}) for layer in layers])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second = (block["layer"] for block in self.blocks)  # type: ignore[index]
+        return second(F.gelu(first(inputs)))
+
+
+def linears(bias: bool) -> Two:
+    return Two(nn.Linear(6, 6, bias=bias), nn.Linear(6, 6, bias=bias))
+
+
+def convolutions(bias: bool) -> Two:
+    """With stride, padding, and padding that goes around."""
+    circular = nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular", bias=bias)
+    return Two(nn.Conv2d(6, 6, 3, stride=2, padding=1, bias=bias), circular)
+
+
+KINDS = {"linear": (linears, (4, 6)), "convolution": (convolutions, (6, 9, 9))}
+
+
+def setting(kind: str, bias: bool, granularity: str) -> tuple[Two, dict[str, Tensor], Tensor]:
+    """A model with templates, coefficients [S, K, B, n] of three tasks for each layer, and a batch of their images."""
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    model = make(bias)
+    banks = mimic(model, find_groups(model, targets=["blocks.*"], num_groups=1, granularity=granularity))
+    inject(model, banks)
+    coefficients = {
+        name: torch.stack([start + 0.3 * torch.randn_like(start) for _ in COUNTS])
+        for name, start in banks.coefficients.items()
+    }
+    return model.requires_grad_(False), coefficients, torch.randn(sum(COUNTS), *shape)
+
+
+def loop(model: Two, coefficients: dict[str, Tensor], images: Tensor) -> Tensor:
+    """Stock layers with the weights of one task after the other."""
+    kind = "linear" if images.ndim == 3 else "convolution"
+    rewritten = [model.get_submodule(name) for name in coefficients]
+    plain = KINDS[kind][0](rewritten[0].bias is not None)
+    outputs = []
+    for task, batch in enumerate(torch.split(images, COUNTS)):
+        state = {}
+        for (name, each), layer in zip(coefficients.items(), rewritten, strict=True):
+            templates = layer.get_submodule("parametrizations.weight.0").bank.templates
+            state[f"{name}.weight"] = combine(each[task], templates)  # type: ignore[arg-type]
+            if layer.bias is not None:
+                state[f"{name}.bias"] = layer.bias  # type: ignore[assignment]
+        outputs.append(torch.func.functional_call(plain, state, (batch,)))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("way", ["weights", "products", None])
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_image_has_the_weights_of_its_task(
+    kind: str, bias: bool, granularity: str, way: Literal["weights", "products"] | None
+) -> None:
+    model, coefficients, images = setting(kind, bias, granularity)
+    expected = loop(model, coefficients, images)
+    with torch.no_grad(), per_task(model, coefficients, COUNTS, way):
+        found = model(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_blocks_of_rows(kind: str) -> None:
+    """The fewest blocks that are more than one."""
+    model, coefficients, images = setting(kind, True, "row")
+    halves = {name: each[:, :, [0, 0, 0, 3, 3, 3]] for name, each in coefficients.items()}
+    two = {name: each[:, :, [0, 3]] for name, each in coefficients.items()}
+    for way in ("weights", "products"):
+        with torch.no_grad(), per_task(model, halves, COUNTS, way):  # type: ignore[arg-type]
+            expected = model(images)
+        with torch.no_grad(), per_task(model, two, COUNTS, way):  # type: ignore[arg-type]
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["weights", "products"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_coefficients_have_the_gradients_of_the_loop(kind: str, way: Literal["weights", "products"]) -> None:
+    model, coefficients, images = setting(kind, True, "layer")
+    for each in coefficients.values():
+        each.requires_grad_(True)
+    expected = torch.autograd.grad(loop(model, coefficients, images).square().sum(), list(coefficients.values()))
+    with per_task(model, coefficients, COUNTS, way):
+        loss = model(images).square().sum()
+    found = torch.autograd.grad(loss, list(coefficients.values()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_products_in_half_precision_stay_in_it() -> None:
+    model, coefficients, images = setting("linear", True, "row")
+    model.to(torch.bfloat16)
+    expected = loop(model.float(), coefficients, images)
+    model.to(torch.bfloat16)
+    with torch.no_grad(), per_task(model, coefficients, COUNTS, "products"):
+        found = model(images.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_neighbouring_windows_of_an_image_are_its_own() -> None:
+    model, coefficients, images = setting("linear", True, "layer")
+    windows = images.reshape(2 * len(images), 2, 6)
+    expected = loop(model, coefficients, images).reshape(windows.shape)
+    for way in ("weights", "products"):
+        with torch.no_grad(), per_task(model, coefficients, COUNTS, way):  # type: ignore[arg-type]
+            torch.testing.assert_close(model(windows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_takes_what_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recast_exp.recast import mixed
+
+    model, coefficients, images = setting("linear", True, "layer")
+    taken: list[str] = []
+    for way in ("_with_weights", "_with_products"):
+        made = getattr(mixed, way)
+        monkeypatch.setattr(mixed, way, lambda *args, made=made, way=way: taken.append(way) or made(*args))
+    with torch.no_grad():
+        for vectors, way in ((32, "_with_weights"), (15, "_with_products")):
+            taken.clear()
+            with per_task(model, coefficients, COUNTS):
+                model(torch.randn(len(images), vectors, 6))  # of 3 tasks with 2 images each, on average
+            assert taken == [way] * 2
