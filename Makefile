@@ -7,7 +7,7 @@ ARGS ?=
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: attack faults help install run test test-cluster test-fast test-ray lint format types docs bench clean
+.PHONY: attack audit coverage faults help install mutants run test test-cluster test-fast test-ray lint format types docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,18 @@ attack: install ## try all bad inputs (minutes)
 faults: install ## kill, fill disks, interrupt, and count what was lost (half an hour)
 	$(BIN)/python -m pytest $(PARALLEL) --dist load -s tests/faults --all-cases $(ARGS)
 
+coverage: install ## run the tests, and measure which branches they take: build/coverage
+	$(BIN)/python -m pytest $(PARALLEL) -m "not cluster" --cov --cov-report=term --cov-report=html $(ARGS)
+
+mutants: install ## change recast/, heads/ and task files bit by bit, and count what no test notices (hours)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut
+	$(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
+
+audit: install ## look for known holes in the tested versions of all libraries
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 lint: install ## check style, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,5 +77,5 @@ bench: install ## measure speed and memory: one page in build/bench (a quarter o
 	$(BIN)/python benchmarks/page.py $(ARGS)
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
-	rm -rf $(VENV) .venv-ray build dist .pytest_cache .mypy_cache .ruff_cache .grimp_cache .import_linter_cache
+	rm -rf $(VENV) .venv-ray build mutants dist .pytest_cache .mypy_cache .ruff_cache .grimp_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,10 @@ FIRST_WAIT, NEXT_WAIT = 2.0, 60.0
 
 def user_path(text: str | Path) -> Path:
     """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
+    try:
+        return Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
+    except ValueError:  # a NUL, which no path has; what opens it says so
+        return Path(text)
 
 
 @contextlib.contextmanager

@@ -80,6 +80,11 @@ def short(value: str) -> str:
         return value.strip("\"'")
 
 
+def _escaped(before: str) -> bool:
+    """Whether a quote after this text is a letter: two backslashes stand for one, and a single one for the quote."""
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
 def split(value: str, *, brackets: bool = True) -> list[str]:
     """Split at the commas outside quotes and `${...}` and, with `brackets`, outside any other bracket.
 
@@ -90,7 +95,7 @@ def split(value: str, *, brackets: bool = True) -> list[str]:
     start = 0
     for position, letter in enumerate(value):
         if closing and letter == closing[-1]:
-            if letter not in "'\"" or value[position - 1] != "\\":
+            if letter not in "'\"" or not _escaped(value[:position]):
                 closing.pop()
         elif closing and closing[-1] in "'\"":
             continue

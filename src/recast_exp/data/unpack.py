@@ -9,6 +9,7 @@ import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -27,7 +28,10 @@ Photographs hardly shrink. The lists of a set do, but are small.
 _MAX_HEADER = 1 << 20
 """Bytes of a member of a tar file that carries a long name, or other facts, of the next one."""
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, ValueError, LookupError, OverflowError),
+)
 """The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 
 
