@@ -7,7 +7,7 @@ ARGS ?=
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: attack audit coverage faults help install mutants run test test-cluster test-fast test-ray lint format types docs bench clean
+.PHONY: attack audit coverage faults fuzz help install mutants run test test-cluster test-fast test-ray lint format types docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ mutants: install ## change recast/, heads/ and task files bit by bit, and count 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut
 	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
+
+fuzz: install ## change files of others until a reader answers with an error that is not its own (minutes)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
+	$(BIN)/python tests/attack/fuzz.py $(ARGS)
 
 audit: install ## look for known holes in the tested versions of all libraries
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit

@@ -62,14 +62,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="photographs of an epoch (default: %(default)s)")
     parser.add_argument("--img-size", type=int, default=112)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("overrides", nargs="*", help="as for recast_exp: trainer.precision=bf16-mixed")
     args = parser.parse_args()
     use_threads(args.threads)
     with tempfile.TemporaryDirectory() as name, progress_bars(False), quiet():
         folder = Path(name)
-        given = settings(folder, args.images, args.img_size, args.batch_size, args.overrides)
+        where = "cpu" if args.device == "cpu" else "gpu"
+        more = [f"trainer.accelerator={where}", *args.overrides]
+        given = settings(folder, args.images, args.img_size, args.batch_size, more)
         fits = Fits(given)
-        step = make_step(given, args.batch_size, folder / "cache")
+        step = make_step(given, args.batch_size, folder / "cache", args.device)
         count = -(-args.images // args.batch_size)
 
         def steps() -> None:
@@ -83,7 +86,8 @@ def main() -> None:
 
     times = Times(with_epoch(times.seconds), with_epoch(times.processor))
     part = Report(
-        f"epoch ({args.images} photographs, {args.img_size} px, {given.trainer.precision}, batch {args.batch_size})",
+        f"epoch ({args.device}, {given.trainer.precision}, {args.images} photographs at {args.img_size} px, "
+        f"batch {args.batch_size})",
         times,
         STEPS,
         [Figure(f"epoch / {STEPS}", times.ratio(EPOCH, STEPS), at_most=TARGET, limit=1)],

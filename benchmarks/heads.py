@@ -197,7 +197,7 @@ def measure_heads(size: Size, rounds: int) -> Report:
     )
 
 
-def make_step(settings: Config, count: int, folder: Path) -> Callable[[], None]:
+def make_step(settings: Config, count: int, folder: Path, device: str = "cpu") -> Callable[[], None]:
     """A step on the first training images, at most `count`: objective, backward pass, optimiser."""
     experiment = Experiment.open(settings)
     experiment.cache = folder
@@ -205,14 +205,17 @@ def make_step(settings: Config, count: int, folder: Path) -> Callable[[], None]:
     adapted.set_trainable(*experiment.objective.trains)
     data = experiment.data(keep=True)
     images, labels = data.example(count)
-    images = data.normalize(images)
-    module = TaskModule(adapted, experiment.recipe, len(experiment.images.classes))
+    images, labels = data.normalize(images).to(device), labels.to(device)
+    module = TaskModule(adapted, experiment.recipe, len(experiment.images.classes)).to(device)
+    half = settings.trainer.precision == "bf16-mixed"
     configuration: Any = module.configure_optimizers()
     optimizer: torch.optim.Optimizer = configuration["optimizer"]
 
     def step() -> None:
         optimizer.zero_grad()
-        module.objective.step(module, images, labels, 0).loss.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = module.objective.step(module, images, labels, 0).loss
+        loss.backward()
         optimizer.step()
 
     return step

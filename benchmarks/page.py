@@ -37,12 +37,13 @@ RUNS: dict[str, list[str]] = {
     "sweep": ["--rounds", "3"],
 }
 """Script → options that keep the whole within minutes."""
+_CUDA = ["--device", "cuda", "--batch-size", "128"]
 ON_GPU: dict[str, list[str]] = {
-    "training_step": ["--device", "cuda", "--bf16", "--batch-size", "128", "--rounds", "20"],
-    "training_step, compiled": ["--device", "cuda", "--bf16", "--compile", "--batch-size", "128", "--rounds", "20"],
-    "inference": ["--device", "cuda", "--bf16", "--batch-size", "128", "--rounds", "20"],
-    "adapters": ["--device", "cuda", "--bf16", "--batch-size", "128", "--rounds", "20"],
-    "epoch": ["--images", "2048", "--img-size", "224", "--batch-size", "128", "trainer.precision=bf16-mixed"],
+    "training_step": [*_CUDA, "--bf16", "--rounds", "20"],
+    "training_step, compiled": [*_CUDA, "--bf16", "--compile", "--rounds", "20"],
+    "inference": [*_CUDA, "--bf16", "--rounds", "20"],
+    "adapters": [*_CUDA, "--bf16", "--rounds", "20"],
+    "epoch": [*_CUDA, "--images", "2048", "--img-size", "224", "trainer.precision=bf16-mixed"],
 }
 FAR = 5
 TICKS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5]
