@@ -1,7 +1,7 @@
 """The overhead of a job in sweeps of 1, 10 and 100 jobs, on top of its training and test: target at most 2 s.
 
 Sweeps in one process, RECAST-Att on the embedded digits, one epoch of two batches each: the time of the whole sweep,
-less the time of `fit` and `test` (training, validation, test), divided by its jobs. What remains is Hydra's
+less the time of training, solving and choosing the head, and test, divided by its jobs. What remains is Hydra's
 composition, opening images, backbone and bank, files and plots, and the report at the end. A sweep before the first
 round pays for imports and caches. Target for the growth: a job of a hundred costs at most 1.10 of a job of ten.
 """
@@ -28,7 +28,7 @@ Moment = npt.NDArray[np.float64]
 
 
 class Work:
-    """The time spent in `fit` and `test`."""
+    """The time spent in training, the head and test."""
 
     def __init__(self) -> None:
         self.spent = np.zeros(2)
@@ -52,7 +52,8 @@ def main() -> None:
     use_threads(args.threads)
     file = args.json.absolute() if args.json else None
     work = Work()
-    adaptation.fit, adaptation.test = work.timed(adaptation.fit), work.timed(adaptation.test)
+    for name in ("fit", "finish_head", "test"):
+        setattr(adaptation, name, work.timed(getattr(adaptation, name)))
     *few, many = sorted(args.jobs)
     beside: dict[int, list[Moment]] = {count: [] for count in (*few, many)}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def sweep(count: int, work: Work) -> Moment:
-    """Seconds that each job of a sweep costs beside `fit` and `test`."""
+    """Seconds that each job of a sweep costs beside training, head and test."""
     before, start = work.spent.copy(), now()
     seeds = ",".join(map(str, range(count)))
     if code := cli.run(["-m", "model=vit_att", f"seed={seeds}", *LIMITS, f"hydra.sweep.dir=sweep_{time.time_ns()}"]):

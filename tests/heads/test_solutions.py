@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch.nn import functional as F  # noqa: N812
 
@@ -119,6 +120,17 @@ def test_two_classes_have_two_rows() -> None:
     (solution,) = Logistic().solve(features, [{"C": 1.0}])
     assert solution.weight.shape == (2, 4)
     torch.testing.assert_close(solution.weight[0], -solution.weight[1])
+    # The two rows say what the single one of scikit-learn says
+    mean = features.values.double().mean(0)
+    scale = (features.values.double() - mean).square().mean().sqrt()
+    theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(
+        ((features.values.double() - mean) / scale).numpy(), features.labels.numpy()
+    )
+    (ours,) = Logistic(tolerance=1e-10).solve(features, [{"C": 1.0}])
+    found = torch.softmax(ours.logits(features.values), 1).numpy()
+    np.testing.assert_allclose(
+        found, theirs.predict_proba(((features.values.double() - mean) / scale).numpy()), atol=1e-5
+    )
 
 
 def test_nearest_mean_is_cosine_similarity(features: Features) -> None:

@@ -25,7 +25,7 @@ from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.check import check_model
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
-from recast_exp.recast.formulas import combine, relative_error
+from recast_exp.recast.formulas import authors_start, combine, relative_error
 from recast_exp.recast.inject import remake
 from recast_exp.recast.solvers import autoencoder, closed_form, gradient
 
@@ -313,3 +313,39 @@ def test_templates_are_made_again_as_they_were(solver: str, options: dict[str, i
         match=rf"^model: .* made from \({before[:16]}…\), got others \({found.weights[:16]}…\)$",
     ):
         remake(model, groups, banks.origin)
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "lr", "step_size", "noise"),
+    [((2, 6, 4), 1000, 0.1, 200, 1e-4), ((2, 6, 4, 1, 1), 3000, 0.2, 500, 0.0), ((2, 6, 4, 3, 3), 3000, 0.2, 500, 0.0)],
+)
+def test_the_authors_recipe_for_linear_layers_and_for_convolutions(
+    shape: tuple[int, ...], steps: int, lr: float, step_size: int, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert gradient.num_steps(weights, None) == steps
+    assert gradient.num_steps(weights, 7) == 7
+    drops: list[int] = []
+    schedule = torch.optim.lr_scheduler.StepLR
+
+    def noted(optimizer: Any, size: int, gamma: float) -> object:
+        drops.append(size)
+        return schedule(optimizer, size, gamma)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "StepLR", noted)
+    default = gradient.solve(weights, 2, 2, 1, seed=1, steps=5)
+    explicit = gradient.solve(weights, 2, 2, 1, seed=1, steps=5, lr=lr, step_size=step_size, noise=noise)
+    other = gradient.solve(weights, 2, 2, 1, seed=1, steps=5, lr=lr, step_size=step_size, noise=noise + 0.1)
+    assert drops == [step_size] * 3
+    assert torch.equal(default.templates, explicit.templates)
+    assert torch.equal(default.coefficients, explicit.coefficients)
+    assert not torch.equal(other.coefficients, explicit.coefficients)
+
+
+def test_the_authors_start_is_kaiming_normal_with_unit_vectors() -> None:
+    weights = torch.zeros(3, 400, 50, 2, 2, dtype=torch.float64)
+    templates, coefficients = authors_start(weights, 4, 2, 5, torch.Generator().manual_seed(0))
+    assert templates.shape == (4, 400, 50, 2, 2) and templates.dtype == torch.float64
+    assert templates.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.01)
+    assert coefficients.shape == (3, 2, 5, 4) and coefficients.dtype == torch.float64
+    torch.testing.assert_close(coefficients.norm(dim=-1), torch.ones(3, 2, 5, dtype=torch.float64))

@@ -17,7 +17,12 @@ from recast_exp.recast.formulas import Mimicked, authors_start, combine_group
 
 def num_steps(weights: Tensor, steps: int | None) -> int:
     """The number of steps of `solve` for weights [L, rows, ...]; the authors' is 1000, or 3000 for convolutions."""
-    return steps or (3000 if weights.dim() > 2 else 1000)
+    return steps or (3000 if _are_convolutions(weights) else 1000)
+
+
+def _are_convolutions(weights: Tensor) -> bool:
+    """Of stacked weights: [L, out, in, height, width], where linear layers have [L, out, in]."""
+    return weights.dim() == 5
 
 
 def solve(
@@ -47,7 +52,7 @@ def solve(
         step_size: Number of steps between drops of the learning rate to a tenth; the authors' are 200 and 500.
         noise: Standard deviation of the noise on the first coefficients; the authors' are 1e-4 and 0.
     """
-    convolution = weights.dim() > 2
+    convolution = _are_convolutions(weights)
     lr = lr or (0.2 if convolution else 0.1)
     step_size = step_size or (500 if convolution else 200)
     noise = noise if noise is not None else (0.0 if convolution else 1e-4)

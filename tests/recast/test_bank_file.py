@@ -1,0 +1,99 @@
+"""Files of banks: what is written comes back, and each thing that may be wrong with one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recast_exp.errors import MissingInputError, UserError
+from recast_exp.recast import Banks, find_groups, mimic
+
+Change = Callable[[dict[str, Any], dict[str, Tensor]], object]
+FIRST = "blocks.layer.0"
+
+
+def banks() -> Banks:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 6)}) for _ in range(4)])})
+    return mimic(model, find_groups(model, granularity="row"), num_sets=2, seed=3)
+
+
+def changed(tmp_path: Path, change: Change) -> Path:
+    """A bank file whose record and tensors were changed; it records no hash."""
+    path = tmp_path / "bank.safetensors"
+    banks().save(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        ((key, text),) = file.metadata().items()
+    record = json.loads(text)
+    del record["hash"]
+    change(record, tensors)
+    save_file(tensors, path, {key: json.dumps(record)})
+    return path
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    ours = banks()
+    ours.save(tmp_path / "bank.safetensors")
+    for found in (Banks.load(tmp_path / "bank.safetensors"), Banks.load(changed(tmp_path, lambda *_: None), ours.hash)):
+        assert found.groups == ours.groups
+        assert found.origin == ours.origin and found.origin is not None
+        assert found.settings == ours.settings
+        assert found.hash == ours.hash
+        for kind in ("templates", "coefficients"):
+            own, read = getattr(ours, kind), getattr(found, kind)
+            assert list(read) == list(own)
+            assert all(torch.equal(read[name], own[name]) for name in own)
+
+
+def scaled(name: str, change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda _, tensors: tensors.update({name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda record, _: record.update(format=99), "format 99, where this version reads up to"),
+        (lambda _, tensors: tensors.update(more=torch.ones(2)), "the tensor 'more' belongs to no group"),
+        (lambda _, tensors: tensors.pop(f"templates/{FIRST}"), f"expected the tensor 'templates/{FIRST}'"),
+        (lambda _, tensors: tensors.pop("coefficients/blocks.1.layer"), "'coefficients/blocks.1.layer' of template"),
+        (scaled(f"templates/{FIRST}", torch.zeros_like), f"the templates of {FIRST} are all 0"),
+        (scaled(f"templates/{FIRST}", lambda each: each * float("nan")), f"the templates of {FIRST} hold NaN"),
+        (scaled(f"templates/{FIRST}", lambda each: each[:1]), rf"the templates of {FIRST} are torch.float32 of shape"),
+        (scaled(f"templates/{FIRST}", lambda each: each[..., None]), f"the templates of {FIRST} are torch.float32"),
+        (scaled(f"templates/{FIRST}", Tensor.double), f"the templates of {FIRST} are torch.float64"),
+        (scaled(f"templates/{FIRST}", lambda each: each[:, :5].clone()), "6 blocks do not divide the 5 rows"),
+        (scaled("coefficients/blocks.0.layer", lambda each: each[:1]), "the coefficients of blocks.0.layer are"),
+        (scaled("coefficients/blocks.0.layer", lambda each: each[..., :1].clone()), "the coefficients of blocks.0.l"),
+        (scaled("coefficients/blocks.0.layer", lambda each: each.flatten()), "the coefficients of blocks.0.layer are"),
+        (scaled("coefficients/blocks.0.layer", lambda each: each / 0), "the coefficients of blocks.0.layer hold NaN"),
+        (lambda record, _: record["groups"][0].update(num_templates=0), f"the templates of {FIRST} are"),
+        (lambda record, _: record["groups"][0].update(num_blocks=0), f"the templates of {FIRST} are"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: Change, expected: str) -> None:
+    path = changed(tmp_path, change)
+    with pytest.raises(UserError) as error:
+        Banks.load(path)
+    assert expected in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_another_bank_than_the_one_wanted(tmp_path: Path) -> None:
+    ours, path = banks(), tmp_path / "bank.safetensors"
+    with pytest.raises(MissingInputError, match=f"^{path}: expected a file of template banks, got none; build one"):
+        Banks.load(path)
+    ours.save(path)
+    with pytest.raises(UserError, match=f"expected the content 0000000000000000…, got {ours.hash[:16]}…; coefficients"):
+        Banks.load(path, "0" * 64)
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="expected template banks, got a safetensors file that holds none"):
+        Banks.load(path)
