@@ -361,7 +361,7 @@ def test_a_task_needs_the_model_that_it_was_trained_on(stock: dict[str, nn.Modul
     save_file(task.tensors, path, {"recast_exp": json.dumps({"format": 1, "config": {}, "bank": None})})
     with pytest.raises(recast_exp.UserError) as error:
         recast_exp.load_task(path)
-    assert_one_line(error, "task: expected a name and a fingerprint as backbone of", path, "got nothing")
+    assert_one_line(error, "task: expected the task.safetensors of a run", path, "the entry `backbone` is missing")
 
 
 def test_banks_and_tasks_are_shown_in_a_few_lines_and_compared_as_objects(
