@@ -44,7 +44,7 @@ attack: install ## try all bad inputs (minutes)
 	$(BIN)/python -m pytest $(PARALLEL) --dist load tests/attack --all-cases $(ARGS)
 
 faults: install ## kill, fill disks, interrupt, and count what was lost (half an hour)
-	$(BIN)/python -m pytest $(PARALLEL) --dist load -s tests/faults --all-cases $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --dist load tests/faults --all-cases $(ARGS)
 
 coverage: install ## run the tests, and measure which branches they take: build/coverage
 	$(BIN)/python -m pytest $(PARALLEL) -m "not cluster" --cov --cov-report=term --cov-report=html $(ARGS)
@@ -77,7 +77,7 @@ types: install ## check types
 docs: install ## build the site into build/docs, and run its notebook; no network needed
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
 
-bench: install ## measure speed and memory: one page in build/bench (a quarter of an hour)
+bench: install ## measure speed and memory: one page in build/bench (half an hour)
 	$(BIN)/python benchmarks/page.py $(ARGS)
 
 clean: ## remove what was built; results under outputs/ and multirun/ stay
