@@ -79,6 +79,7 @@ DATASETS = Registry("dataset", "recast_exp.data.sets", "recast_exp.datasets")
 HEADS = Registry("head", "recast_exp.heads", "recast_exp.heads")
 OBJECTIVES = Registry("objective", "recast_exp.training.objectives", "recast_exp.objectives")
 SOLVERS = Registry("solver", "recast_exp.recast.solvers", "recast_exp.solvers")
+TEMPLATES = Registry("kind of templates", "recast_exp.recast.templates", "recast_exp.templates")
 STAGES = Registry("stage", "recast_exp.stages", "recast_exp.stages")
 TRACKERS = Registry("tracker", "recast_exp.tracking.trackers", "recast_exp.trackers")
 

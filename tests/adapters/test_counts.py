@@ -30,6 +30,12 @@ from support.adapted import Make
         ("vit_small_patch16_224", "layernorm", {}, 19_200),
         ("resnet34", "layernorm", {}, 17_024),
         ("vit_small_patch16_224", "film", {}, 19_200),
+        # Scales and shifts of 8,448 outputs in a block, of the patches' projection and of the last normalisation
+        ("vit_small_patch16_224", "ssf", {}, 12 * 8_448 + 2 * 768),
+        ("vit_small_patch16_224", "hydra_lora", {}, 12 * 2 * (4 * 384 + 1536 + 3 * 384)),
+        ("vit_small_patch16_224", "transformed", {}, 12 * (2 * (16**2 + 24**2) + 2 * 384 + 1152 + 1536)),
+        ("vit_small_patch16_224", "tera", {}, 12 * (32 + 36 + 40 + 2 * (32 + 48 + 40))),
+        ("vit_small_patch16_224", "compander", {}, 2 * (12 * 4 + 1)),
         ("vit_small_patch16_224", "last_block", {}, 1_774_464 + 768),
     ],
 )

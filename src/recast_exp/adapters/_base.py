@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -143,6 +143,43 @@ def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
     depth = len(parametrizations(layer)) if parametrize.is_parametrized(layer, "weight") else 0
     parametrize.register_parametrization(layer, "weight", adapter.to(weight_of(layer).device), unsafe=True)
     return f"parametrizations.weight.{depth}"
+
+
+def merge_parametrized(network: nn.Module, kind: type[nn.Module]) -> None:
+    """Replace weights whose last parametrisation is an adapter's module by what it computes; a `merge` is no more.
+
+    Layers with templates are left to RECAST's own `merge`, which comes first.
+
+    Args:
+        network: The network, changed in place.
+        kind: The class of the adapter's modules.
+    """
+    for _, layer in list(backbone_modules(network)):
+        if parametrize.is_parametrized(layer, "weight") and isinstance(parametrizations(layer)[-1], kind):
+            parametrized = type(layer)  # shared with deep copies, which stay parametrised
+            layer.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(parametrized.__dict__))
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            layer.weight.requires_grad_(False)
+
+
+def computes_itself(network: nn.Module, path: str) -> bool:
+    """Whether a layer is called in the forward pass, as far as one can tell.
+
+    Attention with a q_bias uses the weight of its layer qkv without calling it (BEiT, Swin v2).
+    """
+    parent, _, place = path.rpartition(".")
+    return place != "qkv" or not hasattr(network.get_submodule(parent), "q_bias")
+
+
+def linear_layers(network: nn.Module, places: Sequence[str]) -> list[tuple[str, nn.Linear]]:
+    """Names and modules of the linear layers of a backbone whose names end with one of some places (`mlp.fc2`)."""
+    return [
+        (path, layer)
+        for path, layer in backbone_modules(network)
+        if isinstance(layer, nn.Linear)
+        and any(f".{path}".endswith(f".{place}") for place in places)
+        and computes_itself(network, path)
+    ]
 
 
 def weight_of(layer: nn.Module) -> Tensor:

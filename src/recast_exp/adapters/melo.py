@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, detach, parametrize_weight
+from recast_exp.adapters._base import Adapter, attach, detach, linear_layers, parametrize_weight
 from recast_exp.config.fields import option
 
 NAME = "melo"
@@ -103,12 +103,5 @@ class LowRank(nn.Module):
 
 
 def _layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [
-        (path, layer)
-        for path, layer in backbone_modules(network)
-        if path.rpartition(".")[2] == "qkv"
-        and isinstance(layer, nn.Linear)
-        and layer.out_features == 3 * layer.in_features
-        # Attention with a q_bias uses the layer's weight without calling the layer (BEiT, Swin v2)
-        and not hasattr(network.get_submodule(path.rpartition(".")[0]), "q_bias")
-    ]
+    found = linear_layers(network, ["qkv"])
+    return [(path, layer) for path, layer in found if layer.out_features == 3 * layer.in_features]

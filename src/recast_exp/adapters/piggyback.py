@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from recast_exp.adapters._base import Adapter, backbone_modules, parametrizations, parametrize_weight
+from recast_exp.adapters._base import Adapter, backbone_modules, merge_parametrized, parametrize_weight
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 
@@ -75,12 +74,7 @@ class Piggyback(Adapter):
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
         """Set the masked weights to zero and remove the masks."""
-        for _, layer in _layers(network):
-            if parametrize.is_parametrized(layer, "weight") and isinstance(parametrizations(layer)[-1], Mask):
-                parametrized = type(layer)  # shared with deep copies, which stay parametrised
-                layer.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(parametrized.__dict__))
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-                layer.weight.requires_grad_(False)
+        merge_parametrized(network, Mask)
 
 
 class Mask(nn.Module):

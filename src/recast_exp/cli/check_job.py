@@ -136,7 +136,8 @@ class JobChecker:
                     f"path: expected the folder of a sweep, got {settings.path}, which holds no job.json or sweep.json"
                 )
             return
-        for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank)):
+        tasks = [("recast.tasks", path) for path in settings.recast.tasks if not path.startswith("hf://")]
+        for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank), *tasks):
             if path and not user_path(path).is_file():
                 yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
         if stage.needs_images and (error := self._dataset_problem(settings.dataset, settings.data_dir)):

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from recast_exp.config.fields import range_problem
 from recast_exp.config.keys import FIELDS
 from recast_exp.config.schema import BACKGROUNDS, Config, is_background
-from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TRACKERS, Registry
+from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TEMPLATES, TRACKERS, Registry
 
 _PLUGINS = {
     "adapter.name": ADAPTERS,
     "head.name": HEADS,
     "mimicry.name": SOLVERS,
+    "recast.templates": TEMPLATES,
     "training.name": OBJECTIVES,
     "logger.name": TRACKERS,
     "stage.name": STAGES,
@@ -87,6 +88,7 @@ def _combinations(settings: Config, multirun: bool) -> Iterator[str]:
         yield f"bank: expected none with model={model.name}, which has no templates, got a file; leave it out"
     if settings.recast.targets is not None and not settings.recast.targets:
         yield "recast.targets: expected at least one pattern, or null for every layer, got an empty list"
+    yield from _templates(settings)
     if settings.resume and multirun:
         yield "resume: expected a single run, got a sweep; leave out -m"
     if 0 < trainer.max_epochs <= trainer.head_first_epochs:
@@ -116,3 +118,22 @@ def _combinations(settings: Config, multirun: bool) -> Iterator[str]:
     optimizer = settings.optimizer
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield "optimizer.nesterov: expected optimizer=sgd with a momentum above 0, got true without"
+
+
+def _templates(settings: Config) -> Iterator[str]:
+    recast = settings.recast
+    if settings.model.method != "recast":
+        return
+    if (recast.templates == "tasks") != bool(recast.tasks):
+        expected, got = ("task files", "none") if recast.templates == "tasks" else ("none", f"{len(recast.tasks)}")
+        yield f"recast.tasks: expected {expected} with recast.templates={recast.templates}, got {got}"
+    if recast.templates != "layers" and settings.mimicry.name != "closed_form":
+        yield (
+            f"mimicry: expected closed_form with recast.templates={recast.templates}, which need no mimicry, got "
+            f"{settings.mimicry.name}"
+        )
+    if recast.templates == "tasks" and recast.num_templates not in (None, len(recast.tasks)):
+        yield (
+            f"recast.num_templates: expected null with recast.templates=tasks, which has one for each task file, got "
+            f"{recast.num_templates}"
+        )

@@ -45,7 +45,10 @@ class RecastConfig:
     targets: list[str] | None = key(Role.MODEL, None, "glob patterns over layer names (blocks.*.attn.qkv); null takes every layer that can be grouped")
     last_blocks: int | None = key(Role.MODEL, None, "take only layers of this number of blocks, from the end of the model; null takes all", ge=1)
     num_groups: int | None = key(Role.MODEL, None, "groups per stage and layer name; null makes groups of two (or three) layers", ge=1)
-    num_templates: int | None = key(Role.MODEL, None, "templates per group; null is the group's size (exact)", ge=1)
+    templates: str = key(Role.MODEL, "layers", "where templates come from: the weights of the layers themselves, random or singular directions, or earlier tasks")
+    mixing: str | None = key(Role.MODEL, None, "how coefficients and templates make a weight, where a kind of templates has several ways; null is its first", choices=("sum", "scales", "matrix", "gated"))
+    num_templates: int | None = key(Role.MODEL, None, "templates per group, or directions; null is the group's size (exact), or what the kind of templates usually has", ge=1)
+    tasks: list[str] = key(Role.TRAINING, [], "task files on the same backbone whose changes are the templates (templates=tasks)")
     num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1, le=1000)
     granularity: str = key(Role.MODEL, "layer", "one coefficient vector per weight, per projection (q, k, v), per head or per output row", choices=("layer", "projection", "head", "row"))
 

@@ -50,29 +50,56 @@ def coefficients(relative: Mapping[str, Tensor], groups: Sequence[Group], path: 
         groups: The groups of these layers.
         path: The file.
     """
-    parts = [shares_of(relative[layer], group.layers.index(layer)) for group in groups for layer in group.layers]
     layers = [layer for group in groups for layer in group.layers]
-    tables = [_table([part[which] for part in parts]) for which in (0, 1)]
+    parts = [shares_of(relative[layer], group.layers.index(layer)) for group in groups for layer in group.layers]
     titles, centers = ["gain of the layer itself", "shares of its group's others"], [1.0, 0.0]
-    shown = [number for number, table in enumerate(tables) if table.shape[1]]  # a group of one layer has no others
+    maps = [_HeatMap(title, _table([part[n] for part in parts]), centers[n]) for n, title in enumerate(titles)]
+    _heat_maps([each for each in maps if each.values.shape[1]], layers, path)  # a group of one layer has no others
+
+
+def added_coefficients(coefficients: Mapping[str, Tensor], path: Path) -> None:
+    """A heat map of coefficients whose templates are added to the weights: how far they are from their start.
+
+    A row is a layer, a column a coefficient of a block, after those of the block before.
+
+    Args:
+        coefficients: Layer → [K, B, n], the difference to the start.
+        path: The file.
+    """
+    rows = [each.double().mean(0).flatten().cpu().numpy() for each in coefficients.values()]
+    _heat_maps([_HeatMap("change of the coefficients", _table(rows), 0.0)], list(coefficients), path)
+
+
+@dataclass(frozen=True)
+class _HeatMap:
+    """A table [layers, columns] with its title, and the value that is drawn white."""
+
+    title: str
+    values: npt.NDArray[np.float64]
+    center: float
+
+
+def _heat_maps(maps: Sequence[_HeatMap], layers: Sequence[str], path: Path) -> None:
+    """Draw heat maps side by side, with the layers as their rows."""
     # In inches
-    widths = [min(5.0, max(1.7, 0.28 * tables[number].shape[1])) for number in shown]
+    widths = [min(5.0, max(1.7, 0.28 * each.values.shape[1])) for each in maps]
     height, left, bottom, bar, room = 0.2 * len(layers), 0.3 + 0.06 * max(map(len, layers)), 0.3, 0.12, 0.85
-    size = left + sum(widths) + len(shown) * (bar + room), bottom + height + 0.35
+    size = left + sum(widths) + len(maps) * (bar + room), bottom + height + 0.35
 
     def place(x: float, wide: float) -> tuple[float, float, float, float]:
         return x / size[0], bottom / size[1], wide / size[0], height / size[1]
 
     with mpl.rc_context(PLACED | {"axes.grid": False}):
         figure, x = Figure(figsize=size), left
-        for width, number in zip(widths, shown, strict=True):
-            table, center = tables[number], centers[number]
-            limit = float(np.nanmax(np.abs(table - center))) or 1e-12
+        for width, each in zip(widths, maps, strict=True):
+            limit = float(np.nanmax(np.abs(each.values - each.center))) or 1e-12
             axes = figure.add_axes(place(x, width))
-            image = axes.imshow(table, cmap="RdBu_r", vmin=center - limit, vmax=center + limit, aspect="auto")
-            axes.set_title(titles[number], fontsize=9)
-            axes.set_xticks(_ticks(table.shape[1]) if table.shape[1] > 1 else [])
-            axes.set_yticks(range(len(layers)), layers if number == shown[0] else [], fontsize=7)
+            image = axes.imshow(
+                each.values, cmap="RdBu_r", vmin=each.center - limit, vmax=each.center + limit, aspect="auto"
+            )
+            axes.set_title(each.title, fontsize=9)
+            axes.set_xticks(_ticks(each.values.shape[1]) if each.values.shape[1] > 1 else [])
+            axes.set_yticks(range(len(layers)), layers if each is maps[0] else [], fontsize=7)
             figure.colorbar(image, cax=figure.add_axes(place(x + width + 0.08, bar)))
             x += width + bar + room
         save_figure(figure, path)

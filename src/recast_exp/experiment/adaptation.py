@@ -222,6 +222,10 @@ def _write(run_dir: Path, metrics: Metrics, result: FitResult, adapted: AdaptedM
         plots.learning_curves(result.history, layout.plot(run_dir, "learning_curves"), reported=int(metrics["epoch"]))
     if adapted.banks:
         after = {layer: parameter.detach().cpu() for layer, parameter in adapted.parameters("coefficients")}
-        relative = adapted.banks.relative(after)
-        plots.coefficients(relative, adapted.banks.groups, layout.plot(run_dir, "coefficients"))
+        path = layout.plot(run_dir, "coefficients")
+        if adapted.banks.has_own_kind:
+            start = adapted.start_coefficients()
+            plots.added_coefficients({layer: value - start[layer] for layer, value in after.items()}, path)
+        else:
+            plots.coefficients(adapted.banks.relative(after), adapted.banks.groups, path)
     write_json(run_dir / layout.METRICS, metrics)  # last: its presence says that the run is finished

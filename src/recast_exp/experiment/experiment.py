@@ -24,6 +24,7 @@ from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.create import backbone_name
+from recast_exp.models.task_differences import differences_of
 from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
 from recast_exp.training import objectives
@@ -145,7 +146,10 @@ class Experiment:
         settings = self.settings
         if settings.model.method != "recast":
             return None, None
-        return bank_for(self.backbone, settings.recast, settings.mimicry, self.cache, settings.bank)
+        recast, differences = settings.recast, []
+        if recast.templates == "tasks":
+            differences = differences_of(self.backbone.network, recast.tasks, self.cache)
+        return bank_for(self.backbone, recast, settings.mimicry, self.cache, settings.bank, differences)
 
     def adapt(self, banks: Banks | None) -> AdaptedModel:
         """Put a new head, the templates and the adapter into the backbone, in place."""

@@ -6,24 +6,26 @@ One bank serves all runs with the same backbone, weights and settings, whatever 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from recast_exp import schemas
 from recast_exp.config.schema import MimicryConfig, RecastConfig
 from recast_exp.errors import RecastError, UserError, section
 from recast_exp.files import alone_at, json_hash, user_path, write_json
 from recast_exp.models.backbones import Backbone
+from recast_exp.models.weights import content_hash
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
 from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.solvers import check_options, options_of
+from recast_exp.recast.templates import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,21 @@ def groups_of(network: nn.Module, recast: RecastConfig) -> list[Group]:
         network,
         targets=recast.targets,
         num_groups=recast.num_groups,
-        num_templates=recast.num_templates,
+        num_templates=recast.num_templates if recast.templates != "tasks" else len(recast.tasks) or None,
         granularity=recast.granularity,
         last_blocks=recast.last_blocks,
+        templates=recast.templates,
+        mixing=recast.mixing,
     )
 
 
 def bank_for(
-    backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig, cache: Path, given: str | None = None
+    backbone: Backbone,
+    recast: RecastConfig,
+    mimicry: MimicryConfig,
+    cache: Path,
+    given: str | None = None,
+    differences: Sequence[Mapping[str, Tensor]] = (),
 ) -> tuple[Banks, Path]:
     """The template banks of a backbone: from a file, from the cache, or made now and added to the cache.
 
@@ -58,6 +67,7 @@ def bank_for(
         mimicry: How templates and coefficients are found.
         cache: The folder of the cache.
         given: A file of banks (`bank=FILE`), instead of the cache.
+        differences: For `recast.templates=tasks`, what each task has changed: layer → [rows, ...].
 
     Returns:
         The banks, and the file that holds them.
@@ -67,24 +77,40 @@ def bank_for(
     """
     with section("recast."):
         groups = groups_of(backbone.network, recast)
+    if recast.templates == "tasks":
+        groups = changed_by(groups, differences)
     if given:
         path = user_path(given)
         with section("bank: "):
             banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)
         return banks, path
-    settings = _settings(backbone, recast, mimicry)
+    settings = _settings(backbone, recast, mimicry, differences)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
     if known := _cached(index, cache):
         return known
     with alone_at(index):
         if known := _cached(index, cache):  # another job has made it since
             return known
-        banks = _mimic(backbone, groups, recast, mimicry, settings)
+        banks = _mimic(backbone, groups, recast, mimicry, settings, differences)
         path = bank_path(cache, banks.hash)
         banks.save(path)
         write_json(index, {"hash": banks.hash, "settings": settings})
         return banks, path
+
+
+def changed_by(groups: Sequence[Group], differences: Sequence[Mapping[str, Tensor]]) -> list[Group]:
+    """The groups of a single layer that any task has changed.
+
+    Raises:
+        UserError: If they have changed none.
+    """
+    changed = [group for group in groups if any(group.layers[0] in task for task in differences)]
+    if not changed:
+        raise UserError(
+            "recast.targets: expected layers that one of recast.tasks has changed, got none; leave recast.targets out"
+        )
+    return changed
 
 
 def _cached(index: Path, cache: Path) -> tuple[Banks, Path] | None:
@@ -105,9 +131,19 @@ def bank_path(cache: Path, content_hash: str) -> Path:
     return cache / "banks" / f"{content_hash}.safetensors"
 
 
-def _settings(backbone: Backbone, recast: RecastConfig, mimicry: MimicryConfig) -> dict[str, object]:
+def _settings(
+    backbone: Backbone,
+    recast: RecastConfig,
+    mimicry: MimicryConfig,
+    differences: Sequence[Mapping[str, Tensor]],
+) -> dict[str, object]:
     """All that a bank depends on, apart from the groups."""
-    return {
+    own: dict[str, object] = {}
+    if recast.templates != "layers":
+        own = {"templates": recast.templates, "mixing": kind_of(recast.templates, recast.mixing)[1]}
+    if differences:
+        own["tasks"] = [content_hash(task) for task in differences]
+    return own | {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
         "num_coefficient_sets": recast.num_coefficient_sets,
@@ -125,7 +161,12 @@ def _options(mimicry: MimicryConfig) -> dict[str, object]:
 
 
 def _mimic(
-    backbone: Backbone, groups: list[Group], recast: RecastConfig, mimicry: MimicryConfig, settings: dict[str, object]
+    backbone: Backbone,
+    groups: list[Group],
+    recast: RecastConfig,
+    mimicry: MimicryConfig,
+    settings: dict[str, object],
+    differences: Sequence[Mapping[str, Tensor]],
 ) -> Banks:
     options = {name: value for name, value in _options(mimicry).items() if value is not None}
 
@@ -136,13 +177,16 @@ def _mimic(
             solver=mimicry.name,
             num_sets=recast.num_coefficient_sets,
             seed=mimicry.seed,
+            templates=recast.templates,
+            mixing=recast.mixing,
+            differences=differences,
             settings=settings,
             progress=progress,
             **options,
         )
 
     solver = SOLVERS.load(mimicry.name)
-    if not hasattr(solver, "num_steps"):
+    if recast.templates != "layers" or not hasattr(solver, "num_steps"):
         return run()
     columns = (
         TextColumn("Neural Mimicry"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recast_exp.adapters import Adapter, NoAdapter, check_adapter, from_config, inject_adapter
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
@@ -22,8 +22,9 @@ from recast_exp.models.loading import load_task
 from recast_exp.models.task_file import COEFFICIENTS, FIXED, RELATIVE, groups_and_origin
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, Group, inject
-from recast_exp.recast.grouping import layer_module
+from recast_exp.recast.bank import REBUILDING
 from recast_exp.recast.solvers import check_options
+from recast_exp.recast.templates import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,10 @@ def check_model(
         with section("recast."):
             groups = groups_of(network, recast)
     if not isinstance(chosen, NoAdapter):
-        _check_gradients(model, groups, chosen)
+        _check_gradients(model, recast, groups, chosen)
 
 
-def _check_gradients(model: ModelConfig, groups: list[Group], adapter: Adapter) -> None:
+def _check_gradients(model: ModelConfig, recast: RecastConfig, groups: list[Group], adapter: Adapter) -> None:
     """Refuse an adapter that cuts coefficients or its own parameters off: training would stop at its first step."""
     network = blueprint(model).requires_grad_(False)
     trained: dict[str, dict[str, nn.Parameter]] = {}
@@ -73,7 +74,9 @@ def _check_gradients(model: ModelConfig, groups: list[Group], adapter: Adapter) 
         # Now: an adapter may give coefficients another name
         trained[kind] = {name: network.get_parameter(path) for name, path in paths.items()}
 
-    note("coefficients", inject(network, _without_values(network, groups)) if groups else {})
+    templates, mixing = kind_of(recast.templates, recast.mixing)
+    banks = Banks.without_values(network, groups, added=templates.ADDED, mixing=mixing)
+    note("coefficients", inject(network, banks) if groups else {})
     try:
         with torch.device("meta"):
             note("adapter", inject_adapter(network, adapter))
@@ -87,18 +90,6 @@ def _check_gradients(model: ModelConfig, groups: list[Group], adapter: Adapter) 
     for kind, names in trained.items():
         if without := [name for name in names if next(gradients) is None]:
             raise UnfitError(cut_off(adapter, kind, without, frozen=not groups))
-
-
-def _without_values(network: nn.Module, groups: list[Group]) -> Banks:
-    """Banks on the meta device."""
-    templates: dict[str, Tensor] = {}
-    coefficients: dict[str, Tensor] = {}
-    with torch.device("meta"):
-        for group in groups:
-            shape = layer_module(network, group.layers[0]).weight.shape
-            templates[group.name] = torch.empty(group.num_templates, *shape)
-            coefficients |= {name: torch.empty(1, group.num_blocks, group.num_templates) for name in group.layers}
-    return Banks(tuple(groups), templates, coefficients, {})
 
 
 def cut_off(adapter: Adapter, kind: str, names: Sequence[str], *, frozen: bool) -> str:
@@ -127,11 +118,11 @@ def check_task(path: Path) -> None:
     task = load_task(path)
     if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
         return
-    groups, _ = groups_and_origin(task.record)
+    groups, origin = groups_and_origin(task.record)
     layers = {name for name, _ in network.named_modules()}
     try:
         with torch.device("meta"):
-            banks = _without_values(network, groups) if groups else None
+            banks = Banks.without_values(network, groups, **(origin.form if origin else REBUILDING)) if groups else None
             adapted = assemble(network, task.settings, task.adapter, banks, len(task.classes), task.seed)
             packed = set(adapted.packers())
             expected = {

@@ -194,6 +194,14 @@ def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
             f"{where} has coefficients for the templates {str(loaded.bank)[:16]}…, this model has {banks.hash[:16]}…; "
             "coefficients mean nothing without their own templates"
         )
+    own, given = banks.origin, loaded.origin
+    if banks.has_own_kind or given.form != own.form:
+        # Coefficients without a relative form: to within rounding, the templates have to be the same
+        made, expected = ((each.solver, each.seed, each.options) for each in (given, own))
+        if made != expected:
+            raise UserError(
+                f"{where} has coefficients for templates made by {made}, this model has those of {expected}"
+            )
     if loaded.groups != banks.groups:
         raise UserError(
             f"{where} has coefficients for {len(loaded.groups)} groups of layers such as {loaded.groups[0]}, this "

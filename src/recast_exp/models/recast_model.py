@@ -21,15 +21,16 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.transforms import InputSpec, normalize
 from recast_exp.errors import UnknownNameError, UserError, check_integer
-from recast_exp.files import user_path
+from recast_exp.files import cache_folder, user_path
 from recast_exp.models import library, loading, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
-from recast_exp.models.bank_cache import groups_of
+from recast_exp.models.bank_cache import changed_by, groups_of
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.kept_task import KeptTask, TaskInfo
 from recast_exp.models.prediction import Picture, Predicted, pictures_of, prepared, top_of
+from recast_exp.models.task_differences import differences_of
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.trunk import Trunk
 from recast_exp.models.weights import fingerprint
@@ -181,7 +182,20 @@ class RecastModel(nn.Module):
         seed: int,
     ) -> RecastModel:
         chosen = recast or RecastConfig()
-        banks = mimic(network, groups_of(network, chosen), num_sets=chosen.num_coefficient_sets, seed=seed)
+        groups = groups_of(network, chosen)
+        differences: list[dict[str, Tensor]] = []
+        if chosen.templates == "tasks":
+            differences = differences_of(network, chosen.tasks, cache_folder(None))
+            groups = changed_by(groups, differences)
+        banks = mimic(
+            network,
+            groups,
+            num_sets=chosen.num_coefficient_sets,
+            seed=seed,
+            templates=chosen.templates,
+            mixing=chosen.mixing,
+            differences=differences,
+        )
         return cls(network, banks, width=width, backbone=backbone, weights=weights, input=spec)
 
     # Tasks

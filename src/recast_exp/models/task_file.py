@@ -3,7 +3,8 @@
 A file holds
 
 - `coefficients` [M], float32: those of all layers, one after the other in the order of `Banks.coefficients`;
-- `relative`, float32: the same as A of `recast.formulas.relative`, [B, L] for each layer, one after the other;
+- `relative`, float32: the same as A of `recast.formulas.relative`, [B, L] for each layer, one after the other; only
+  where the templates rebuild the weights;
 - `adapter/…`, `head/…`, `backbone/…`, `buffers/…`: the other parameters of `AdaptedModel.file_tensors`;
 - `fixed/…`: tensors of the adapter that do not train, random ones among them;
 
@@ -92,9 +93,10 @@ def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) 
     if adapted.banks and COEFFICIENTS in adapted.trainable:
         layers = list(adapted.banks.coefficients)
         own = {layer: tensors.pop(f"{COEFFICIENTS}/{layer}").float() for layer in layers}
-        relative = adapted.banks.relative(own)
         tensors[COEFFICIENTS] = torch.cat([own[layer].flatten() for layer in layers])
-        tensors[RELATIVE] = torch.cat([relative[layer].flatten() for layer in layers]).float()
+        if not adapted.banks.has_own_kind:
+            relative = adapted.banks.relative(own)
+            tensors[RELATIVE] = torch.cat([relative[layer].flatten() for layer in layers]).float()
     whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     record = {**record, "checksum": _checksum(whole, record)}
     with replacing(path) as temporary:
@@ -149,7 +151,7 @@ def for_banks(tensors: Mapping[str, Tensor], record: TaskRecord, banks: Banks | 
             found[COEFFICIENTS] = vector  # which `copy_into` finds to be one too many
         return found
     shapes = {layer: tuple(start.shape) for layer, start in banks.coefficients.items()}
-    if banks.hash == record["bank"]:
+    if banks.hash == record["bank"] or banks.has_own_kind:
         own = _split(vector, shapes, COEFFICIENTS)
     elif relative is None:
         raise UserError("task: expected the tensor relative next to coefficients, got none")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,18 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing, user_path
-from recast_exp.recast.formulas import combine, cosine_similarity, from_relative, project, relative, relative_error
+from recast_exp.plugins import TEMPLATES
+from recast_exp.recast.formulas import (
+    combine,
+    combine_factors,
+    cosine_similarity,
+    from_relative,
+    project,
+    relative,
+    relative_error,
+)
 from recast_exp.recast.grouping import Group, layer_module
+from recast_exp.recast.templates import kind_of, rank_of
 from recast_exp.schemas import parse
 
 RECORD = "recast_exp_bank"
@@ -26,25 +37,44 @@ FORMAT = 1
 
 
 class _Record(TypedDict):
-    """What the metadata of a bank's file holds; without `hash` and `origin` before version 0.1."""
+    """What the metadata of a bank's file holds; without `hash` and `origin` before version 0.1.
+
+    `added` and `mixing` are missing where they have their defaults.
+    """
 
     format: int
     groups: list[Group]
     settings: dict[str, Any]
     origin: NotRequired[Origin | None]
     hash: NotRequired[str]
+    added: NotRequired[bool]
+    mixing: NotRequired[Literal["sum", "scales", "matrix", "gated"]]
 
 
 class TemplateBank(nn.Module):
     """The frozen templates that the layers of one group share.
 
     Args:
-        templates: [n, rows, ...], float32.
+        templates: [n, rows, ...], or factors [r, L · rows + columns]; float32.
+        mixing: How coefficients and templates make a weight, one of `formulas.MIXINGS`.
     """
 
-    def __init__(self, templates: Tensor) -> None:
+    def __init__(self, templates: Tensor, mixing: str = "sum") -> None:
         super().__init__()
         self.templates = nn.Parameter(templates, requires_grad=False)
+        self.mixing = mixing
+
+    def combine(self, coefficients: Tensor, index: int, shape: Sequence[int]) -> Tensor:
+        """What coefficients [K, B, n] make of the templates: a weight, or its change, of the templates' dtype.
+
+        Args:
+            coefficients: Those of one layer.
+            index: Its place in the group.
+            shape: Shape of its weight.
+        """
+        if self.mixing == "sum":
+            return combine(coefficients, self.templates)
+        return combine_factors(coefficients, self.templates, index, shape, self.mixing)
 
 
 class TemplateCombination(nn.Module):
@@ -55,17 +85,23 @@ class TemplateCombination(nn.Module):
 
     Args:
         bank: The templates.
-        num_sets: Number K of sets of coefficients.
-        num_blocks: Number B of blocks of rows.
-        dtype: Dtype of the weight. It follows the model: `model.half()` changes it, as it changes the templates.
+        start: Coefficients [K, B, n] with which the weight is the pretrained one.
+        index: Place of the layer in the group.
+        weight: The pretrained weight [rows, ...].
+        added: Whether the templates are added to it. It is a frozen parameter, `base`, then.
     """
 
-    def __init__(self, bank: TemplateBank, num_sets: int, num_blocks: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, bank: TemplateBank, start: Tensor, index: int, weight: Tensor, added: bool) -> None:
         super().__init__()
         self._bank = (bank,)
-        self.num_sets = num_sets
-        self.num_blocks = num_blocks
-        self.dtype = dtype
+        own = start.to(weight.device, bank.templates.dtype)
+        self._start: Tensor | None = own.clone(memory_format=torch.contiguous_format)
+        self.index = index
+        self.num_sets, self.num_blocks = start.shape[:2]
+        self.shape = tuple(weight.shape)
+        # Follows the model: `model.half()` changes it, as it changes the templates
+        self.dtype = weight.dtype
+        self.base = nn.Parameter(weight.detach(), requires_grad=False) if added else None
 
     @property
     def bank(self) -> TemplateBank:
@@ -74,12 +110,32 @@ class TemplateCombination(nn.Module):
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """Rebuild the weight [rows, ...] from coefficients [K, B, n]."""
-        return combine(coefficients, self.bank.templates).to(self.dtype)
+        if self.base is None:
+            return self.bank.combine(coefficients, self.index, self.shape).to(self.dtype)
+        with torch.autocast(self.base.device.type, enabled=False):  # a change is small: all its digits count
+            change = self.bank.combine(coefficients, self.index, self.shape)
+            return (self.base.to(change.dtype) + change).to(self.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The coefficients [K, B, n] whose weight is nearest to an assigned one [rows, ...], by least squares."""
+        """The coefficients [K, B, n] whose weight is nearest to an assigned one [rows, ...], by least squares.
+
+        On registration, it is those with which the layer starts.
+
+        Raises:
+            UserError: If the templates are of rank one, which can make few weights.
+        """
+        if self._start is not None:
+            start, self._start = self._start, None
+            return start
+        if self.bank.mixing != "sum":
+            raise UserError(
+                f"weight: a layer with mixing={self.bank.mixing} takes none of another model; merge the model first"
+            )
         templates = self.bank.templates
-        return project(weight.to(templates.dtype), templates, self.num_sets, self.num_blocks)
+        target = weight.to(templates.dtype)
+        if self.base is not None:
+            target = target - self.base.to(templates.dtype)
+        return project(target, templates, self.num_sets, self.num_blocks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TemplateCombination:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -87,15 +143,28 @@ class TemplateCombination(nn.Module):
         return self
 
 
+class Form(TypedDict):
+    """How templates make a weight: the arguments of `Banks` of the same names."""
+
+    added: bool
+    mixing: str
+
+
+REBUILDING = Form(added=False, mixing="sum")
+"""The form of RECAST's own templates."""
+
+_REPEATABLE = ("closed_form", "random", "singular", "basis")
+
+
 @dataclass(frozen=True)
 class Origin:
     """How templates were made, so that `remake` can make them again from the same weights.
 
     Attributes:
-        solver: Name of the solver.
+        solver: Name of the solver, or of a kind of templates that needs none (`random`, `singular`, …).
         seed: Its seed.
         num_sets: Number K of sets of coefficients.
-        options: Options of the solver.
+        options: Options of the solver; `mixing` of a kind of templates.
         weights: The first half of the sha256 of the weights of all grouped layers, in float32.
     """
 
@@ -107,8 +176,21 @@ class Origin:
 
     @property
     def repeatable(self) -> bool:
-        """Whether any machine makes the same templates to within rounding, in a moment: those of the closed form."""
-        return self.solver == "closed_form"
+        """Whether any machine makes the same templates to within rounding, in a moment, from the weights alone."""
+        return self.solver in _REPEATABLE
+
+    @property
+    def form(self) -> Form:
+        """How these templates make a weight.
+
+        Raises:
+            UserError: If there is no such kind of templates, or it is not mixed so.
+        """
+        if self.solver not in TEMPLATES.names():
+            return REBUILDING
+        mixing = self.options.get("mixing")
+        kind, mixing = kind_of(self.solver, mixing if mixing is None else str(mixing))
+        return Form(added=kind.ADDED, mixing=mixing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +199,12 @@ class Banks:
 
     Attributes:
         groups: The groups, in the model's order.
-        templates: Group name → [n, rows, ...], float32.
+        templates: Group name → [n, rows, ...], or factors [r, L · rows + columns]; float32.
         coefficients: Layer name → [K, B, n], float32.
         settings: Where the weights come from: backbone, fingerprint, mimicry. JSON-able; not part of `hash`.
         origin: How they were made; None for banks of an earlier version. Not part of `hash`.
+        added: Whether the templates are added to the frozen weights, or rebuild them.
+        mixing: How coefficients and templates make a weight (`formulas.MIXINGS`).
     """
 
     groups: tuple[Group, ...]
@@ -128,21 +212,60 @@ class Banks:
     coefficients: dict[str, Tensor] = field(repr=False)
     settings: dict[str, object]
     origin: Origin | None = None
+    added: bool = False
+    mixing: str = "sum"
 
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of groups, templates and coefficients, bit for bit."""
-        digest = hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode())
-        for kind in (self.templates, self.coefficients):
-            for name, tensor in sorted(kind.items()):
+        groups = [asdict(group) for group in self.groups]
+        kind = [self.added, self.mixing] if self.has_own_kind else []
+        digest = hashlib.sha256(json.dumps([*groups, *kind]).encode())
+        for tensors in (self.templates, self.coefficients):
+            for name, tensor in sorted(tensors.items()):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def rebuilt(self, layer: str) -> Tensor:
-        """The weight [rows, ...] of a layer, rebuilt from the bank; float32."""
+    @property
+    def has_own_kind(self) -> bool:
+        """Whether the templates are not those of RECAST, which rebuild weights and have a relative form."""
+        return self.added or self.mixing != "sum"
+
+    def bank(self, group: Group, device: torch.device) -> TemplateBank:
+        """A copy of the templates of a group, as a module."""
+        return TemplateBank(self.templates[group.name].to(device, copy=True), self.mixing)
+
+    def rebuilt(self, layer: str, weight: Tensor | None = None) -> Tensor:
+        """The weight [rows, ...] of a layer as the bank makes it; float32.
+
+        Args:
+            layer: The layer.
+            weight: Its pretrained weight, to which the templates are added; RECAST's own need none.
+        """
         group = next(group for group in self.groups if layer in group.layers)
-        return combine(self.coefficients[layer], self.templates[group.name])
+        if weight is None:
+            return combine(self.coefficients[layer], self.templates[group.name])
+        bank = self.bank(group, weight.device)
+        made = bank.combine(self.coefficients[layer], group.layers.index(layer), weight.shape)
+        return weight.float() + made if self.added else made
+
+    @classmethod
+    def without_values(
+        cls, model: nn.Module, groups: Iterable[Group], num_sets: int = 1, added: bool = False, mixing: str = "sum"
+    ) -> Banks:
+        """Banks on the meta device, for a model of these groups."""
+        groups = tuple(groups)
+        templates: dict[str, Tensor] = {}
+        coefficients: dict[str, Tensor] = {}
+        with torch.device("meta"):
+            for group in groups:
+                shape = layer_module(model, group.layers[0]).weight.shape
+                templates[group.name] = torch.empty(templates_shape(group, shape, mixing))
+                coefficients |= {
+                    layer: torch.empty(num_sets, group.num_blocks, group.num_templates) for layer in group.layers
+                }
+        return cls(groups, templates, coefficients, {}, added=added, mixing=mixing)
 
     def relative(self, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Express layers by the pretrained weights of their group: W'[l] = Σ_j A[l, j] W[j].
@@ -173,9 +296,11 @@ class Banks:
         sets = {tensor.shape[0] for tensor in self.coefficients.values() if tensor.ndim}
         for group in self.groups:
             bank = self.templates[group.name]
-            fits = bank.ndim in (3, 5) and len(bank) == group.num_templates > 0 < group.num_blocks
+            dims = (3, 5) if self.mixing == "sum" else (2,)
+            rank = rank_of(group.num_templates, self.mixing)
+            fits = bank.ndim in dims and len(bank) == rank > 0 < group.num_blocks
             _check_tensor(f"the templates of {group.name}", bank, fits)
-            if len(bank[0]) % group.num_blocks:
+            if self.mixing == "sum" and len(bank[0]) % group.num_blocks:
                 raise ValueError(f"{group.num_blocks} blocks do not divide the {len(bank[0])} rows of {group.name}")
             if not bank.any():
                 raise ValueError(f"the templates of {group.name} are all 0")
@@ -207,6 +332,7 @@ class Banks:
             "settings": self.settings,
             "origin": asdict(self.origin) if self.origin else None,
             "hash": self.hash,
+            **({"added": self.added, "mixing": self.mixing} if self.has_own_kind else {}),
         }
         with replacing(user_path(path)) as temporary:
             save_file(
@@ -250,7 +376,15 @@ class Banks:
             coefficients = {layer: tensors.pop(f"coefficients/{layer}") for group in groups for layer in group.layers}
             if tensors:
                 raise ValueError(f"the tensor {next(iter(tensors))[:80]!r} belongs to no group")
-            banks = cls(groups, templates, coefficients, record["settings"], record.get("origin"))
+            banks = cls(
+                groups,
+                templates,
+                coefficients,
+                record["settings"],
+                record.get("origin"),
+                record.get("added", False),
+                record.get("mixing", "sum"),
+            )
             banks._check()
         except KeyError as error:
             raise UserError(f"{path}: expected the tensor {error} of template banks, got none") from error
@@ -272,6 +406,19 @@ def _check_tensor(what: str, tensor: Tensor, fits: bool) -> None:
         raise ValueError(f"{what} are {tensor.dtype} of shape {tuple(tensor.shape)}")
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{what} hold NaN or infinity")
+
+
+def templates_shape(group: Group, shape: Sequence[int], mixing: str) -> tuple[int, ...]:
+    """The shape of a group's templates, or of their factors.
+
+    Args:
+        group: The group.
+        shape: Shape of the weight of each of its layers.
+        mixing: How coefficients and templates make a weight.
+    """
+    if mixing == "sum":
+        return group.num_templates, *shape
+    return rank_of(group.num_templates, mixing), len(group.layers) * shape[0] + math.prod(shape[1:])
 
 
 def reference(model: nn.Module, layer: str) -> Tensor:
@@ -313,7 +460,8 @@ def weight_report(original: nn.Module, banks: Banks) -> dict[str, dict[str, floa
     report = {}
     for group in banks.groups:
         for layer in group.layers:
-            weight, rebuilt = reference(original, layer)[None], banks.rebuilt(layer)[None]
+            weight = reference(original, layer)[None]
+            rebuilt = banks.rebuilt(layer, weight[0])[None]
             report[layer] = {
                 "relative_error": relative_error(rebuilt, weight).item(),
                 "max_error": (rebuilt - weight).abs().max().item(),

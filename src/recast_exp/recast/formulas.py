@@ -12,21 +12,39 @@ coefficients of its own for the same templates; the paper has B = 1. Shapes:
     templates     [n, rows, ...]
     coefficients  [L, K, B, n]        of the group; [K, B, n] for one layer
 
+Templates that do not come from the weights themselves are *added* to the frozen weight, and their coefficients start at
+zero. Templates of rank one, T[i, j] = u[i] v[j]ᵀ, are kept as their factors; c is then a diagonal or a full matrix:
+
+    W'[l] = W[l] + Σ_i c[l, i] T[i]                                                            (added; NOLA, aTLAS)
+    W'[l] = W[l] + U[l]ᵀ diag(c[l]) V                                                          (scales; SVF)
+    W'[l] = W[l] + U[l]ᵀ c[l] V                                                                (matrix; LoRA-XS)
+    W'[l] = W[l] + U[l]ᵀ (SiLU(c[l]) - I) V,   starting at SiLU(c[l]) = I                       (gated; after CRISP)
+
+    factors       [r, L · rows + columns]   U[l] [r, rows] of each layer of the group, then V [r, columns]
+
 Neural Mimicry finds templates and coefficients for given weights, without data. `recast_exp.recast.solvers` holds its
 solvers, one module each, all with the same signature.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+MIXINGS = ("sum", "scales", "matrix", "gated")
+"""How coefficients and templates make a weight: the sum of whole templates, or one of the ways of their factors."""
+
+OPEN = 1.2784645427610738
+"""The number whose SiLU is 1."""
+
 
 class Mimicked(NamedTuple):
-    """Templates [n, rows, ...] and coefficients [L, K, B, n] of one group, float32."""
+    """Templates [n, rows, ...], or factors [r, ...], and coefficients [L, K, B, n] of one group, float32."""
 
     templates: Tensor
     coefficients: Tensor
@@ -50,6 +68,42 @@ def combine(coefficients: Tensor, templates: Tensor) -> Tensor:
     weight: Tensor = (mean.T.unsqueeze(-1) * blocks).sum(dim=0)
     shaped: Tensor = weight.reshape(templates.shape[1:])
     return shaped
+
+
+def combine_factors(coefficients: Tensor, factors: Tensor, index: int, shape: Sequence[int], mixing: str) -> Tensor:
+    """The change of one layer's weight by templates of rank one, which are kept as their factors.
+
+    Args:
+        coefficients: [K, B, r] for `scales`, [K, B, r²] otherwise.
+        factors: [r, L · rows + columns].
+        index: Place of the layer among the L of its group.
+        shape: Shape of its weight.
+        mixing: `scales`, `matrix` or `gated`.
+
+    Returns:
+        [rows, ...], of the factors' dtype; exactly 0 for coefficients as they start.
+    """
+    rows, columns = shape[0], math.prod(shape[1:])
+    left, right = factors[:, index * rows : (index + 1) * rows], factors[:, -columns:]
+    rank, mean = len(factors), coefficients.mean(dim=0)
+    blocks = left.reshape(rank, len(mean), -1)  # [r, B, rows / B]
+    if mixing == "scales":
+        mixed = blocks * mean.T.unsqueeze(-1)
+    else:
+        mixer = mean.reshape(-1, rank, rank)
+        if mixing == "gated":
+            mixer = F.silu(mixer) - F.silu(OPEN * torch.eye(rank).to(mixer))
+        mixed = torch.einsum("brs,rbm->sbm", mixer, blocks)
+    change: Tensor = mixed.reshape(rank, rows).T @ right
+    return change.reshape(tuple(shape))
+
+
+def first_coefficients(num_layers: int, num_sets: int, num_blocks: int, count: int, mixing: str) -> Tensor:
+    """Coefficients [L, K, B, count] of templates that are added to a weight, which do not change it."""
+    start = torch.zeros(num_layers, num_sets, num_blocks, count)
+    if mixing == "gated":
+        start[...] = OPEN * torch.eye(math.isqrt(count)).flatten()
+    return start
 
 
 def project(weight: Tensor, templates: Tensor, num_sets: int, num_blocks: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from recast_exp.errors import UnknownNameError, UserError, check_integer
+from recast_exp.recast.templates import coefficients_of, kind_of
 
 GRANULARITIES = ("layer", "projection", "head", "row")
 MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convolutions): the head size of common ViTs
@@ -25,13 +26,13 @@ MIN_BLOCK_ROWS = 64  # granularity=head where there are no heads (MLP, convoluti
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive layers that share one template bank.
+    """Consecutive layers that share one template bank; a single layer, where each has templates of its own.
 
     Attributes:
         name: Stage, place in the block and number of the group, such as `blocks.attn.qkv.0`. Where a stage has layers
             of two shapes at one place, the shape comes before the number: `stages.1.conv.40x20x3x3.0`.
         layers: Names of the layers in the model, in order.
-        num_templates: Number n of templates.
+        num_templates: Number n of coefficients in a block: that of the templates, or of the entries of a mixer.
         num_blocks: Number B of blocks of rows with coefficients of their own.
     """
 
@@ -49,6 +50,8 @@ def find_groups(
     num_templates: int | None = None,
     granularity: str = "layer",
     last_blocks: int | None = None,
+    templates: str = "layers",
+    mixing: str | None = None,
 ) -> list[Group]:
     """Group the Linear and Conv2d layers of a model (arXiv 2411.16870). The model is not changed.
 
@@ -57,10 +60,14 @@ def find_groups(
         targets: Glob patterns over layer names, or a single one; None takes every layer that has a partner.
         num_groups: Number of groups for each stage and place; None makes groups of two layers, and one of three where
             the number of layers is odd.
-        num_templates: Number n of templates of each group; None is the number of its layers, which is exact.
+        num_templates: Number n of templates of each group, or of directions; None is the number of its layers, which is
+            exact, or what the kind of templates usually has.
         granularity: The part of a weight that has coefficients of its own: `layer`, `projection`, `head` or
             `row`.
         last_blocks: Take only layers of this number of blocks, counted from the end of the model; None takes all.
+        templates: Where templates come from, a name in `recast_exp.plugins.TEMPLATES`: `layers`, `random`, `singular`,
+            `basis`, `tasks`. Pass the same to `mimic`.
+        mixing: How coefficients and templates make a weight; None is the first way of the kind of templates.
 
     Returns:
         The groups, in the model's order.
@@ -82,6 +89,7 @@ def find_groups(
             check_integer(argument, number, 1)
     if granularity not in GRANULARITIES:
         raise UserError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+    kind, mixing = kind_of(templates, mixing)
     columns = _columns(model)
     if last_blocks is not None:
         columns = _of_last_blocks(columns, last_blocks)
@@ -93,7 +101,7 @@ def find_groups(
             for place, layers in columns.items()
             if (chosen := [name for name in layers if any(fnmatchcase(name, pattern) for pattern in targets)])
         }
-    else:
+    elif not kind.PER_LAYER:
         columns = {place: layers for place, layers in columns.items() if len(layers) > 1}
     if not columns:
         raise UserError(
@@ -101,20 +109,22 @@ def find_groups(
             f"{type(model).__name__}, which has nothing to group; choose another model"
         )
     groups = []
-    for column, layers in zip(_names(columns), columns.values(), strict=True):
-        sizes = _group_sizes(column, len(layers), num_groups)
+    for column, (_, _, shape), layers in zip(_names(columns), columns, columns.values(), strict=True):
+        sizes = [1] * len(layers) if kind.PER_LAYER else _group_sizes(column, len(layers), num_groups)
         start = 0
         for index, size in enumerate(sizes):
             members = tuple(layers[start : start + size])
             start += size
             name = f"{column}.{index}"
-            if num_templates is not None and num_templates > size:
+            if num_templates is not None and num_templates > (most := kind.most(shape, size)):
+                why = f"the layers of the group {name}" if templates == "layers" else f"templates={templates}, {name}"
                 raise UserError(
-                    f"num_templates: expected at most {size} (the layers of the group {name}), got {num_templates}; "
-                    "leave it out for the size of each group"
+                    f"num_templates: expected at most {most} ({why}), got {num_templates}; leave it out for the usual "
+                    "number"
                 )
             blocks = _num_blocks(model, members[0], granularity)
-            groups.append(Group(name, members, num_templates or size, blocks))
+            count = coefficients_of(num_templates or kind.usual(shape, size, mixing), mixing)
+            groups.append(Group(name, members, count, blocks))
     return groups
 
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_exp.errors import UnknownNameError, UserError, check_integer
-from recast_exp.plugins import SOLVERS
-from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination, reference, weights_hash
+from recast_exp.plugins import SOLVERS, TEMPLATES
+from recast_exp.recast.bank import (
+    Banks,
+    Origin,
+    TemplateBank,
+    TemplateCombination,
+    reference,
+    templates_shape,
+    weights_hash,
+)
+from recast_exp.recast.formulas import Mimicked, first_coefficients
 from recast_exp.recast.grouping import Group, layer_module, places_of_parameters
 from recast_exp.recast.solvers import check_options
+from recast_exp.recast.templates import kind_of, rank_of
 
 BANKS = "banks"  # where the template banks are registered in the model
 
@@ -26,33 +36,42 @@ def mimic(
     solver: str = "closed_form",
     num_sets: int = 2,
     seed: int = 42,
+    templates: str = "layers",
+    mixing: str | None = None,
+    differences: Sequence[Mapping[str, Tensor]] = (),
     settings: dict[str, object] | None = None,
     progress: Callable[[], None] = lambda: None,
     **options: object,
 ) -> Banks:
     """Neural Mimicry (arXiv 2411.16870): find templates and coefficients that rebuild a model's weights.
 
-    Needs no data. The model is not changed, and neither are torch's generators.
+    Needs no data. The model is not changed, and neither are torch's generators. Templates of other kinds than `layers`
+    are added to the frozen weights; no solver is needed for them.
 
     Args:
         model: The pretrained model, of any dtype and on any device but meta.
-        groups: Groups of its layers, from `find_groups`.
+        groups: Groups of its layers, from `find_groups` with the same `templates` and `mixing`.
         solver: A name in `recast_exp.plugins.SOLVERS`: `closed_form`, `gradient`, `autoencoder` or one of another
             package.
         num_sets: Number K of sets of coefficients, which are averaged.
-        seed: Seed of the solver, from 0 to 2³² - 1; each group has its own, derived from it.
+        seed: Seed of the solver, or of random templates, from 0 to 2³² - 1; each group has its own, derived from it.
+        templates: Where templates come from, a name in `recast_exp.plugins.TEMPLATES`.
+        mixing: How coefficients and templates make a weight; None is the first way of the kind of templates.
+        differences: For `templates=tasks`, what each task has changed: layer → [rows, ...]. A layer that is missing has
+            not been changed.
         settings: A record of the origin of the weights, kept with the banks; JSON-able.
         progress: Called after each step of an iterating solver.
         options: Options of the solver, the keyword arguments of its `solve`.
 
     Returns:
         Templates [n, rows, ...] of each group and coefficients [K, B, n] of each layer, float32 on the CPU. With as
-        many templates as layers, they rebuild the weights to within rounding.
+        many templates as layers, they rebuild the weights to within rounding; those that are added to the weights leave
+        them as they are.
 
     Raises:
         UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
-        UserError: If the model is on the meta device, two groups have one name or share a layer, or `num_sets` is
-            less than 1.
+        UserError: If the model is on the meta device, two groups have one name or share a layer, `num_sets` is less
+            than 1, or there is no such kind of templates.
 
     Example:
         >>> import timm
@@ -62,6 +81,7 @@ def mimic(
         >>> banks.coefficients["blocks.0.attn.qkv"].shape  # K sets, B blocks, n templates
         torch.Size([2, 1, 2])
     """
+    kind, mixing = kind_of(templates, mixing)
     if solver not in (solvers := SOLVERS.names()):
         raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
@@ -72,24 +92,59 @@ def mimic(
     if not groups:
         raise UserError("groups: expected at least one, got none")
     _check_distinct(groups)
-    templates: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     coefficients: dict[str, Tensor] = {}
     for index, group in enumerate(groups):
+        _check_number(model, group, templates, mixing)
         weights = torch.stack([reference(model, layer) for layer in group.layers])
-        with torch.enable_grad():
-            mimicked = solve(
-                weights,
-                group.num_templates,
-                num_sets,
-                group.num_blocks,
-                seed=(seed + index) % 2**32,
-                progress=progress,
-                **options,
-            )
-        templates[group.name] = mimicked.templates
+        own_seed = (seed + index) % 2**32
+        if templates == "layers":
+            with torch.enable_grad():
+                mimicked = solve(
+                    weights,
+                    group.num_templates,
+                    num_sets,
+                    group.num_blocks,
+                    seed=own_seed,
+                    progress=progress,
+                    **options,
+                )
+        else:
+            rank, source = rank_of(group.num_templates, mixing), dict[str, object](seed=own_seed)
+            if templates == "tasks":
+                source = {"differences": _of_layer(group, weights[0], differences)}
+            made = kind.make(weights, rank, mixing, **source)
+            _check_made(group, weights[0].shape, mixing, made)
+            start = first_coefficients(len(weights), num_sets, group.num_blocks, group.num_templates, mixing)
+            mimicked = Mimicked(made, start)
+        found[group.name] = mimicked.templates
         coefficients |= dict(zip(group.layers, mimicked.coefficients.unbind(0), strict=True))
-    origin = Origin(solver, seed, num_sets, dict(options), weights_hash(model, coefficients))
-    return Banks(groups, templates, coefficients, settings or {}, origin)
+    made_by = solver if templates == "layers" else templates
+    chosen = dict(options) if mixing == kind.MIXINGS[0] else {**options, "mixing": mixing}
+    origin = Origin(made_by, seed, num_sets, chosen, weights_hash(model, coefficients))
+    return Banks(groups, found, coefficients, settings or {}, origin, kind.ADDED, mixing)
+
+
+def _check_number(model: nn.Module, group: Group, templates: str, mixing: str) -> None:
+    """Refuse more templates than their kind takes, before they are made: a file may ask for any number."""
+    most = kind_of(templates)[0].most(layer_module(model, group.layers[0]).weight.shape, len(group.layers))
+    if (number := rank_of(group.num_templates, mixing)) > most:
+        raise UserError(f"num_templates: expected at most {most} (templates={templates}, {group.name}), got {number}")
+
+
+def _of_layer(group: Group, weight: Tensor, differences: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """What tasks have changed in the one layer of a group: [n, rows, ...]."""
+    (layer,) = group.layers
+    return torch.stack([task.get(layer, torch.zeros_like(weight)).float() for task in differences])
+
+
+def _check_made(group: Group, shape: Sequence[int], mixing: str, made: Tensor) -> None:
+    expected = templates_shape(group, shape, mixing)
+    if tuple(made.shape) != expected:
+        raise UserError(
+            f"groups: expected those of find_groups with the same templates and mixing, got {group.name} with "
+            f"{group.num_templates} coefficients ({list(made.shape)} instead of {list(expected)})"
+        )
 
 
 def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
@@ -114,7 +169,13 @@ def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
             f"model: expected the weights that the templates were made from ({origin.weights[:16]}…), got others "
             f"({found[:16]}…)"
         )
-    return mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **origin.options)
+    options = dict(origin.options)
+    if origin.solver not in TEMPLATES.names():
+        return mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **options)
+    mixing = options.pop("mixing", None)
+    if options or not (mixing is None or isinstance(mixing, str)):
+        raise UserError(f"options: expected at most mixing for templates={origin.solver}, got {origin.options}")
+    return mimic(model, groups, templates=origin.solver, mixing=mixing, num_sets=origin.num_sets, seed=origin.seed)
 
 
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
@@ -154,22 +215,18 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     names: dict[str, str] = {}
     for group in banks.groups:
         device = layer_module(model, group.layers[0]).weight.device
-        bank = TemplateBank(banks.templates[group.name].to(device, copy=True))
+        bank = banks.bank(group, device)
         modules[_free_name(group.name, modules)] = bank
-        for layer in group.layers:
+        for index, layer in enumerate(group.layers):
             module = layer_module(model, layer)
-            dtype = module.weight.dtype
-            if dtype != bank.templates.dtype:
+            combination = TemplateCombination(bank, banks.coefficients[layer], index, module.weight, banks.added)
+            if module.weight.dtype != bank.templates.dtype:
                 # The coefficients replace the weight within the same parameter, which keeps its dtype
                 module.weight = nn.Parameter(module.weight.detach().to(bank.templates.dtype))
             module.weight.requires_grad_(False)
-            start = banks.coefficients[layer]
-            combination = TemplateCombination(bank, start.shape[0], start.shape[1], dtype)
             parametrize.register_parametrization(module, "weight", combination, unsafe=True)
             names[layer] = f"{layer}.parametrizations.weight.original"
-            coefficients = model.get_parameter(names[layer]).requires_grad_(True)
-            with torch.no_grad():
-                coefficients.copy_(start)  # the mimicked ones, not their projection
+            model.get_parameter(names[layer]).requires_grad_(True)
     return names
 
 
@@ -222,7 +279,7 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
         )
     places = places_of_parameters(model)
     for group in banks.groups:
-        shape = tuple(banks.templates[group.name].shape[1:])
+        found = tuple(banks.templates[group.name].shape)
         for layer in group.layers:
             module = layer_module(model, layer)
             if parametrize.is_parametrized(module, "weight"):
@@ -235,10 +292,11 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                     f"banks: expected layers with weights of their own, got {layer}, whose weight has several places: "
                     f"{', '.join(tied[:3])}; leave it out of the targets"
                 )
-            if shape != tuple(module.weight.shape):
+            expected = templates_shape(group, module.weight.shape, banks.mixing)
+            if found[1:] != expected[1:]:
                 raise UserError(
-                    f"banks: expected templates of shape {tuple(module.weight.shape)} for the layer {layer} of "
-                    f"{type(model).__name__}, got {shape}"
+                    f"banks: expected templates of shape {expected[1:]} for the layer {layer} of "
+                    f"{type(model).__name__}, got {found[1:]}"
                 )
 
 

@@ -69,7 +69,10 @@ def per_task(
         for name, layer in layers.items():
             tasks = _Tasks(coefficients[name], counts, way)
             # An instance's attribute, which hides the method of its class
-            vars(layer)["forward"] = functools.partial(_forward, layer, _templates(layer), tasks)
+            if _combination(layer).base is None:
+                vars(layer)["forward"] = functools.partial(_forward, layer, _templates(layer), tasks)
+            else:
+                vars(layer)["forward"] = functools.partial(_with_changes, layer, tasks)
         yield
     finally:
         for layer in layers.values():
@@ -77,9 +80,14 @@ def per_task(
 
 
 def _templates(layer: nn.Module) -> Tensor:
+    combination = _combination(layer)
+    return combination.bank.templates.to(combination.dtype)
+
+
+def _combination(layer: nn.Module) -> TemplateCombination:
     combination = layer.get_submodule("parametrizations.weight.0")
     assert isinstance(combination, TemplateCombination)
-    return combination.bank.templates.to(combination.dtype)
+    return combination
 
 
 def _forward(layer: nn.Linear | nn.Conv2d, templates: Tensor, tasks: _Tasks, inputs: Tensor) -> Tensor:
@@ -99,6 +107,20 @@ def _forward(layer: nn.Linear | nn.Conv2d, templates: Tensor, tasks: _Tasks, inp
     if (tasks.way or cheaper) == "products":
         return _with_products(layer, templates, tasks.coefficients, counts, inputs)
     return _with_weights(layer, templates, tasks.coefficients, counts, inputs)
+
+
+def _with_changes(layer: nn.Linear | nn.Conv2d, tasks: _Tasks, inputs: Tensor) -> Tensor:
+    """The output of a layer whose templates are added to its weight: a weight for each task."""
+    repeats = inputs.shape[0] // sum(tasks.counts)
+    combination, parts = _combination(layer), []
+    batches = torch.split(inputs, [count * repeats for count in tasks.counts])
+    for each, batch in zip(tasks.coefficients, batches, strict=True):
+        weight = combination(each)
+        if isinstance(layer, nn.Conv2d):
+            parts.append(layer._conv_forward(batch, weight, layer.bias))
+        else:
+            parts.append(F.linear(batch, weight, layer.bias))
+    return torch.cat(parts)
 
 
 def _with_weights(
