@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from recast_exp.adapters.adaptformer import AdaptFormer
     from recast_exp.adapters.bitfit import BitFit
     from recast_exp.adapters.clr import CLR
+    from recast_exp.adapters.compander import Compander
     from recast_exp.adapters.film import FiLM
+    from recast_exp.adapters.hydra_lora import HydraLoRA
     from recast_exp.adapters.last_block import LastBlock
     from recast_exp.adapters.layernorm import LayerNormTuning
     from recast_exp.adapters.melo import MeLo
     from recast_exp.adapters.none import NoAdapter
     from recast_exp.adapters.peft import Peft
     from recast_exp.adapters.piggyback import Piggyback
+    from recast_exp.adapters.ssf import SSF
+    from recast_exp.adapters.tera import TeRA
+    from recast_exp.adapters.transformed import Transformed
     from recast_exp.config.schema import RecastConfig
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
     from recast_exp.models.kept_task import TaskInfo
@@ -57,12 +62,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CLR",
+    "SSF",
     "AdaptFormer",
     "Adapter",
     "Banks",
     "BitFit",
+    "Compander",
     "FiLM",
     "Group",
+    "HydraLoRA",
     "LastBlock",
     "LayerNormTuning",
     "MeLo",
@@ -76,7 +84,9 @@ __all__ = [
     "RecastModel",
     "Task",
     "TaskInfo",
+    "TeRA",
     "TemplateBank",
+    "Transformed",
     "UnfitError",
     "UnknownNameError",
     "UserError",
@@ -101,6 +111,11 @@ _NAMES = {
     "adapters.last_block": ("LastBlock",),
     "adapters.layernorm": ("LayerNormTuning",),
     "adapters.melo": ("MeLo",),
+    "adapters.compander": ("Compander",),
+    "adapters.hydra_lora": ("HydraLoRA",),
+    "adapters.ssf": ("SSF",),
+    "adapters.tera": ("TeRA",),
+    "adapters.transformed": ("Transformed",),
     "adapters.none": ("NoAdapter",),
     "adapters.peft": ("Peft",),
     "adapters.piggyback": ("Piggyback",),

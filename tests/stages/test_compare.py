@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY
-from recast_exp import adapters
+from recast_exp import MeLo, adapters
 from recast_exp.config import recipes
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import Config
@@ -97,7 +97,7 @@ def test_every_adapter_that_fits_has_its_rows_with_its_preset(tiny: Compose) -> 
         "full fine-tuning",
     ]
     assert rows["RECAST-Att + Piggyback"].optimizer.adapter_lr == 1e-4
-    assert rows["MeLo"].adapter == {"name": "melo", "rank": 4, "alpha": 4.0}
+    assert rows["MeLo"].adapter == {"name": "melo", **dataclasses.asdict(MeLo())}
     assert rows["MeLo"].model.method == "frozen"
     assert rows["RECAST-MLP"].recast.targets == ["*.mlp.fc1", "*.mlp.fc2"]
     on_resnet = methods(tiny, "model=resnet")

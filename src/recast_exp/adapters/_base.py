@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,6 +72,50 @@ class Adapter(ABC):
             Public name → parameter name, of the parameters that train. Empty if the adapter finds no layer to change:
             it does not fit.
         """
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether `initialise` looks at training images."""
+        return False
+
+    def initialise(self, network: nn.Module, run: Callable[[], None]) -> None:
+        """Choose the first values of the parameters in another way than `inject`, for what needs images.
+
+        Parameters may be replaced by others of the same names. What decides their shapes goes into an option, which a
+        task file records with the rest (`found`).
+
+        Args:
+            network: The network that `inject` has changed.
+            run: Passes training images through the network, in evaluation mode and without gradients.
+        """
+        return
+
+    def before_step(self, network: nn.Module) -> None:
+        """Called before each training step, with torch's generator seeded by the epoch; does nothing by default."""
+        return
+
+    def after_step(self, network: nn.Module, lr: float) -> None:
+        """Called after each step of the optimiser; does nothing by default.
+
+        Args:
+            network: The network.
+            lr: The adapter's learning rate in this step.
+        """
+        return
+
+    def finish(self, network: nn.Module) -> list[str]:
+        """Called once after training, when the parameters are those of the reported epoch; does nothing by default.
+
+        The network has to compute the same afterwards.
+
+        Returns:
+            Public names of parameters that are there no more.
+        """
+        return []
+
+    def found(self) -> dict[str, object]:
+        """Options that training has found: option → value. A task file records them instead of the chosen ones."""
+        return {}
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Values to record after each epoch, by name (`adapter/…`); none by default."""

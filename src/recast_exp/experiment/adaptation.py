@@ -41,6 +41,7 @@ from recast_exp.system import is_main_process
 from recast_exp.tracking.base import Tracker
 from recast_exp.tracking.start import report_results, say_how_to_sync, tracked
 from recast_exp.training.environment import device_name, own_rank
+from recast_exp.training.features import collect
 from recast_exp.training.loop import FitResult, fit, memory, test
 from recast_exp.training.loop import validate as validate_model
 
@@ -168,13 +169,21 @@ def _train(
         features = partial(frozen_features, experiment, views=head.views)
     else:
         name = experiment.settings.model.name
+        if adapted.adapter.needs_images:
+            adapted.adapter.initialise(adapted.network, partial(_run, experiment, adapted, data))
         result = fit(recipe, adapted, data, run_dir=run_dir, loggers=trackers, description=name, more=more)
+        adapted.finish_adapter()
     finished = finish_head(recipe, adapted, data, head, features)
     if not finished.changed:
         return result
     measured = validate_model(recipe, adapted, data)
     measured["head/temperature"] = finished.temperature
     return FitResult(result.metrics | measured, result.history, {"head": finished.description})
+
+
+def _run(experiment: Experiment, adapted: AdaptedModel, data: ImageDataModule) -> None:
+    """Pass the training images through a model, as evaluation sees them."""
+    collect(experiment.recipe, adapted.network, adapted.network, data, data.plain_dataloader("train"), "adapter")
 
 
 def _mimicry_error(experiment: Experiment, banks: Banks) -> float:

@@ -237,14 +237,18 @@ def _compared(methods: Mapping[str, Config], summary: Mapping[str, Compared]) ->
 
 
 def _siblings(base: Config, variants: Variants, common: Mapping[str, object]) -> Sequence[Config]:
-    """The other RECAST models that there are for the family of a model, on its very backbone."""
+    """The other RECAST models that there are for the family of a model, on its very backbone.
+
+    Those with templates of another kind are for `stage.more`.
+    """
     if base.model.family == "any":
         return []
     found = []
     for option in variants.options("model"):
         other = variants.compose(f"model={option}", "adapter=none")
         model = other.model
-        if model.method == "recast" and model.family == base.model.family and model.name != base.model.name:
+        is_other = model.family == base.model.family and model.name != base.model.name
+        if model.method == "recast" and is_other and other.recast.templates == "layers":
             same = dataclasses.replace(base.model, name=model.name, label=model.label)
             found.append(dataclasses.replace(with_values(other, common), model=same))
     return found

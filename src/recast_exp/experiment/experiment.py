@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,7 @@ class Experiment:
     @property
     def needs_features(self) -> bool:
         """Whether training or its end takes features of the training images, unaltered."""
-        return self.head.solved or self.objective.needs_features
+        return self.head.solved or self.objective.needs_features or self.adapter.needs_images
 
     def data(self, *, keep: bool = False, plain: bool = False) -> ImageDataModule:
         """Loaders of the images, as the backbone wants them.
@@ -165,9 +166,10 @@ class Experiment:
             adapted: The model.
             measured: What was measured of it; the accuracies are recorded, with four digits.
         """
+        settings = dataclasses.replace(self.settings, adapter=self.settings.adapter | adapted.adapter.found())
         return make_record(
             adapted,
-            keys.recorded(self.settings),
+            keys.recorded(settings),
             backbone={"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             classes=list(self.images.classes),
             test_images=self.images.splits["test"].digest(),

@@ -128,6 +128,11 @@ class AdaptedModel:
             for part, layers in parts.items()
         }
 
+    def finish_adapter(self) -> None:
+        """Let the adapter do what comes after training."""
+        for name in self.adapter.finish(self.network):
+            del self.trainable["adapter"][name]
+
     def set_trainable(self, *kinds: str) -> None:
         """Let these kinds of parameters train, and freeze all others."""
         self.network.requires_grad_(False)

@@ -68,6 +68,7 @@ class TaskModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of the objective, plus the pull of the coefficients towards their start."""
+        self.adapted.adapter.before_step(self.network)
         share = self.share("train", batch_idx)
         step = self.objective.step(self, batch[0], batch[1][: share.local], batch_idx)
         loss = step.loss
@@ -200,6 +201,13 @@ class TaskModule(L.LightningModule):
             for group in optimizer.param_groups:
                 if group["name"] != "head":
                     gradient_free(group["params"])
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *more: Any, **options: Any) -> None:
+        """Lightning's step, then what the adapter does after it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *more, **options)
+        lr = next((group["lr"] for group in optimizer.param_groups if group["name"] == "adapter"), None)
+        if lr is not None and not self.head_first:
+            self.adapted.adapter.after_step(self.network, lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Leave the frozen parameters out of checkpoints: 87 MB for a ViT-S, whose task parameters take a few kB."""
