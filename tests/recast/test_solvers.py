@@ -217,7 +217,7 @@ def test_each_solver_has_a_preset_and_each_preset_a_solver() -> None:
 def test_a_solver_of_another_package_is_an_option_like_any(
     foreign: str, tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert SOLVERS.names() == ["autoencoder", "closed_form", foreign, "gradient"]
+    assert SOLVERS.names() == ["autoencoder", "calibrated", "closed_form", foreign, "gradient"]
     totals: list[int] = []
     monkeypatch.setattr(
         "recast_exp.models.bank_cache.Progress.add_task", lambda self, text, total: totals.append(total)
@@ -235,7 +235,10 @@ def test_a_solver_of_another_package_is_an_option_like_any(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mimicry.name": "nope"}, "mimicry.name: expected one of autoencoder, closed_form, gradient, got 'nope'"),
+        (
+            {"mimicry.name": "nope"},
+            "mimicry.name: expected one of autoencoder, calibrated, closed_form, gradient, got 'nope'",
+        ),
         (
             {"mimicry.options": {"steps": 3}},
             "mimicry.options.steps: expected no options (solver closed_form), got steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recast_exp import MeLo, RecastConfig, RecastModel, UserError, apply_task, inject_adapter, load_task, save_task
@@ -198,6 +201,70 @@ def test_next_to_an_adapter_in_half_precision_and_copied(templates: str, mixing:
     torch.testing.assert_close(half(images().bfloat16()).float(), model(images()), rtol=0.1, atol=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(model(images()).float(), model(images()).float(), rtol=0.1, atol=0.1)
+
+
+# In fewer bits
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("templates", "mixing"), KINDS)
+def test_templates_in_fewer_bits(tmp_path: Path, templates: str, mixing: str, dtype: str) -> None:
+    whole = banks_of("vit", templates, mixing)
+    banks = whole.rounded_to(dtype)
+    bits = {"bfloat16": 16, "int8": 8}[dtype]
+    numbers = sum(each.numel() for each in banks.templates.values())
+    scales = sum(each.numel() for each in banks.scales.values())
+    assert banks.template_bits == numbers * bits + 32 * scales
+    assert bool(scales) == (dtype == "int8")
+    for name, tensor in banks.templates.items():
+        original = whole.templates[name]
+        step = banks.scales[name] if dtype == "int8" else original.abs() / 128
+        assert ((tensor - original).abs() <= step / 2 + 1e-12).all()
+
+    # A file holds them as they are, and gives them back to the bit
+    banks.save(tmp_path / "bank.safetensors")
+    again = Banks.load(tmp_path / "bank.safetensors", banks.hash)
+    assert (again.dtype, again.template_bits) == (dtype, banks.template_bits)
+    assert all(torch.equal(again.templates[name], tensor) for name, tensor in banks.templates.items())
+    assert banks.hash != whole.hash
+
+    model, parameters = injected("vit", banks)
+    kept = {each.templates.dtype for each in model.banks.values()}
+    assert kept == {getattr(torch, dtype)}
+    moved(parameters)
+    expected = model(images())
+    assert torch.equal(copy.deepcopy(model)(images()), expected)
+    assert torch.equal(merge(copy.deepcopy(model))(images()), expected)
+    path = save_task(model, tmp_path / "task.safetensors", banks=banks, classes=["a", "b", "c"])
+    assert torch.equal(apply_task(copy.deepcopy(stock("vit")), load_task(path))(images()), expected)
+    if templates != "tasks":
+        assert banks.origin is not None
+        assert remake(stock("vit"), banks.groups, banks.origin).hash == banks.hash
+
+
+def test_a_dtype_that_there_is_not() -> None:
+    with pytest.raises(UserError) as error:
+        mimic(stock("vit"), find_groups(stock("vit")), template_dtype="int4")
+    assert_one_line(error, "template_dtype: expected one of float32, bfloat16, int8, got 'int4'")
+
+
+def test_a_bank_file_with_scales_that_do_not_fit_is_refused(tmp_path: Path) -> None:
+    banks = banks_of("vit", "layers", None).rounded_to("int8")
+    name = banks.groups[0].name
+    for wrong in (banks.scales[name][:, :1], -banks.scales[name], banks.scales[name] * torch.nan):
+        path = tmp_path / "bank.safetensors"
+        broken = dataclasses.replace(banks, scales=banks.scales | {name: banks.scales[name]})
+        broken.scales[name] = wrong.expand_as(banks.scales[name]).contiguous() if wrong.shape[1] > 1 else wrong
+        tensors = {f"templates/{each}": banks._kept(each)[0] for each in banks.templates}
+        tensors |= {f"coefficients/{each}": tensor for each, tensor in banks.coefficients.items()}
+        tensors |= {f"scales/{each}": tensor.contiguous() for each, tensor in broken.scales.items()}
+        banks.save(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file(tensors, path, metadata)
+        with pytest.raises(UserError) as error:
+            Banks.load(path)
+        assert_one_line(error, "expected template banks, got a damaged or different file", "scales")
 
 
 # Each kind's own formula

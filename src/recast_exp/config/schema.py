@@ -48,6 +48,7 @@ class RecastConfig:
     templates: str = key(Role.MODEL, "layers", "where templates come from: the weights of the layers themselves, random or singular directions, or earlier tasks")
     mixing: str | None = key(Role.MODEL, None, "how coefficients and templates make a weight, where a kind of templates has several ways; null is its first", choices=("sum", "scales", "matrix", "gated"))
     num_templates: int | None = key(Role.MODEL, None, "templates per group, or directions; null is the group's size (exact), or what the kind of templates usually has", ge=1)
+    template_dtype: str = key(Role.MODEL, "float32", "what templates are rounded to and kept as, in memory and in files", choices=("float32", "bfloat16", "int8"))
     tasks: list[str] = key(Role.TRAINING, [], "task files on the same backbone whose changes are the templates (templates=tasks)")
     num_coefficient_sets: int = key(Role.MODEL, 2, "sets of coefficients K, averaged", ge=1, le=1000)
     granularity: str = key(Role.MODEL, "layer", "one coefficient vector per weight, per projection (q, k, v), per head or per output row", choices=("layer", "projection", "head", "row"))
@@ -72,7 +73,8 @@ class MimicryConfig:
     )
     noise: float | None = key(Role.MODEL, None, "standard deviation of the noise on the initial coefficients (gradient); null is the authors'", ge=0)
     hidden: int = key(Role.MODEL, 8, "width of the encoder (autoencoder)", ge=1, le=4096)
-    options: dict[str, Any] = key(Role.MODEL, {}, "further options, for solvers of other packages")
+    images: int = key(Role.MODEL, 256, "training images whose outputs are kept (calibrated), without their labels", ge=1, le=100_000)
+    options: dict[str, Any] = key(Role.MODEL, {}, "further options: passes, rounds, damping (calibrated), and those of solvers of other packages")
 
 
 MAX_PIXELS = 178_956_970  # twice the number at which PIL warns of a file that was made to fill the memory

@@ -14,7 +14,7 @@ from rich.table import Table
 from recast_exp.config.grammar import short
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
-from recast_exp.runs.results import Compared, Counts, Inspection, Metrics, Reconstruction, Results, Sequenced
+from recast_exp.runs.results import BankSize, Compared, Counts, Inspection, Metrics, Reconstruction, Results, Sequenced
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import Left, Recorded, SearchRecord
 
@@ -90,6 +90,31 @@ def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts)
             f"{row['feature_similarity']:.6f}",
         )
     _print(title, table, _counts(parameters))
+
+
+def show_bank_sizes(title: str, rows: Sequence[BankSize], pretrained: float) -> None:
+    """Show what banks of several sizes cost.
+
+    Args:
+        title: What was compared.
+        rows: The banks.
+        pretrained: Accuracy of the head with the pretrained weights.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("templates", "solver", "kept as", "size", "output error", "feature cosine", "head, validation"):
+        table.add_column(column, justify="left" if column in ("solver", "kept as") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["num_templates"]),
+            row["solver"],
+            row["dtype"],
+            f"{100 * row['share']:.0f} %",
+            f"{row['output_error']:.3f}",
+            f"{row['feature_similarity']:.3f}",
+            f"{100 * row['head_accuracy']:.1f}",
+        )
+    own = f"With the pretrained weights, the head has {100 * pretrained:.1f} %."
+    _print(title, table, f"Size: of the weights that the bank replaces, in float32. {own}")
 
 
 def show_comparison(title: str, rows: Mapping[str, Compared], repeat: str = "seed") -> None:
@@ -292,9 +317,11 @@ def _counts(parameters: Counts) -> str:
         )
         if number
     ]
+    width = parameters.get("template_bits", 0) / max(1, parameters["templates"])
+    bits = f" of {width:.1f} bits" if 0 < width < 32 else ""
     size = f", {parameters['task_file_bytes'] / 1000:,.1f} kB task file" if parameters["task_file_bytes"] else ""
     return (
-        f"Task: {' + '.join(parts)}{size}. Shared: {parameters['templates']:,} template parameters, "
+        f"Task: {' + '.join(parts)}{size}. Shared: {parameters['templates']:,} template parameters{bits}, "
         f"{parameters['frozen']:,} frozen."
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recast_exp.display.figures import DISTINCT, STYLE, TRAIN, VAL, save_figure
 from recast_exp.recast import Group
+from recast_exp.runs.results import BankSize
 
 # Matplotlib's automatic layout renders a figure several times, and every run renders the first two figures below
 PLACED: Any = STYLE | {"figure.constrained_layout.use": False}
@@ -255,6 +256,38 @@ def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
         lowest = min(min(row["cosine_similarity"], row["feature_similarity"]) for row in layers.values())
         similarities.set_xlim(min(0.9, lowest - 0.02), 1.01)
         similarities.legend(frameon=False)
+        save_figure(figure, path)
+
+
+def bank_sizes(rows: Sequence[BankSize], pretrained: float, path: Path) -> None:
+    """What banks cost, against their size: a line for each solver and dtype.
+
+    Args:
+        rows: The banks.
+        pretrained: Accuracy of the head with the pretrained weights.
+        path: The file.
+    """
+    lines: dict[tuple[str, str], list[BankSize]] = {}
+    for row in rows:
+        lines.setdefault((row["solver"], row["dtype"]), []).append(row)
+    several = len({dtype for _, dtype in lines}) > 1
+    panels = (
+        ("error of the layers' outputs", [[row["output_error"] for row in line] for line in lines.values()]),
+        ("cosine similarity of the features", [[row["feature_similarity"] for row in line] for line in lines.values()]),
+        ("accuracy of a solved head (validation)", [[row["head_accuracy"] for row in line] for line in lines.values()]),
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.4))
+        for axes, (name, values) in zip(figure.subplots(1, 3), panels, strict=True):
+            for number, ((solver, dtype), points) in enumerate(lines.items()):
+                label = f"{solver}, {dtype}" if several else solver
+                shares = [100 * row["share"] for row in points]
+                color = DISTINCT[number % len(DISTINCT)]
+                axes.plot(shares, values[number], marker="o", color=color, label=label)
+            axes.set(xlabel="size of the bank, % of the weights", title=name)
+            axes.set_xlim(0, None)
+        axes.axhline(pretrained, color="black", linewidth=0.8, linestyle=":", label="pretrained weights")
+        axes.legend(frameon=False, loc="lower right")
         save_figure(figure, path)
 
 

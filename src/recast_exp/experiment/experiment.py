@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from recast_exp import heads
 from recast_exp.adapters import Adapter, from_config
 from recast_exp.config import keys
@@ -23,11 +26,12 @@ from recast_exp.files import cache_folder
 from recast_exp.heads import Head
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
-from recast_exp.models.bank_cache import bank_for
+from recast_exp.models.bank_cache import Material, bank_for
 from recast_exp.models.create import backbone_name
 from recast_exp.models.task_differences import differences_of
 from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
+from recast_exp.recast.solvers import needs_images
 from recast_exp.training import objectives
 from recast_exp.training.objectives import Objective
 from recast_exp.training.objectives.joint import Joint
@@ -147,10 +151,26 @@ class Experiment:
         settings = self.settings
         if settings.model.method != "recast":
             return None, None
-        recast, differences = settings.recast, []
+        recast, mimicry = settings.recast, settings.mimicry
+        return bank_for(self.backbone, recast, mimicry, self.cache, settings.bank, self._material())
+
+    def _material(self) -> Material:
+        recast, mimicry = self.settings.recast, self.settings.mimicry
         if recast.templates == "tasks":
-            differences = differences_of(self.backbone.network, recast.tasks, self.cache)
-        return bank_for(self.backbone, recast, settings.mimicry, self.cache, settings.bank, differences)
+            return Material(differences=differences_of(self.backbone.network, recast.tasks, self.cache))
+        if recast.templates == "layers" and needs_images(mimicry.name) and not self.settings.bank:
+            return Material(images=self.plain_images("train", mimicry.images))
+        return Material()
+
+    def plain_images(self, split: str, count: int) -> Tensor:
+        """The first images of a split as evaluation sees them, normalised: [count, 3, S, S] or fewer."""
+        data = self.data(plain=split == "train")
+        found: list[Tensor] = []
+        for batch in data.plain_dataloader(split):
+            found.append(data.on_after_batch_transfer((batch[0], batch[1]), 0)[0].float())
+            if sum(map(len, found)) >= count:
+                break
+        return torch.cat(found)[:count]
 
     def adapt(self, banks: Banks | None) -> AdaptedModel:
         """Put a new head, the templates and the adapter into the backbone, in place."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -24,7 +24,7 @@ from recast_exp.models.weights import content_hash
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
 from recast_exp.recast.grouping import layer_module
-from recast_exp.recast.solvers import check_options, options_of
+from recast_exp.recast.solvers import check_options, needs_images, options_of
 from recast_exp.recast.templates import kind_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,19 @@ class _Entry(TypedDict):
 
     hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What templates are made of, apart from the backbone's weights.
+
+    Attributes:
+        differences: For `recast.templates=tasks`, what each task has changed: layer → [rows, ...].
+        images: For `mimicry=calibrated`, preprocessed images [N, 3, H, W].
+    """
+
+    differences: Sequence[Mapping[str, Tensor]] = ()
+    images: Tensor | None = None
 
 
 def groups_of(network: nn.Module, recast: RecastConfig) -> list[Group]:
@@ -57,7 +70,7 @@ def bank_for(
     mimicry: MimicryConfig,
     cache: Path,
     given: str | None = None,
-    differences: Sequence[Mapping[str, Tensor]] = (),
+    material: Material | None = None,
 ) -> tuple[Banks, Path]:
     """The template banks of a backbone: from a file, from the cache, or made now and added to the cache.
 
@@ -67,7 +80,7 @@ def bank_for(
         mimicry: How templates and coefficients are found.
         cache: The folder of the cache.
         given: A file of banks (`bank=FILE`), instead of the cache.
-        differences: For `recast.templates=tasks`, what each task has changed: layer → [rows, ...].
+        material: What templates are made of, apart from the backbone; None for nothing.
 
     Returns:
         The banks, and the file that holds them.
@@ -75,24 +88,25 @@ def bank_for(
     Raises:
         UserError: If a given bank belongs to other weights or other groups.
     """
+    material = material or Material()
     with section("recast."):
         groups = groups_of(backbone.network, recast)
     if recast.templates == "tasks":
-        groups = changed_by(groups, differences)
+        groups = changed_by(groups, material.differences)
     if given:
         path = user_path(given)
         with section("bank: "):
             banks = Banks.load(path)
         _check_given(banks, path, groups, backbone)
         return banks, path
-    settings = _settings(backbone, recast, mimicry, differences)
+    settings = _settings(backbone, recast, mimicry, material)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
     if known := _cached(index, cache):
         return known
     with alone_at(index):
         if known := _cached(index, cache):  # another job has made it since
             return known
-        banks = _mimic(backbone, groups, recast, mimicry, settings, differences)
+        banks = _mimic(backbone, groups, recast, mimicry, settings, material)
         path = bank_path(cache, banks.hash)
         banks.save(path)
         write_json(index, {"hash": banks.hash, "settings": settings})
@@ -135,14 +149,18 @@ def _settings(
     backbone: Backbone,
     recast: RecastConfig,
     mimicry: MimicryConfig,
-    differences: Sequence[Mapping[str, Tensor]],
+    material: Material,
 ) -> dict[str, object]:
     """All that a bank depends on, apart from the groups."""
     own: dict[str, object] = {}
     if recast.templates != "layers":
         own = {"templates": recast.templates, "mixing": kind_of(recast.templates, recast.mixing)[1]}
-    if differences:
-        own["tasks"] = [content_hash(task) for task in differences]
+    if recast.template_dtype != "float32":
+        own["template_dtype"] = recast.template_dtype
+    if material.differences:
+        own["tasks"] = [content_hash(task) for task in material.differences]
+    if material.images is not None:
+        own["images"] = content_hash({"images": material.images})
     return own | {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -166,9 +184,9 @@ def _mimic(
     recast: RecastConfig,
     mimicry: MimicryConfig,
     settings: dict[str, object],
-    differences: Sequence[Mapping[str, Tensor]],
+    material: Material,
 ) -> Banks:
-    options = {name: value for name, value in _options(mimicry).items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in _options(mimicry).items() if value is not None}
 
     def run(progress: Callable[[], None] = lambda: None) -> Banks:
         return mimic(
@@ -179,7 +197,9 @@ def _mimic(
             seed=mimicry.seed,
             templates=recast.templates,
             mixing=recast.mixing,
-            differences=differences,
+            differences=material.differences,
+            images=material.images,
+            template_dtype=recast.template_dtype,
             settings=settings,
             progress=progress,
             **options,
@@ -198,7 +218,10 @@ def _mimic(
         total = 0
         for group in groups:
             weight = layer_module(backbone.network, group.layers[0]).weight.detach()
-            total += solver.num_steps(weight.expand(len(group.layers), *weight.shape), options.get("steps"))
+            total += solver.num_steps(
+                weight.expand(len(group.layers), *weight.shape),
+                options.get("passes" if needs_images(mimicry.name) else "steps"),
+            )
         task = progress.add_task("", total=total)
         return run(lambda: progress.advance(task))
 

@@ -17,9 +17,9 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> Counts:
     Returns:
         Integers: `coefficients`, `adapter`, `buffers` (running statistics of the task) and `backbone_trained`, with
         their sum `task_specific`; `adapter_norm`, the scales and shifts of the backbone's own normalisation layers
-        among `adapter`; `head`; `templates`; `frozen` (all other parameters); `total` (all parameters and `buffers`);
-        `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`, with the number of trained parameters
-        of each kind for each layer that has any.
+        among `adapter`; `head`; `templates`, and their size `template_bits`; `frozen` (all other parameters); `total`
+        (all parameters and `buffers`); `task_bits`, the size of `task_specific`; `task_file_bytes`; and `layers`, with
+        the number of trained parameters of each kind for each layer that has any.
     """
     network = adapted.network
     names = {"backbone": "backbone_trained"}
@@ -57,6 +57,7 @@ def count(adapted: AdaptedModel, task_file_bytes: int) -> Counts:
         "task_specific": task_specific,
         "head": head,
         "templates": templates,
+        "template_bits": adapted.banks.template_bits if adapted.banks else 0,
         "frozen": total - task_specific - head - templates,
         "total": total,
         "task_bits": bits,

@@ -197,7 +197,7 @@ def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
     own, given = banks.origin, loaded.origin
     if banks.has_own_kind or given.form != own.form:
         # Coefficients without a relative form: to within rounding, the templates have to be the same
-        made, expected = ((each.solver, each.seed, each.options) for each in (given, own))
+        made, expected = ((each.solver, each.seed, each.options, each.dtype) for each in (given, own))
         if made != expected:
             raise UserError(
                 f"{where} has coefficients for templates made by {made}, this model has those of {expected}"

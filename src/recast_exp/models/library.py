@@ -199,7 +199,7 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
         if isinstance(module, TemplateCombination):
             weight = path.rpartition(".")[0]  # LAYER.parametrizations.weight, and peft may have moved the layer
             layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
-            if not (banks and layer) or not torch.equal(module.bank.templates.detach().cpu().float(), templates[layer]):
+            if not (banks and layer) or not torch.equal(module.bank.values().detach().cpu().float(), templates[layer]):
                 raise UserError(
                     "banks: expected the Banks that were injected into the model, with the templates of "
                     f"{weight.partition('.parametrizations')[0]}, got {'others' if banks else 'None'}"

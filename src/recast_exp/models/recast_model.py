@@ -195,6 +195,7 @@ class RecastModel(nn.Module):
             templates=chosen.templates,
             mixing=chosen.mixing,
             differences=differences,
+            template_dtype=chosen.template_dtype,
         )
         return cls(network, banks, width=width, backbone=backbone, weights=weights, input=spec)
 

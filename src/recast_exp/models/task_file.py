@@ -60,7 +60,8 @@ def _templates(banks: Banks) -> Templates:
     groups = [[group.name, group.num_templates, group.num_blocks, *group.layers] for group in banks.groups]
     if banks.origin is None:
         return {"groups": groups, "solver": None}
-    made = {name: value for name, value in asdict(banks.origin).items() if name != "options" or value}
+    usual = {"options": {}, "dtype": "float32"}
+    made = {name: value for name, value in asdict(banks.origin).items() if usual.get(name) != value}
     return {"groups": groups, **made}  # type: ignore[typeddict-item]
 
 
@@ -78,6 +79,7 @@ def groups_and_origin(record: TaskRecord) -> tuple[list[Group], Origin | None]:
         templates["num_sets"],
         templates.get("options", {}),
         templates["weights"],
+        templates.get("dtype", "float32"),
     )
 
 

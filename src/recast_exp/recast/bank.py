@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -20,6 +20,7 @@ from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import replacing, user_path
 from recast_exp.plugins import TEMPLATES
 from recast_exp.recast.formulas import (
+    DTYPES,
     combine,
     combine_factors,
     cosine_similarity,
@@ -27,6 +28,8 @@ from recast_exp.recast.formulas import (
     project,
     relative,
     relative_error,
+    rounded,
+    unrounded,
 )
 from recast_exp.recast.grouping import Group, layer_module
 from recast_exp.recast.templates import kind_of, rank_of
@@ -47,6 +50,7 @@ class _Record(TypedDict):
     settings: dict[str, Any]
     origin: NotRequired[Origin | None]
     hash: NotRequired[str]
+    dtype: NotRequired[Literal["float32", "bfloat16", "int8"]]
     added: NotRequired[bool]
     mixing: NotRequired[Literal["sum", "scales", "matrix", "gated"]]
 
@@ -55,14 +59,21 @@ class TemplateBank(nn.Module):
     """The frozen templates that the layers of one group share.
 
     Args:
-        templates: [n, rows, ...], or factors [r, L · rows + columns]; float32.
+        templates: [n, rows, ...], or factors [r, L · rows + columns]; float32, bfloat16 or int8.
         mixing: How coefficients and templates make a weight, one of `formulas.MIXINGS`.
+        scales: Of templates that are integers.
     """
 
-    def __init__(self, templates: Tensor, mixing: str = "sum") -> None:
+    def __init__(self, templates: Tensor, mixing: str = "sum", scales: Tensor | None = None) -> None:
         super().__init__()
         self.templates = nn.Parameter(templates, requires_grad=False)
         self.mixing = mixing
+        self.scales: Tensor | None
+        self.register_buffer("scales", scales)
+
+    def values(self) -> Tensor:
+        """The templates as they are computed with: float32, or of the dtype of the model."""
+        return unrounded(self.templates, self.scales)
 
     def combine(self, coefficients: Tensor, index: int, shape: Sequence[int]) -> Tensor:
         """What coefficients [K, B, n] make of the templates: a weight, or its change, of the templates' dtype.
@@ -73,8 +84,8 @@ class TemplateBank(nn.Module):
             shape: Shape of its weight.
         """
         if self.mixing == "sum":
-            return combine(coefficients, self.templates)
-        return combine_factors(coefficients, self.templates, index, shape, self.mixing)
+            return combine(coefficients, self.values())
+        return combine_factors(coefficients, self.values(), index, shape, self.mixing)
 
 
 class TemplateCombination(nn.Module):
@@ -94,7 +105,7 @@ class TemplateCombination(nn.Module):
     def __init__(self, bank: TemplateBank, start: Tensor, index: int, weight: Tensor, added: bool) -> None:
         super().__init__()
         self._bank = (bank,)
-        own = start.to(weight.device, bank.templates.dtype)
+        own = start.to(weight.device, torch.float32)
         self._start: Tensor | None = own.clone(memory_format=torch.contiguous_format)
         self.index = index
         self.num_sets, self.num_blocks = start.shape[:2]
@@ -131,7 +142,7 @@ class TemplateCombination(nn.Module):
             raise UserError(
                 f"weight: a layer with mixing={self.bank.mixing} takes none of another model; merge the model first"
             )
-        templates = self.bank.templates
+        templates = self.bank.values()
         target = weight.to(templates.dtype)
         if self.base is not None:
             target = target - self.base.to(templates.dtype)
@@ -166,6 +177,7 @@ class Origin:
         num_sets: Number K of sets of coefficients.
         options: Options of the solver; `mixing` of a kind of templates.
         weights: The first half of the sha256 of the weights of all grouped layers, in float32.
+        dtype: To which the templates were rounded (`formulas.DTYPES`).
     """
 
     solver: str
@@ -173,6 +185,7 @@ class Origin:
     num_sets: int
     options: dict[str, Any]
     weights: str
+    dtype: str = "float32"
 
     @property
     def repeatable(self) -> bool:
@@ -205,6 +218,9 @@ class Banks:
         origin: How they were made; None for banks of an earlier version. Not part of `hash`.
         added: Whether the templates are added to the frozen weights, or rebuild them.
         mixing: How coefficients and templates make a weight (`formulas.MIXINGS`).
+        dtype: In which the templates are kept, in files and in a model (`formulas.DTYPES`); `templates` are rounded to
+            what it can hold.
+        scales: Group name → scales of templates that are kept as integers.
     """
 
     groups: tuple[Group, ...]
@@ -214,12 +230,15 @@ class Banks:
     origin: Origin | None = None
     added: bool = False
     mixing: str = "sum"
+    dtype: str = "float32"
+    scales: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of groups, templates and coefficients, bit for bit."""
         groups = [asdict(group) for group in self.groups]
-        kind = [self.added, self.mixing] if self.has_own_kind else []
+        kind: list[object] = [self.added, self.mixing] if self.has_own_kind else []
+        kind += [self.dtype] if self.dtype != "float32" else []
         digest = hashlib.sha256(json.dumps([*groups, *kind]).encode())
         for tensors in (self.templates, self.coefficients):
             for name, tensor in sorted(tensors.items()):
@@ -234,7 +253,42 @@ class Banks:
 
     def bank(self, group: Group, device: torch.device) -> TemplateBank:
         """A copy of the templates of a group, as a module."""
-        return TemplateBank(self.templates[group.name].to(device, copy=True), self.mixing)
+        values, scales = self._kept(group.name)
+        scales = None if scales is None else scales.to(device, copy=True)
+        return TemplateBank(values.to(device, copy=True), self.mixing, scales)
+
+    def _kept(self, group: str) -> tuple[Tensor, Tensor | None]:
+        """The templates of a group as they are kept, and their scales if they have some."""
+        templates, scales = self.templates[group], self.scales.get(group)
+        return (templates if scales is None else torch.round(templates / scales)).to(DTYPES[self.dtype]), scales
+
+    def rounded_to(self, dtype: str) -> Banks:
+        """The same banks with templates in fewer bits.
+
+        Args:
+            dtype: `float32`, `bfloat16` or `int8`.
+
+        Raises:
+            UserError: If it is another.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"template_dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        if dtype == self.dtype:
+            return self
+        kept = {name: rounded(templates, dtype) for name, templates in self.templates.items()}
+        return replace(
+            self,
+            templates={name: unrounded(*each) for name, each in kept.items()},
+            scales={name: scales for name, (_, scales) in kept.items() if scales is not None},
+            dtype=dtype,
+            origin=self.origin and replace(self.origin, dtype=dtype),
+        )
+
+    @property
+    def template_bits(self) -> int:
+        """The size of all templates, with their scales."""
+        own = sum(each.numel() * DTYPES[self.dtype].itemsize for each in self.templates.values())
+        return 8 * (own + sum(each.numel() * 4 for each in self.scales.values()))
 
     def rebuilt(self, layer: str, weight: Tensor | None = None) -> Tensor:
         """The weight [rows, ...] of a layer as the bank makes it; float32.
@@ -324,7 +378,8 @@ class Banks:
         Args:
             path: The file; an old one is replaced.
         """
-        tensors = {f"templates/{name}": tensor for name, tensor in self.templates.items()}
+        tensors = {f"templates/{name}": self._kept(name)[0] for name in self.templates}
+        tensors |= {f"scales/{name}": tensor for name, tensor in self.scales.items()}
         tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
         record = {
             "format": FORMAT,
@@ -333,6 +388,7 @@ class Banks:
             "origin": asdict(self.origin) if self.origin else None,
             "hash": self.hash,
             **({"added": self.added, "mixing": self.mixing} if self.has_own_kind else {}),
+            **({"dtype": self.dtype} if self.dtype != "float32" else {}),
         }
         with replacing(user_path(path)) as temporary:
             save_file(
@@ -372,7 +428,11 @@ class Banks:
                 raise ValueError(f"format {record['format']}, where this version reads up to {FORMAT}")
             groups = tuple(record["groups"])
             # The file sorts its tensors by name, which puts block 10 before block 2.
-            templates = {group.name: tensors.pop(f"templates/{group.name}") for group in groups}
+            dtype = record.get("dtype", "float32")
+            kept = {group.name: tensors.pop(f"templates/{group.name}") for group in groups}
+            scales = {group.name: tensors.pop(f"scales/{group.name}") for group in groups} if dtype == "int8" else {}
+            _check_kept(kept, scales, dtype)
+            templates = {name: unrounded(tensor, scales.get(name)) for name, tensor in kept.items()}
             coefficients = {layer: tensors.pop(f"coefficients/{layer}") for group in groups for layer in group.layers}
             if tensors:
                 raise ValueError(f"the tensor {next(iter(tensors))[:80]!r} belongs to no group")
@@ -384,6 +444,8 @@ class Banks:
                 record.get("origin"),
                 record.get("added", False),
                 record.get("mixing", "sum"),
+                dtype,
+                scales,
             )
             banks._check()
         except KeyError as error:
@@ -399,6 +461,21 @@ class Banks:
                 "nothing without their own templates"
             )
         return banks
+
+
+def _check_kept(kept: Mapping[str, Tensor], scales: Mapping[str, Tensor], dtype: str) -> None:
+    """Refuse templates that are not of the dtype that a record says, or whose scales do not fit.
+
+    Raises:
+        ValueError: One line.
+    """
+    for name, tensor in kept.items():
+        if tensor.dtype != DTYPES[dtype]:
+            raise ValueError(f"the templates of {name} are {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if (scale := scales.get(name)) is not None:
+            rows = min(2, tensor.ndim - 1)
+            expected = (*tensor.shape[:rows], *[1] * (tensor.ndim - rows))
+            _check_tensor(f"the scales of {name}", scale, tuple(scale.shape) == expected and bool((scale > 0).all()))
 
 
 def _check_tensor(what: str, tensor: Tensor, fits: bool) -> None:

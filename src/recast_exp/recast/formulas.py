@@ -98,6 +98,37 @@ def combine_factors(coefficients: Tensor, factors: Tensor, index: int, shape: Se
     return change.reshape(tuple(shape))
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""How templates may be kept."""
+
+
+def rounded(templates: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """Templates as they are kept, in fewer bits.
+
+    Args:
+        templates: [n, rows, ...], or factors [r, ...]; float32.
+        dtype: One of `DTYPES`. Integers have a scale for each row of a template, of eight binary digits, so that the
+            product of both is exact in float32.
+
+    Returns:
+        The values, of that dtype, and the scales [n, rows, 1, ...] of integers, float32; None without.
+    """
+    if dtype != "int8":
+        return templates.to(DTYPES[dtype]), None
+    rows = tuple(range(min(2, templates.dim() - 1), templates.dim()))
+    scales = templates.abs().amax(dim=rows, keepdim=True).clamp_min(1e-30) / 127
+    mantissa, exponent = torch.frexp(scales)
+    scales = torch.ldexp(torch.ceil(mantissa * 256) / 256, exponent)
+    return torch.round(templates / scales).to(torch.int8), scales
+
+
+def unrounded(values: Tensor, scales: Tensor | None) -> Tensor:
+    """The templates that `rounded` keeps, to compute with."""
+    if scales is not None:
+        return values.to(scales.dtype) * scales
+    return values.float() if values.dtype == torch.bfloat16 else values
+
+
 def first_coefficients(num_layers: int, num_sets: int, num_blocks: int, count: int, mixing: str) -> Tensor:
     """Coefficients [L, K, B, count] of templates that are added to a weight, which do not change it."""
     start = torch.zeros(num_layers, num_sets, num_blocks, count)

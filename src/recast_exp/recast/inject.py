@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ def mimic(
     templates: str = "layers",
     mixing: str | None = None,
     differences: Sequence[Mapping[str, Tensor]] = (),
+    template_dtype: str = "float32",
+    images: Tensor | None = None,
     settings: dict[str, object] | None = None,
     progress: Callable[[], None] = lambda: None,
     **options: object,
@@ -59,8 +62,10 @@ def mimic(
         mixing: How coefficients and templates make a weight; None is the first way of the kind of templates.
         differences: For `templates=tasks`, what each task has changed: layer → [rows, ...]. A layer that is missing has
             not been changed.
+        template_dtype: What the templates are rounded to and kept as: `float32`, `bfloat16` or `int8`.
+        images: Preprocessed images [N, 3, H, W], without labels, for `solver=calibrated`.
         settings: A record of the origin of the weights, kept with the banks; JSON-able.
-        progress: Called after each step of an iterating solver.
+        progress: Called after each step of an iterating solver, or after each group of a pass.
         options: Options of the solver, the keyword arguments of its `solve`.
 
     Returns:
@@ -71,7 +76,7 @@ def mimic(
     Raises:
         UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
         UserError: If the model is on the meta device, two groups have one name or share a layer, `num_sets` is less
-            than 1, or there is no such kind of templates.
+            than 1, there is no such kind of templates, or the solver needs images.
 
     Example:
         >>> import timm
@@ -87,7 +92,9 @@ def mimic(
     check_options(solver, options)
     check_integer("num_sets", num_sets, 1)
     check_integer("seed", seed, 0, 2**32)
-    solve = SOLVERS.load(solver).solve
+    solve, refine = SOLVERS.load(solver).solve, getattr(SOLVERS.load(solver), "refine", None)
+    if templates == "layers" and refine is not None and images is None:
+        raise UserError(f"images: expected images [N, 3, H, W] with solver={solver}, whose outputs it keeps, got None")
     groups = tuple(groups)
     if not groups:
         raise UserError("groups: expected at least one, got none")
@@ -106,8 +113,8 @@ def mimic(
                     num_sets,
                     group.num_blocks,
                     seed=own_seed,
-                    progress=progress,
-                    **options,
+                    progress=progress if refine is None else lambda: None,
+                    **({} if refine else options),
                 )
         else:
             rank, source = rank_of(group.num_templates, mixing), dict[str, object](seed=own_seed)
@@ -119,10 +126,35 @@ def mimic(
             mimicked = Mimicked(made, start)
         found[group.name] = mimicked.templates
         coefficients |= dict(zip(group.layers, mimicked.coefficients.unbind(0), strict=True))
+    if templates == "layers" and refine is not None:
+        assert images is not None
+        starts = [
+            (group.layers, Mimicked(found[group.name], torch.stack([coefficients[layer] for layer in group.layers])))
+            for group in groups
+        ]
+        for group, fitted in zip(
+            groups, refine(*_for_calibration(model, starts, images), progress=progress, **options), strict=True
+        ):
+            found[group.name] = fitted.templates
+            coefficients |= dict(zip(group.layers, fitted.coefficients.unbind(0), strict=True))
     made_by = solver if templates == "layers" else templates
     chosen = dict(options) if mixing == kind.MIXINGS[0] else {**options, "mixing": mixing}
     origin = Origin(made_by, seed, num_sets, chosen, weights_hash(model, coefficients))
-    return Banks(groups, found, coefficients, settings or {}, origin, kind.ADDED, mixing)
+    return Banks(groups, found, coefficients, settings or {}, origin, kind.ADDED, mixing).rounded_to(template_dtype)
+
+
+BATCH = 64  # images at once, through the layers that are calibrated
+
+
+def _for_calibration(
+    model: nn.Module, starts: list[tuple[tuple[str, ...], Mimicked]], images: Tensor
+) -> tuple[nn.Module, list[tuple[tuple[str, ...], Mimicked]], Callable[[], Iterator[Tensor]]]:
+    """A copy of the model in float32 that may change, the starts, and the images in batches."""
+    if images.dim() != 4 or not len(images):
+        raise UserError(f"images: expected images [N, 3, H, W], got {list(images.shape)}")
+    network = copy.deepcopy(model).float().eval()
+    device = next(network.parameters()).device
+    return network, starts, lambda: iter(torch.split(images.to(device, torch.float32), BATCH))
 
 
 def _check_number(model: nn.Module, group: Group, templates: str, mixing: str) -> None:
@@ -171,11 +203,13 @@ def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
         )
     options = dict(origin.options)
     if origin.solver not in TEMPLATES.names():
-        return mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **options)
+        made = mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **options)
+        return made.rounded_to(origin.dtype)
     mixing = options.pop("mixing", None)
     if options or not (mixing is None or isinstance(mixing, str)):
         raise UserError(f"options: expected at most mixing for templates={origin.solver}, got {origin.options}")
-    return mimic(model, groups, templates=origin.solver, mixing=mixing, num_sets=origin.num_sets, seed=origin.seed)
+    made = mimic(model, groups, templates=origin.solver, mixing=mixing, num_sets=origin.num_sets, seed=origin.seed)
+    return made.rounded_to(origin.dtype)
 
 
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
@@ -220,9 +254,9 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
         for index, layer in enumerate(group.layers):
             module = layer_module(model, layer)
             combination = TemplateCombination(bank, banks.coefficients[layer], index, module.weight, banks.added)
-            if module.weight.dtype != bank.templates.dtype:
+            if module.weight.dtype != torch.float32:
                 # The coefficients replace the weight within the same parameter, which keeps its dtype
-                module.weight = nn.Parameter(module.weight.detach().to(bank.templates.dtype))
+                module.weight = nn.Parameter(module.weight.detach().float())
             module.weight.requires_grad_(False)
             parametrize.register_parametrization(module, "weight", combination, unsafe=True)
             names[layer] = f"{layer}.parametrizations.weight.original"

@@ -81,7 +81,7 @@ def per_task(
 
 def _templates(layer: nn.Module) -> Tensor:
     combination = _combination(layer)
-    return combination.bank.templates.to(combination.dtype)
+    return combination.bank.values().to(combination.dtype)
 
 
 def _combination(layer: nn.Module) -> TemplateCombination:

@@ -47,6 +47,10 @@ SEQUENCE_METHODS = "methods.csv"
 TASKS = "tasks"
 WEIGHTS = "weights.safetensors"
 
+# stage=reconstruct
+BANK_SIZES = "bank_sizes.json"
+BANK_SIZES_TABLE = "bank_sizes.csv"
+
 # stage=compare
 COMPARISON = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"

@@ -22,6 +22,8 @@ class Counts(TypedDict):
     """The sum of the first four."""
     head: int
     templates: int
+    template_bits: int
+    """The size of `templates`, with their scales."""
     frozen: int
     total: int
     task_bits: int
@@ -119,6 +121,24 @@ class Reconstruction(TypedDict):
     cosine_similarity: float
     feature_similarity: float
     layers: dict[str, dict[str, float]]
+
+
+class BankSize(TypedDict):
+    """A row of `bank_sizes.json`: a bank, and what it costs."""
+
+    num_templates: int
+    solver: str
+    dtype: str
+    share: float
+    """Size of the bank as a share of the weights that it replaces, in float32."""
+    output_error: float
+    """Of the layers' outputs on validation images, relative; the mean over the layers."""
+    layer_similarity: float
+    """Cosine similarity of the same outputs."""
+    feature_similarity: float
+    """Cosine similarity of the features of the validation images."""
+    head_accuracy: float
+    """Of the best solved head, on the validation images."""
 
 
 class Sizes(TypedDict, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -60,6 +60,7 @@ class Templates(TypedDict):
     num_sets: NotRequired[Count]
     options: NotRequired[dict[str, Any]]
     weights: NotRequired[str]
+    dtype: NotRequired[Literal["float32", "bfloat16", "int8"]]
 
 
 class _Group(TypedDict):

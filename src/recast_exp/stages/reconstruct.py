@@ -5,22 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
+from recast_exp.plugins import SOLVERS
 from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
 class Reconstruct(Stage):
-    """It has no options of its own."""
+    """Whether one bank is made, or banks of several sizes are compared."""
+
+    sweep: bool = option(False, "compare banks of several sizes: error, similarity of the features, accuracy of a solved head")  # fmt: skip # noqa: E501
+    sizes: list[int] | None = option(None, "numbers of templates of each group to compare; null is each from 1 to the size of a group")  # fmt: skip # noqa: E501
+    solvers: list[str] = option(["closed_form", "calibrated"], "solvers to compare")
+    dtypes: list[str] = option(["float32"], "dtypes of the templates to compare: float32, bfloat16, int8")
 
     def problems(self, settings: Config) -> Iterator[str]:
-        """It needs templates."""
+        """It needs templates, and a comparison those of the layers."""
+        if self.sweep and settings.recast.templates != "layers":
+            yield f"stage.sweep: expected false with recast.templates={settings.recast.templates}, got true"
+        for name, values, known in (
+            ("solvers", self.solvers, SOLVERS.names()),
+            ("dtypes", self.dtypes, DTYPES),
+        ):
+            if unknown := [value for value in values if value not in known]:
+                yield f"stage.{name}: expected some of {', '.join(known)}, got {unknown[0]!r}"
+        if wrong := [size for size in self.sizes or [] if size < 1]:
+            yield f"stage.sizes: expected integers ≥ 1, got {wrong[0]}"
         if settings.model.method != "recast":
             yield f"stage: expected a RECAST model for reconstruct, got model={settings.model.name} without templates"
 
     def run(self, job: Job) -> Metrics:
-        """Build the bank, and report the errors and similarities of every layer."""
-        from recast_exp.experiment import reconstruction
+        """Build the bank, and report the errors and similarities of every layer; or compare several."""
+        from recast_exp.experiment import bank_sizes, reconstruction
 
+        if self.sweep:
+            grid = bank_sizes.Grid(self.sizes, tuple(self.solvers), tuple(self.dtypes))
+            return bank_sizes.run(job.settings, job.folder, grid)
         return reconstruction.run(job.settings, job.folder, job.group)

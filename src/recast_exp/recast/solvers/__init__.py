@@ -6,6 +6,8 @@ A module has
   for the weights [L, rows, ...] of one group, float32 on the CPU. Its other keyword-only parameters are the options of
   the solver; each has a default. `progress` is called after each step. Random numbers come from a generator of its own
   with that seed.
+- `refine(network, groups, batches, *, progress, …) -> list[Mimicked]`, if it needs images: goes on from what `solve`
+  has found for all groups, with images [N, 3, H, W]. The options are then those of `refine`.
 - `num_steps(weights, steps) -> int`, if it iterates: the number of steps that `solve` makes for such weights, where the
   option `steps` may be None. Progress bars use it.
 
@@ -29,9 +31,14 @@ from recast_exp.plugins import SOLVERS
 
 def options_of(solver: ModuleType) -> tuple[str, ...]:
     """The names of the options that a solver takes, in the order of its signature."""
-    parameters = inspect.signature(solver.solve).parameters.values()
+    parameters = inspect.signature(getattr(solver, "refine", solver.solve)).parameters.values()
     keywords = (parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
     return tuple(name for name in keywords if name not in {"seed", "progress"})
+
+
+def needs_images(name: str) -> bool:
+    """Whether a solver goes on with images from what it has found without."""
+    return hasattr(SOLVERS.load(name), "refine")
 
 
 def check_options(name: str, options: Iterable[str]) -> None:

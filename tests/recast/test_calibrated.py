@@ -1,0 +1,145 @@
+"""Calibrated mimicry: templates that keep the layers' outputs on images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from recast_exp import UserError
+from recast_exp.recast import Banks, find_groups, inject, mimic
+from recast_exp.recast.formulas import Mimicked, combine
+from recast_exp.recast.solvers import calibrated
+from support.helpers import assert_one_line
+
+
+def network(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    given = {"img_size": 32, "depth": 4, "embed_dim": 24, "num_heads": 2} if name.startswith("vit") else {}
+    return timm.create_model(name, num_classes=0, **(given | options)).eval().requires_grad_(False)
+
+
+def images(count: int = 48, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs_of(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
+    found: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0].flatten(0, -2))
+    )
+    model(batch)
+    hook.remove()
+    return found[0]
+
+
+def with_banks(model: nn.Module, banks: Banks) -> nn.Module:
+    changed = copy.deepcopy(model)
+    inject(changed, banks)
+    return changed.requires_grad_(False)
+
+
+def distance(model: nn.Module, banks: Banks, batch: Tensor) -> float:
+    expected = model(batch)
+    return ((with_banks(model, banks)(batch) - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("granularity", ["layer", "projection", "head"])
+@pytest.mark.parametrize(("num_groups", "num_templates"), [(2, 1), (1, 3), (1, 2)])
+def test_features_are_nearer_to_those_of_the_model_also_on_other_images(
+    granularity: str, num_groups: int, num_templates: int
+) -> None:
+    model = network()
+    groups = find_groups(
+        model,
+        targets=["*.qkv", "*.fc1", "*.fc2"],
+        num_groups=num_groups,
+        num_templates=num_templates,
+        granularity=granularity,
+    )
+    plain = mimic(model, groups)
+    fitted = mimic(model, groups, solver="calibrated", images=images())
+    assert distance(model, fitted, images()) < 0.9 * distance(model, plain, images())
+    assert distance(model, fitted, images(seed=9)) < distance(model, plain, images(seed=9))
+    # In terms of the weights, the closed form is the best
+    assert fitted.origin is not None
+    assert not fitted.origin.repeatable
+
+
+def test_it_is_the_least_squares_solution_of_each_turn() -> None:
+    """One group, one layer block: no small change of templates or coefficients lowers the error of the outputs."""
+    model = network(depth=2)
+    groups = find_groups(model, targets=["*.attn.proj"], num_templates=1)
+    names = groups[0].layers
+    start = mimic(model, groups, num_sets=1)
+    weights = torch.stack([model.get_parameter(f"{name}.weight").double() for name in names])
+    rows = [inputs_of(model, name, images()).double() for name in names]
+    moments = [(each.T @ each / len(each),) * 2 for each in rows]
+    state = Mimicked(
+        start.templates[groups[0].name].double(), torch.stack([start.coefficients[name].double() for name in names])
+    )
+
+    def error(templates: Tensor, coefficients: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for weight, x, own in zip(weights, rows, coefficients, strict=True):
+            target = x @ weight.T
+            total = total + (x @ combine(own, templates).T - target).square().sum() / target.square().sum()
+        return total
+
+    for _ in range(50):
+        state = calibrated._fitted(weights, state, moments, damping=1e-9)
+    templates = state.templates.double().requires_grad_()
+    coefficients = state.coefficients.double().requires_grad_()
+    found = error(templates, coefficients)
+    scale = [each.norm() for each in (templates, coefficients)]
+    gradients = torch.autograd.grad(found, (templates, coefficients))
+    assert all(gradient.norm() * size < 1e-3 * found for gradient, size in zip(gradients, scale, strict=True))
+    assert found < error(start.templates[groups[0].name].double(), torch.stack([*start.coefficients.values()]).double())
+
+
+def test_as_many_templates_as_layers_stay_exact() -> None:
+    model = network()
+    groups = find_groups(model)
+    assert mimic(model, groups, solver="calibrated", images=images()).hash == mimic(model, groups).hash
+
+
+def test_convolutions_and_the_model_is_unchanged() -> None:
+    model = network("resnet18", channels=(8, 8, 16, 16), zero_init_last=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups = find_groups(model, targets=["layer?.1.conv?", "layer?.0.conv2"], num_groups=1, num_templates=1)
+    groups = [group for group in groups if len(group.layers) > 1]
+    plain = mimic(model, groups)
+    fitted = mimic(model, groups, solver="calibrated", images=images())
+    assert distance(model, fitted, images()) < distance(model, plain, images())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "images: expected images [N, 3, H, W] with solver=calibrated"),
+        ({"images": torch.zeros(3, 32, 32)}, "images: expected images [N, 3, H, W], got [3, 32, 32]"),
+        ({"images": images(4), "steps": 3}, "options.steps: expected one of passes, rounds, damping"),
+    ],
+)
+def test_what_it_needs(options: dict[str, Any], expected: str) -> None:
+    model = network()
+    with pytest.raises(UserError) as error:
+        mimic(model, find_groups(model), solver="calibrated", **options)
+    assert_one_line(error, expected)
+
+
+def test_layers_that_it_does_not_take() -> None:
+    model = network("resnext26ts")
+    with pytest.raises(UserError) as error:
+        mimic(model, find_groups(model), solver="calibrated", images=torch.randn(2, 3, 64, 64))
+    assert_one_line(error, "targets: expected linear layers, or convolutions without groups, with mimicry=calibrated")
+    model = network()
+    groups = find_groups(model, targets=["*.fc1"], granularity="row", num_groups=1, num_templates=2)
+    with pytest.raises(UserError) as error:
+        mimic(model, groups, solver="calibrated", images=images(4))
+    assert_one_line(error, "granularity: expected at most 64 blocks of rows with mimicry=calibrated, got 96")
