@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from recast_exp.models.kept_task import TaskInfo
     from recast_exp.models.library import merge, save_task
     from recast_exp.models.loading import Task, apply_task, load_task
+    from recast_exp.models.merging import MergedTasks, merge_tasks
     from recast_exp.models.prediction import Predicted
     from recast_exp.models.recast_model import RecastModel
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
@@ -74,6 +75,7 @@ __all__ = [
     "LastBlock",
     "LayerNormTuning",
     "MeLo",
+    "MergedTasks",
     "MissingInputError",
     "NoAdapter",
     "Peft",
@@ -97,6 +99,7 @@ __all__ = [
     "inject_adapter",
     "load_task",
     "merge",
+    "merge_tasks",
     "mimic",
     "save_task",
 ]
@@ -124,6 +127,7 @@ _NAMES = {
     "models.kept_task": ("TaskInfo",),
     "models.library": ("merge", "save_task"),
     "models.loading": ("Task", "apply_task", "load_task"),
+    "models.merging": ("MergedTasks", "merge_tasks"),
     "models.prediction": ("Predicted",),
     "models.recast_model": ("RecastModel",),
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recast_exp import stages
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
 from recast_exp.models.loading import load_task
@@ -90,3 +92,31 @@ def test_melos_ranks(tiny: Compose, tmp_path: Path, options: list[str]) -> None:
     # With the ranks of its file, which are not those of the settings
     run = {"name": "melo", **adapter}
     repeat(dataclasses.replace(settings, adapter=run), task.path, tmp_path / "again", metrics)
+
+
+def test_merged_tasks_go_on_as_task_files(tiny: Compose, tmp_path: Path) -> None:
+    runs: list[tuple[Config, dict[str, Any], str]] = []
+    for number, more in enumerate((["model=vit_att"], ["model=vit_frozen", "adapter=melo"])):
+        settings = tiny(*more, "dataset.part=source" if number else "seed=7")
+        folder = tmp_path / f"run{number}"
+        runs.append((settings, run_stage(settings, folder), str(folder / "task.safetensors")))
+    files = f"[{','.join(path for _, _, path in runs)}]"
+    merging = dataclasses.replace(runs[0][0], task=files, stage={"name": "merge"})
+    found = run_stage(merging, tmp_path / "all")
+    assert found["largest_error"] < 1e-5
+    facts = json.loads((tmp_path / "all" / "merged.json").read_text())
+    assert [row["task"] for row in facts["tasks"]] == ["run0/task", "run1/task"]
+    paths = [tmp_path / "all" / "merged" / f"run{number} task.safetensors" for number in range(2)]
+    assert facts["bank_bytes"] + sum(path.stat().st_size for path in paths) == found["bytes"]
+    for (settings, metrics, _), path in zip(runs, paths, strict=True):
+        again = dataclasses.replace(settings, task=str(path), stage={"name": "evaluate"})
+        assert run_stage(again, tmp_path / f"again {path.stem}")["test/accuracy"] == metrics["test/accuracy"]
+    lossy = dataclasses.replace(merging, stage={"name": "merge", "rank": 1})
+    assert run_stage(lossy, tmp_path / "one")["largest_error"] > 0.05
+    assert list(stages.from_config({"name": "merge", "rank": 3}).problems(merging)) == [
+        "stage.rank: expected at most 2, the number of tasks, got 3"
+    ]
+    alone = dataclasses.replace(merging, task=runs[0][2])
+    assert list(stages.from_config({"name": "merge"}).problems(alone)) == [
+        "task: expected at least two task files ([FILE,FILE]) with stage=merge, got 1"
+    ]

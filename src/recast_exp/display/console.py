@@ -14,7 +14,17 @@ from rich.table import Table
 from recast_exp.config.grammar import short
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
-from recast_exp.runs.results import BankSize, Compared, Counts, Inspection, Metrics, Reconstruction, Results, Sequenced
+from recast_exp.runs.results import (
+    BankSize,
+    Compared,
+    Counts,
+    Inspection,
+    MergedTask,
+    Metrics,
+    Reconstruction,
+    Results,
+    Sequenced,
+)
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import Left, Recorded, SearchRecord
 
@@ -90,6 +100,27 @@ def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts)
             f"{row['feature_similarity']:.6f}",
         )
     _print(title, table, _counts(parameters))
+
+
+def show_merged(rows: Sequence[MergedTask], bank: int, before: int) -> None:
+    """Show how much tasks are in each other's way.
+
+    Args:
+        rows: The tasks.
+        bank: Size of the templates that they share, in bytes.
+        before: Size of their task files before, in bytes.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task", overflow="fold")
+    for column in ("error", "error if averaged", "most alike", "kB"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        name, value = max(row["similarity"].items(), key=lambda pair: abs(pair[1]))
+        cells = (f"{row['error']:.3f}", f"{row['averaged']:.3f}", f"{escape(name)} {value:+.2f}")
+        table.add_row(escape(row["task"]), *cells, f"{row['bytes'] / 1000:,.1f}")
+    after = bank + sum(row["bytes"] for row in rows)
+    sizes = f"{before / 1e6:,.2f} MB before, {after / 1e6:,.2f} MB now, of which {bank / 1e6:,.2f} MB are shared"
+    _print(f"{len(rows)} tasks", table, f"Error: of what a task has changed in the weights, relative. {sizes}.")
 
 
 def show_bank_sizes(title: str, rows: Sequence[BankSize], pretrained: float) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
@@ -16,6 +14,7 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.create import backbone_name
 from recast_exp.models.loading import Task, load_task, restore
+from recast_exp.models.merging import names_of
 from recast_exp.runs.task_header import task_files
 
 
@@ -60,7 +59,7 @@ def open_tasks(settings: Config) -> dict[str, Trained]:
     files = task_files(settings.task or "")
     if not files:
         raise UserError("task: expected a task file (task=outputs/…/task.safetensors), got nothing")
-    cache, model = cache_folder(settings.cache_dir), settings.model
+    cache = cache_folder(settings.cache_dir)
     tasks = [load_task(file) for file in files]
     for task in tasks[1:]:
         first = tasks[0]
@@ -69,10 +68,9 @@ def open_tasks(settings: Config) -> dict[str, Trained]:
                 f"task: expected tasks of one backbone, got {task.backbone} with {task.input.size} pixels in "
                 f"{task.path}, and {first.backbone} with {first.input.size} in {first.path}"
             )
-    embedded = pretrained_weights(backbone_name(model), cache) if is_embedded(model) else None
-    pristine = create_backbone(model, embedded)
+    pristine = pristine_backbone(settings)
     found = {}
-    for name, task in zip(_names([task.path for task in tasks]), tasks, strict=True):
+    for name, task in zip(names_of([task.path for task in tasks]), tasks, strict=True):
         network = copy.deepcopy(pristine.network) if len(tasks) > 1 else pristine.network
         backbone = dataclasses.replace(pristine, network=network)
         adapted = restore(network, task, banks=settings.bank, cache=cache)
@@ -81,10 +79,8 @@ def open_tasks(settings: Config) -> dict[str, Trained]:
     return found
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart, without the ending of the file."""
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.with_suffix("").absolute().parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names if len(set(names)) == len(names) else [f"{name} {at + 1}" for at, name in enumerate(names)]
+def pristine_backbone(settings: Config) -> Backbone:
+    """The backbone with its pretrained weights, as no task has changed it."""
+    cache, model = cache_folder(settings.cache_dir), settings.model
+    embedded = pretrained_weights(backbone_name(model), cache) if is_embedded(model) else None
+    return create_backbone(model, embedded)

@@ -47,6 +47,10 @@ SEQUENCE_METHODS = "methods.csv"
 TASKS = "tasks"
 WEIGHTS = "weights.safetensors"
 
+# stage=merge
+MERGED = "merged"
+MERGED_FACTS = "merged.json"
+
 # stage=reconstruct
 BANK_SIZES = "bank_sizes.json"
 BANK_SIZES_TABLE = "bank_sizes.csv"
@@ -57,7 +61,7 @@ COMPARISON_TABLE = "comparison.csv"
 RECIPES = "recipes.csv"
 RUNS = "runs"
 
-WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB, EXPORT, PUBLISH})
+WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB, EXPORT, PUBLISH, MERGED})
 """Folders in which nobody looks for jobs."""
 
 

@@ -123,6 +123,20 @@ class Reconstruction(TypedDict):
     layers: dict[str, dict[str, float]]
 
 
+class MergedTask(TypedDict):
+    """A row of `merged.json`: a task among others."""
+
+    task: str
+    error: float
+    """How far its change of the weights is from what it was, relative."""
+    averaged: float
+    """The same with the mean of all tasks instead."""
+    similarity: dict[str, float]
+    """Cosine similarity of its change to that of each other task."""
+    bytes: int
+    """Size of its task file, without the templates that all share."""
+
+
 class BankSize(TypedDict):
     """A row of `bank_sizes.json`: a bank, and what it costs."""
 

@@ -1,0 +1,214 @@
+"""Several tasks as one set of templates: merged reversibly, with a few coefficients for each task.
+
+What S tasks have changed in the weight of a layer, ΔW[1] … ΔW[S], is rewritten as combinations of k ≤ S templates, by
+the closed form of Neural Mimicry with tasks in the place of layers. With k = S, each task comes back exactly; with
+fewer, tasks share what they can, and the error says how much they are in each other's way. As in Reversible Model
+Merging (Alipour and Amiri, 2025, arXiv 2510.14163), the merged whole is a small basis instead of one set of averaged
+weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters import NoAdapter
+from recast_exp.config.schema import ModelConfig
+from recast_exp.errors import UserError, check_integer
+from recast_exp.files import cache_folder, user_path
+from recast_exp.models import library
+from recast_exp.models.adapted import AdaptedModel, assemble
+from recast_exp.models.loading import Task, check_timm, load_task, restore
+from recast_exp.models.timm_model import timm_model
+from recast_exp.models.weights import fingerprint
+from recast_exp.recast import Banks, Group, Origin
+from recast_exp.recast.bank import weights_hash
+from recast_exp.recast.solvers import closed_form
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTasks:
+    """Tasks that share templates, and how far each is from what it was.
+
+    Attributes:
+        banks: The templates [k, rows, ...] of each layer, which are added to the pretrained weight.
+        names: The tasks.
+        coefficients: For each task, layer → [1, 1, k].
+        errors: For each task, ‖ΔW - its combination‖ / ‖ΔW‖ over all layers.
+        averaged: For each task, the same for the mean of all tasks in the place of its combination.
+        similarity: [S, S], cosine similarity of the tasks' changes over all layers.
+    """
+
+    banks: Banks
+    names: tuple[str, ...]
+    coefficients: list[dict[str, Tensor]]
+    errors: list[float]
+    averaged: list[float]
+    similarity: Tensor
+    _tasks: list[Task]
+    _heads: list[dict[str, Tensor]]
+    _network: nn.Module
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write a task file for each task, and the templates that they share next to them.
+
+        `apply_task`, `load_task` and the command line take them as any task file.
+
+        Args:
+            folder: The folder; it is made.
+
+        Returns:
+            The task files, `NAME.safetensors`.
+        """
+        folder = user_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        weights = fingerprint(self._network)
+        for name, task, head, own in zip(self.names, self._tasks, self._heads, self.coefficients, strict=True):
+            adapted = self._adapted(task, head, own)
+            path = folder / f"{name.replace('/', ' ')}.safetensors"
+            settings = ModelConfig(backbone=task.backbone, img_size=task.settings.img_size)
+            metrics = {"metrics": task.metrics} if task.metrics and max(self.errors) < 1e-5 else {}
+            library.write(path, adapted, settings, task.classes, task.input, weights, metrics)
+            paths.append(path)
+        return paths
+
+    @torch.no_grad()
+    def _adapted(self, task: Task, head: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> AdaptedModel:
+        settings = dataclasses.replace(task.settings, method="recast", batchnorm_statistics="frozen")
+        network = copy.deepcopy(self._network)
+        adapted = assemble(network, settings, NoAdapter(), self.banks, len(task.classes), task.seed)
+        for layer, parameter in adapted.parameters("coefficients"):
+            parameter.copy_(own[layer])
+        for name, parameter in adapted.parameters("head"):
+            parameter.copy_(head[name])
+        return adapted
+
+
+@torch.no_grad()
+def merge_tasks(
+    model: nn.Module, tasks: Sequence[str | Path], *, rank: int | None = None, cache: Path | None = None
+) -> MergedTasks:
+    """Merge the task files of one backbone, so that each can be had again.
+
+    Args:
+        model: The plain timm model with the pretrained weights; it is not changed.
+        tasks: At least two task files.
+        rank: Number k of templates of each layer; None is the number of tasks, with which each comes back exactly.
+        cache: The folder of the cache, for template banks; None is that of the user.
+
+    Raises:
+        MissingInputError: If a file, or the template bank that it needs, is not there.
+        UserError: If there are fewer than two files, one belongs to other weights, or one has changed more than the
+            weights of linear layers and convolutions.
+
+    Example:
+        >>> import timm
+        >>> from recast_exp import merge_tasks
+        >>> model = timm.create_model("vit_small_patch16_224", pretrained=True)  # doctest: +SKIP
+        >>> merged = merge_tasks(model, ["birds.safetensors", "pets.safetensors"], rank=1)  # doctest: +SKIP
+        >>> merged.errors  # doctest: +SKIP
+    """
+    if len(tasks) < 2:
+        raise UserError(f"tasks: expected at least two task files, got {len(tasks)}")
+    if rank is not None:
+        check_integer("rank", rank, 1, len(tasks) + 1)
+    check_timm(model)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    timm_model(network).reset_classifier(0)
+    plain = network.state_dict()
+    files = [load_task(path) for path in tasks]
+    folder = cache_folder(None) if cache is None else cache
+    changes, heads = zip(*(_changes(network, plain, task, folder) for task in files), strict=True)
+    layers = [name for name in _layers(network) if any(name in change for change in changes)]
+    templates: dict[str, Tensor] = {}
+    coefficients: list[dict[str, Tensor]] = [{} for _ in files]
+    number = len(files) if rank is None else rank
+    for layer in layers:
+        zeros = torch.zeros_like(plain[f"{layer}.weight"], dtype=torch.float32)
+        stacked = torch.stack([change.get(layer, zeros) for change in changes])
+        found = closed_form.solve(stacked, number, 1, 1, seed=0)
+        templates[layer] = found.templates
+        for own, row in zip(coefficients, found.coefficients.unbind(0), strict=True):
+            own[layer] = row
+    groups = tuple(Group(layer, (layer,), number, 1) for layer in layers)
+    start = {layer: torch.zeros(1, 1, number) for layer in layers}
+    origin = Origin("tasks", 0, 1, {}, weights_hash(network, layers))
+    banks = Banks(groups, templates, start, {"tasks": [task.path.name for task in files]}, origin, added=True)
+    errors, averaged, similarity = _interference(changes, templates, coefficients)
+    return MergedTasks(
+        banks, names_of([task.path for task in files]), coefficients, errors, averaged, similarity, files, list(heads),
+        network,
+    )  # fmt: skip
+
+
+def _layers(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def _changes(
+    network: nn.Module, plain: Mapping[str, Tensor], task: Task, cache: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a task has changed: layer → [rows, ...]; and its head."""
+    own = copy.deepcopy(network)
+    adapted = restore(own, task, cache=cache)
+    head = {name: parameter.detach().clone() for name, parameter in adapted.parameters("head")}
+    merged = library.merge(own)
+    kept = {f"{layer}.weight" for layer in _layers(network)}
+    changes: dict[str, Tensor] = {}
+    others: list[str] = []
+    of_head = set(adapted.trainable.get("head", {}).values())
+    for name, tensor in merged.state_dict().items():
+        if name in of_head:
+            continue
+        before = plain.get(name)
+        if before is not None and torch.equal(tensor, before):
+            continue
+        if name in kept and before is not None:
+            changes[name.rpartition(".")[0]] = (tensor - before).float().cpu()
+        elif not name.endswith("num_batches_tracked"):
+            others.append(name)
+    if others:
+        raise UserError(
+            f"tasks: expected tasks that have changed weights of linear layers and convolutions alone, got {task.path} "
+            f"with {others[0]}, too"
+        )
+    if not changes:
+        raise UserError(f"tasks: expected tasks that have changed weights, got {task.path}, which has changed none")
+    return changes, head
+
+
+def _interference(
+    changes: Sequence[Mapping[str, Tensor]],
+    templates: Mapping[str, Tensor],
+    coefficients: Sequence[Mapping[str, Tensor]],
+) -> tuple[list[float], list[float], Tensor]:
+    count = len(changes)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    left = torch.zeros(count, dtype=torch.float64)
+    for layer, bank in templates.items():
+        rows = [change.get(layer, torch.zeros_like(bank[0])).double().flatten() for change in changes]
+        stacked = torch.stack(rows)
+        gram += stacked @ stacked.T
+        for number, own in enumerate(coefficients):
+            combined = torch.tensordot(own[layer][0, 0].double(), bank.double(), 1).flatten()
+            left[number] += (combined - rows[number]).square().sum()
+    norms = gram.diagonal().sqrt()
+    mean = gram.mean(1)
+    apart = (gram.diagonal() - 2 * mean + gram.mean()).clamp_min(0).sqrt()
+    return (left.sqrt() / norms).tolist(), (apart / norms).tolist(), gram / torch.outer(norms, norms)
+
+
+def names_of(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The shortest ends of paths that tell them apart, without the ending of the file."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").absolute().parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(f"{path.stem} {number + 1}" for number, path in enumerate(paths))

@@ -1,0 +1,37 @@
+"""`stage=merge`: several task files on one set of templates, from which each can be had again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from recast_exp.config.fields import option
+from recast_exp.config.schema import Config
+from recast_exp.runs.results import Metrics
+from recast_exp.stages._base import Job, Stage
+
+
+@dataclass(frozen=True)
+class Merge(Stage):
+    """How many templates the tasks share."""
+
+    requires: ClassVar[tuple[str, ...]] = ("task",)
+    needs_images: ClassVar[bool] = False
+    runs_in_sweep: ClassVar[bool] = False
+
+    rank: int | None = option(None, "templates of each layer; null is the number of tasks, with which each comes back exactly", ge=1)  # fmt: skip # noqa: E501
+
+    def problems(self, settings: Config) -> Iterator[str]:
+        """At least two tasks, and no more templates than tasks."""
+        count = len([name for name in (settings.task or "").strip("[]").split(",") if name.strip()])
+        if count < 2:
+            yield f"task: expected at least two task files ([FILE,FILE]) with stage=merge, got {count}"
+        elif self.rank is not None and self.rank > count:
+            yield f"stage.rank: expected at most {count}, the number of tasks, got {self.rank}"
+
+    def run(self, job: Job) -> Metrics:
+        """Merge the tasks, and report how much they are in each other's way."""
+        from recast_exp.experiment import merging
+
+        return merging.run(job.settings, job.folder, self.rank)
