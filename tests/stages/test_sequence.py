@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from recast_exp.config import sequences
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
-from recast_exp.experiment import baselines, unknown_task
+from recast_exp.experiment import accumulated, baselines, unknown_task
 from recast_exp.heads import Features, Moments
 from recast_exp.heads.lda import discriminants
 from recast_exp.heads.ridge import regressions
+from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.loading import load_task
 from support.helpers import assert_one_line
 from support.running import run_commands, run_stage
 
@@ -238,7 +241,7 @@ def test_what_is_no_task(text: str) -> None:
     [
         ((), "stage.tasks: expected at least two tasks, or stage.splits"),
         (("stage.tasks=[digits,digits]", "stage.splits=2"), "stage.splits: expected null with several stage.tasks"),
-        (("stage.splits=2", "stage.baselines=[all]"), "stage.baselines: expected some of separate"),
+        (("stage.splits=2", "stage.baselines=[all]"), "stage.baselines: expected some of lae, separate"),
         (("stage.splits=2", "model=vit_full"), "model.method: expected recast or frozen"),
         (("stage.splits=2", "model=vit_frozen", "stage.start_from=mean"), "stage.start_from: expected zero"),
         (
@@ -262,3 +265,35 @@ def test_too_many_splits_and_too_few_classes(tiny: Compose, tmp_path: Path) -> N
         with pytest.raises(UserError) as error:
             run_stage(settings, tmp_path, typed=("model=vit_att",))
         assert_one_line(error, "stage.tasks: digits", message)
+
+
+@pytest.mark.parametrize("method", [["model=vit_att"], ["model=vit_frozen", "adapter=melo"]], ids=["recast", "melo"])
+def test_one_set_of_parameters_for_all_tasks(tiny: Compose, tmp_path: Path, method: list[str]) -> None:
+    typed = (*THREE, *method, "stage.splits=2", "stage.baselines=[lae]")
+    run_stage(tiny(*typed), tmp_path)
+    own, *others = read(tmp_path / "sequence.json")["methods"]
+    lae = next(row for row in others if row["method"].endswith(", LAE"))
+    # Those of the method grow with the tasks; these are the online and the offline ones, however many tasks there are
+    assert lae["parameters"] == own["parameters"]
+    assert 0 <= lae["unknown"] <= lae["known"] <= 1
+    folders = [tmp_path / "tasks" / name for name in sorted(path.name for path in (tmp_path / "tasks").glob("* lae"))]
+    assert len(folders) == 2
+    first, second = (load_task(folder / "task.safetensors") for folder in folders)
+    # The first task is trained as it is without; the second one starts where that has ended
+    first_alone = next(path for path in (tmp_path / "tasks").glob("01*") if "lae" not in path.name)
+    alone = load_task(first_alone / "task.safetensors")
+    moved = [name for name in alone.tensors if not name.startswith("head/")]
+    assert moved
+    assert all(torch.equal(first.tensors[name], alone.tensors[name]) for name in moved)
+    second_alone = next(path for path in (tmp_path / "tasks").glob("02*") if "lae" not in path.name)
+    again = load_task(second_alone / "task.safetensors")
+    assert any(not torch.equal(second.tensors[name], again.tensors[name]) for name in moved)
+
+
+def test_the_parameters_that_accumulate() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=1, embed_dim=24, num_heads=2)
+    adapted = AdaptedModel(network, {"head": {"head.weight": "head.weight"}, "adapter": {"norm.bias": "norm.bias"}})
+    found = accumulated.shared_tensors(adapted)
+    assert list(found) == ["adapter/norm.bias"]
+    network.get_parameter("norm.bias").data.add_(1)
+    assert not torch.equal(found["adapter/norm.bias"], network.get_parameter("norm.bias"))  # a copy

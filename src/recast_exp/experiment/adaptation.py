@@ -19,7 +19,7 @@ from recast_exp import __version__
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.display import console, plots
-from recast_exp.errors import RecastError
+from recast_exp.errors import RecastError, UserError
 from recast_exp.experiment.card import write_card, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.features import frozen_features
@@ -83,7 +83,11 @@ def _known(run_dir: Path) -> Metrics | None:
 
 
 def adapt(
-    settings: Config, run_dir: Path, group: str | None = None, start: Mapping[str, torch.Tensor] | None = None
+    settings: Config,
+    run_dir: Path,
+    group: str | None = None,
+    start: Mapping[str, torch.Tensor] | None = None,
+    begin: Mapping[str, torch.Tensor] | None = None,
 ) -> Metrics:
     """Adapt a backbone to a dataset and write everything down; the metrics.
 
@@ -93,16 +97,22 @@ def adapt(
         group: Folder of the sweep that it belongs to.
         start: Layer → the relative form [B, L] of the coefficients that training starts from (`Banks.relative`); None
             for those that were mimicked.
+        begin: `kind/public name` → coefficients or adapter's parameters that training starts from
+            (`AdaptedModel.task_tensors`); None for the usual ones.
 
     Raises:
         Pruned: If the run is a trial that its search has given up; the test images have not been looked at.
     """
     with own_rank(settings.trainer.devices), tracked(settings, run_dir, group) as trackers:
-        return _adapt(settings, run_dir, trackers, start)
+        return _adapt(settings, run_dir, trackers, start, begin or {})
 
 
 def _adapt(
-    settings: Config, run_dir: Path, trackers: list[Tracker], start: Mapping[str, torch.Tensor] | None
+    settings: Config,
+    run_dir: Path,
+    trackers: list[Tracker],
+    start: Mapping[str, torch.Tensor] | None,
+    begin: Mapping[str, torch.Tensor],
 ) -> Metrics:
     is_main = is_main_process(settings.trainer.devices)
     experiment = Experiment.open(settings)
@@ -113,6 +123,14 @@ def _adapt(
     adapted = experiment.adapt(banks)
     if banks and start is not None:
         begin_from(adapted, banks.from_relative(start))
+    for name, tensor in adapted.task_tensors().items():
+        if name in begin:
+            if tensor.shape != begin[name].shape:
+                raise UserError(
+                    f"stage.baselines: lae expects parameters of one shape in all tasks, got {list(tensor.shape)} after "
+                    f"{list(begin[name].shape)} for {name}; leave out what gives layers ranks of their own"
+                )
+            tensor.copy_(begin[name])
     data = experiment.data(keep=True, plain=experiment.needs_features)
     if is_main:
         write_card(run_dir, data)

@@ -15,6 +15,7 @@ from torch import Tensor
 from recast_exp.config.schema import Config
 from recast_exp.display import console, plots
 from recast_exp.experiment import baselines, subruns
+from recast_exp.experiment.accumulated import accumulated
 from recast_exp.experiment.adaptation import adapt
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.sequence_tasks import SequenceTask
@@ -38,7 +39,7 @@ class Plan:
     Attributes:
         start_from: What a task's coefficients start from: "zero" for the pretrained ones, "mean" of the earlier tasks,
             or those of the earlier "task" whose features fit the new images best.
-        baselines: Some of "separate", "fine-tuning" and "joint".
+        baselines: Some of "lae", "separate", "fine-tuning" and "joint".
         random_features: Number of RanPAC's random features; None where images of unknown task are not scored.
     """
 
@@ -93,7 +94,7 @@ def run(settings: Config, run_dir: Path, group: str | None, tasks: Sequence[Sequ
             for name, value in [(label, unknown.inferred(shared)), *((n, s.unknown) for n, s in scores.items())]:
                 curves.setdefault(name, []).append(value)
     own = trained.row(matrix, curves[label][-1] if label in curves else None)
-    rows = [own, *_heads(scores, own, matrix), *_baselines(run_dir, group, tasks, parts, plan.baselines)]
+    rows = [own, *_heads(scores, own, matrix), *_baselines(run_dir, group, tasks, parts, plan.baselines, label)]
     found: Sequenced = {
         "tasks": [task.name for task in tasks],
         "accuracy": matrix,
@@ -185,9 +186,16 @@ def _heads(scores: Mapping[str, Score], own: SequenceRow, matrix: Sequence[Seque
 
 
 def _baselines(
-    run_dir: Path, group: str | None, tasks: Sequence[SequenceTask], parts: Sequence[Experiment], names: Sequence[str]
+    run_dir: Path,
+    group: str | None,
+    tasks: Sequence[SequenceTask],
+    parts: Sequence[Experiment],
+    names: Sequence[str],
+    label: str,
 ) -> list[SequenceRow]:
     rows = []
+    if "lae" in names:
+        rows.append(accumulated(run_dir, group, tasks, parts, label))
     if "joint" in names:
         row = baselines.joint(run_dir, group, tasks, parts)
         if row is None:

@@ -14,6 +14,7 @@ from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
 BASELINES = ("separate", "fine-tuning", "joint")
+ALL_BASELINES = ("lae", *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Sequence(Stage):
     tasks: list[str] = option([], "datasets in order, each with a slice of its classes (cub[0:50]) and overrides (flowers dataset.shots=5)")  # fmt: skip # noqa: E501
     splits: int | None = option(None, "divide the classes of the one dataset into this number of tasks", ge=2)
     start_from: str = option("zero", "coefficients that the next task starts from: the pretrained ones, the mean of the earlier tasks, or those of the earlier task that fits best", choices=("zero", "mean", "task"))  # fmt: skip # noqa: E501
-    baselines: list[str] = option(list(BASELINES), "what is trained for comparison: separate (full fine-tuning of a model for each task), fine-tuning (one model, task after task), joint (all classes at once)")  # fmt: skip # noqa: E501
+    baselines: list[str] = option(list(BASELINES), "what is trained for comparison: lae (the method with the same parameters for all tasks, and their mean), separate (full fine-tuning of a model for each task), fine-tuning (one model, task after task), joint (all classes at once)")  # fmt: skip # noqa: E501
     unknown: bool = option(True, "also score images whose task is not known")
     random_features: int = option(2000, "random features of RanPAC, where the task is not known", ge=1)
 
@@ -40,8 +41,8 @@ class Sequence(Stage):
             yield f"stage.tasks: expected at least two tasks, or stage.splits, got {self.tasks}"
         if self.splits is not None and len(self.tasks) > 1:
             yield f"stage.splits: expected null with several stage.tasks, got {self.splits}"
-        if unknown := [name for name in self.baselines if name not in BASELINES]:
-            yield f"stage.baselines: expected some of {', '.join(BASELINES)}, got {unknown[0]!r}"
+        if unknown := [name for name in self.baselines if name not in ALL_BASELINES]:
+            yield f"stage.baselines: expected some of {', '.join(ALL_BASELINES)}, got {unknown[0]!r}"
         if settings.model.method == "full":
             yield (
                 "model.method: expected recast or frozen with stage=sequence, whose tasks share a backbone, got full; "
@@ -51,6 +52,11 @@ class Sequence(Stage):
             yield f"trainer.devices: expected 1 with stage=sequence, got {settings.trainer.devices}"
         if self.start_from != "zero" and settings.model.method != "recast":
             yield f"stage.start_from: expected zero without coefficients, got {self.start_from}"
+        elif self.start_from != "zero" and settings.recast.templates != "layers":
+            yield (
+                f"stage.start_from: expected zero with recast.templates={settings.recast.templates}, whose "
+                f"coefficients have no relative form, got {self.start_from}"
+            )
 
     def run(self, job: Job) -> Metrics:
         """Train the tasks in order, and test all earlier ones after each."""
