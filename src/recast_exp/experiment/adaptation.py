@@ -127,7 +127,7 @@ def _adapt(
         if name in begin:
             if tensor.shape != begin[name].shape:
                 raise UserError(
-                    f"stage.baselines: lae expects parameters of one shape in all tasks, got {list(tensor.shape)} after "
+                    f"stage.baselines: lae expects parameters of one shape in all tasks, got {list(tensor.shape)} and "
                     f"{list(begin[name].shape)} for {name}; leave out what gives layers ranks of their own"
                 )
             tensor.copy_(begin[name])
