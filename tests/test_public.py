@@ -444,7 +444,9 @@ def unchanged() -> Any:
 
 @pytest.mark.parametrize("solver", SOLVERS.names())
 def test_mimicry_leaves_the_process_alone(solver: str, stock: dict[str, nn.Module], unchanged: None) -> None:
-    options = {} if solver == "closed_form" else {"steps": 2}
+    options: dict[str, Any] = {"closed_form": {}, "calibrated": {"images": torch.zeros(2, 3, 32, 32)}}.get(
+        solver, {"steps": 2}
+    )
     recast_exp.mimic(stock["cnn"], recast_exp.find_groups(stock["cnn"]), solver=solver, **options)
 
 

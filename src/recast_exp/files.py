@@ -139,14 +139,19 @@ def json_hash(value: object, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
+def cache_place(cache_dir: str | None) -> Path:
+    """Where `cache_folder` is, without making it."""
+    name = cache_dir or os.environ.get("RECAST_EXP_CACHE") or platformdirs.user_cache_dir("recast_exp")
+    return user_path(name).absolute()
+
+
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder for banks, probes and embedded backbones: `cache_dir`, $RECAST_EXP_CACHE, or the user's own.
 
     Raises:
         UserError: If it cannot be made or written to: better now than after training.
     """
-    name = cache_dir or os.environ.get("RECAST_EXP_CACHE") or platformdirs.user_cache_dir("recast_exp")
-    folder = user_path(name).absolute()
+    folder = cache_place(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

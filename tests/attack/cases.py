@@ -106,6 +106,24 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "recast.targets", "recast.targets=[nowhere]")
     yield typed(kind, "recast.num_groups", "recast.num_groups=1000")
     yield typed(kind, "recast.num_templates", "recast.num_templates=1000")
+    yield typed(kind, "recast.templates: expected one of", "recast.templates=magic")
+    yield typed(kind, "recast.mixing: expected sum", "recast.mixing=gated")
+    yield typed(kind, "recast.num_templates: expected at most 64", "model=vit_random", "recast.num_templates=65")
+    yield typed(kind, "recast.num_templates", "model=vit_lora_xs", "recast.num_templates=100000")
+    yield typed(kind, "recast.tasks: expected task files", "model=vit_tasks")
+    yield typed(kind, "recast.tasks: expected none", "recast.tasks=[x.safetensors]")
+    yield typed(kind, "recast.tasks: expected a file", "model=vit_tasks", "recast.tasks=[nowhere]", code=3)
+    yield typed(kind, "mimicry: expected closed_form", "model=vit_random", "mimicry=gradient")
+    yield typed(kind, "stage.solvers: expected some of", "stage=reconstruct", "stage.solvers=[magic]")
+    yield typed(kind, "stage.dtypes: expected some of", "stage=reconstruct", "stage.dtypes=[int4]")
+    yield typed(kind, "stage.sizes: expected integers", "stage=reconstruct", "stage.sizes=[0]")
+    yield typed(kind, "stage.sweep: expected false", "stage=reconstruct", "stage.sweep=true", "model=vit_random")
+    yield typed(kind, "task: expected", "stage=merge")
+    yield typed(
+        kind, "adapter.nested", "model=vit_frozen", "adapter=melo", "adapter.nested=true", "adapter.rank_gates=true"
+    )
+    yield typed(kind, "ranks: expected", "model=vit_frozen", "adapter=melo", "adapter.ranks=[1,2]")
+    yield typed(kind, "adapter: tera does not fit", "model=vit_frozen", "adapter=tera", "adapter.layers=[nowhere]")
     yield typed(kind, "dataset.classes: expected", "dataset.classes=[nope]")
     yield typed(kind, "dataset.classes: expected at least two", "dataset.classes=[5]")
     yield typed(kind, "training: expected joint", "training=through_head", "dataset.shots=1")
@@ -224,6 +242,20 @@ def of_tasks() -> Iterator[Case]:
             name if name in ("model", "recast") else "task: ",
             evaluate(lambda record, tensors, n=name, v=value: record["config"].update({n: v})),
         )
+    for name, value, code in (
+        ("solver", "tasks", 3),  # whose bank is not there
+        ("solver", "magic", 3),
+        ("dtype", "int4", 2),
+        ("options", {"mixing": "gated"}, 2),
+        ("options", {"seed": 3}, 2),
+        ("options", {"model": "x"}, 2),
+    ):
+
+        def forged(record: Any, _: Any, name: str = name, value: object = value) -> None:
+            record["bank"] = "0" * 64
+            record["templates"][name] = value
+
+        yield Case(kind, f"templates with {name}={value}", "", evaluate(forged), code=code)
     yield Case(kind, "an unknown entry", "does not know", evaluate(entry("more", 1)))
     yield Case(kind, "a newer format", "update recast_exp", evaluate(entry("format", 99)))
     yield Case(kind, "two classes of one name", "different names", evaluate(entry("classes", ["a", "a"])))
@@ -323,6 +355,13 @@ def of_banks() -> Iterator[Case]:
         )
     for text in ("", "null", "[" * 100_000, "NaN", '{"format": 1e999}'):
         yield Case(kind, f"a record {text[:12]!r}", "bank: ", with_bank(lambda record, _, t=text: t))
+    for name, value in (("added", True), ("mixing", "gated"), ("mixing", "x"), ("dtype", "int8"), ("dtype", 3)):
+        yield Case(
+            kind,
+            f"{name}={value}",
+            "bank: ",
+            with_bank(lambda record, _, n=name, v=value: record.pop("hash") and record.update({n: v})),
+        )
     for dtype in (torch.int8, torch.float16, torch.bool):
         yield Case(
             kind,
@@ -692,6 +731,12 @@ def of_calls() -> Iterator[Case]:
         ("an unknown solver", "solver", mimicked(solver="magic")),
         ("an unknown option", "", mimicked(magic=3)),
         ("num_sets=0", "num_sets", mimicked(num_sets=0)),
+        ("no images", "images", mimicked(solver="calibrated")),
+        ("images of another shape", "images", mimicked(solver="calibrated", images=torch.zeros(3))),
+        ("an unknown kind of templates", "templates", mimicked(templates="magic")),
+        ("a mixing of another kind", "mixing", mimicked(mixing="gated")),
+        ("an unknown dtype", "template_dtype", mimicked(template_dtype="int4")),
+        ("one task to merge", "tasks", lambda at: recast_exp.merge_tasks(vit(), [at.good / "task.safetensors"])),
         ("a negative seed", "seed", mimicked(seed=-1)),
         ("inject twice", "banks", lambda _: _inject_twice()),
         ("inject elsewhere", "", lambda _: recast_exp.inject(nn.Linear(2, 2), _banks())),

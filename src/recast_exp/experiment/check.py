@@ -10,16 +10,17 @@ import numpy as np
 
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
-from recast_exp.config.schema import Config, DatasetConfig, ModelConfig
+from recast_exp.config.schema import Config, DatasetConfig, ModelConfig, RecastConfig
 from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
 from recast_exp.errors import RecastError, UserError, section
-from recast_exp.files import cache_folder, user_path
+from recast_exp.files import cache_folder, cache_place, user_path
+from recast_exp.models.bank_cache import check_kind
 from recast_exp.models.check import check_classifier, check_model, check_task
 from recast_exp.models.create import backbone_name, create_network
 from recast_exp.models.weights import load_file
 from recast_exp.recast import Banks
-from recast_exp.runs import layout
+from recast_exp.runs import hub, layout
 from recast_exp.runs.task_header import task_files
 from recast_exp.training import objectives
 from recast_exp.training.checkpoint import read_checkpoint
@@ -72,10 +73,14 @@ class Inputs:
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
         if settings.resume and (checkpoint := layout.checkpoint(user_path(settings.resume))).exists():
             read_checkpoint(checkpoint)
+        cache = None if settings.bank else cache_place(settings.cache_dir)
         for task in task_files(settings.task or ""):
-            self._once(f"task {task}", partial(check_task, task))
+            self._once(f"task {task} {cache}", partial(check_task, task, cache))
+        for name in settings.recast.tasks if model.method == "recast" else ():
+            self._once(f"task {name} {cache}", partial(check_task, hub.local(name), cache_place(settings.cache_dir)))
         if settings.bank:
-            self._once(f"bank {settings.bank}", lambda: _check_bank(str(settings.bank)))
+            own = None if settings.task else settings.recast  # a task file says which bank it wants
+            self._once(f"bank {settings.bank} {own}", lambda: _check_bank(str(settings.bank), own))
         # What is to be loaded is not there yet; to leave damaged images out, all would have to be decoded
         if images and not dataset.download and dataset.bad_images == "error":
             objective = None if trains_only_head(settings) else objectives.from_config(settings.training)
@@ -107,9 +112,11 @@ def _check_images(dataset: DatasetConfig, data_dir: str, objective: objectives.O
         logger.setLevel(level)
 
 
-def _check_bank(path: str) -> None:
+def _check_bank(path: str, recast: RecastConfig | None) -> None:
     with section("bank: "):
-        Banks.load(path)
+        banks = Banks.load(path)
+    if recast is not None:
+        check_kind(banks, path, recast)
 
 
 def _check_weights(model: ModelConfig) -> None:

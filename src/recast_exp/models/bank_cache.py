@@ -97,7 +97,7 @@ def bank_for(
         path = user_path(given)
         with section("bank: "):
             banks = Banks.load(path)
-        _check_given(banks, path, groups, backbone)
+        _check_given(banks, path, groups, backbone, recast)
         return banks, path
     settings = _settings(backbone, recast, mimicry, material)
     index = cache / "banks" / "index" / f"{json_hash([settings, [asdict(group) for group in groups]], 32)}.json"
@@ -226,13 +226,31 @@ def _mimic(
         return run(lambda: progress.advance(task))
 
 
-def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone) -> None:
+def check_kind(banks: Banks, path: str | Path, recast: RecastConfig) -> None:
+    """Refuse banks whose templates make weights in another way than a configuration asks for.
+
+    Raises:
+        UserError: One line.
+    """
+    kind, mixing = kind_of(recast.templates, recast.mixing)
+    asked, got = (kind.ADDED, mixing, recast.template_dtype), (banks.added, banks.mixing, banks.dtype)
+    if asked != got:
+        raise UserError(
+            f"bank: expected templates as recast.templates={recast.templates}, recast.mixing={mixing} and "
+            f"recast.template_dtype={recast.template_dtype} ask for, got {path} with "
+            f"{'templates added to the weights' if banks.added else 'templates that rebuild the weights'}, mixing "
+            f"{banks.mixing} and dtype {banks.dtype}"
+        )
+
+
+def _check_given(banks: Banks, path: Path, groups: list[Group], backbone: Backbone, recast: RecastConfig) -> None:
     fingerprint = banks.settings.get("fingerprint")
     if fingerprint != backbone.fingerprint:
         raise UserError(
             f"bank: expected a bank of this backbone's weights ({backbone.fingerprint[:16]}…), got {path}, which was "
             f"made from {banks.settings.get('backbone')} with other weights ({str(fingerprint)[:16]}…)"
         )
+    check_kind(banks, path, recast)
     if banks.groups != tuple(groups):
         raise UserError(
             f"bank: expected the groups that recast.* asks for ({len(groups)}, such as {groups[0]}), got {path}, which "

@@ -18,7 +18,7 @@ from recast_exp.models.adapted import assemble
 from recast_exp.models.bank_cache import groups_of
 from recast_exp.models.create import backbone_name, blueprint, input_of
 from recast_exp.models.features import classifier
-from recast_exp.models.loading import load_task
+from recast_exp.models.loading import check_bank, load_task
 from recast_exp.models.task_file import COEFFICIENTS, FIXED, RELATIVE, groups_and_origin
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks, Group, inject
@@ -108,21 +108,31 @@ def cut_off(adapter: Adapter, kind: str, names: Sequence[str], *, frozen: bool) 
     )
 
 
-def check_task(path: Path) -> None:
+def check_task(path: Path, cache: Path | None = None) -> None:
     """Refuse a task file that is damaged, or whose tensors are not those of a model that its record describes.
+
+    Args:
+        path: The file.
+        cache: The folder of the cache, to look for its templates; None if they are given.
 
     Raises:
         UserError: One line.
-        MissingInputError: If there is no such file.
+        MissingInputError: If there is no such file, or no file of its templates.
     """
     task = load_task(path)
+    if cache is not None:
+        check_bank(task, cache)
     if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
         return
     groups, origin = groups_and_origin(task.record)
     layers = {name for name, _ in network.named_modules()}
     try:
+        with section(f"task: {path}: templates."):
+            if origin and origin.repeatable:  # or it is not made again
+                origin.check()
+            form = origin.form if origin else REBUILDING
         with torch.device("meta"):
-            banks = Banks.without_values(network, groups, **(origin.form if origin else REBUILDING)) if groups else None
+            banks = Banks.without_values(network, groups, **form) if groups else None
             adapted = assemble(network, task.settings, task.adapter, banks, len(task.classes), task.seed)
             packed = set(adapted.packers())
             expected = {

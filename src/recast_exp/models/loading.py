@@ -213,24 +213,46 @@ def banks_of(
         with section("bank: "):
             return Banks.load(user_path(given), task.bank)
     folder = cache_folder(None) if cache is None else cache
-    bank_file = task.path.parent / f"{task.bank}.safetensors"
-    repeatable = task.origin is not None and task.origin.repeatable
-    for path in (bank_file, bank_path(folder, task.bank)):
-        if path.is_file():
-            try:
-                with section("bank: "):
-                    return Banks.load(path, task.bank)
-            except UserError as error:
-                if not repeatable:
-                    raise
-                log.warning("The template bank cannot be used (%s); it is made again", error)
-    if task.origin is None or not repeatable:
-        raise MissingInputError(
-            f"bank: expected the template bank {task.bank[:16]}… of {task.path}, got neither {bank_file} nor a file in "
-            f"{folder}; pass its file ({task.bank[:16]}….safetensors in the cache where it was trained) as bank=FILE, "
-            "or as banks in Python"
-        )
+    for path in _bank_files(task, folder):
+        try:
+            with section("bank: "):
+                return Banks.load(path, task.bank)
+        except UserError as error:
+            if not _can_be_made(task):
+                raise
+            log.warning("The template bank cannot be used (%s); it is made again", error)
+    check_bank(task, folder)
+    assert task.origin is not None
     return _remade(task, network, task.origin)
+
+
+def check_bank(task: Task, cache: Path) -> None:
+    """Refuse a task whose templates are neither at hand nor can be made again.
+
+    Args:
+        task: The task.
+        cache: The folder of the cache.
+
+    Raises:
+        MissingInputError: One line that says where they may be.
+    """
+    if task.bank is not None and not _can_be_made(task) and not _bank_files(task, cache):
+        raise MissingInputError(
+            f"bank: expected the template bank {task.bank[:16]}… of {task.path}, got neither "
+            f"{task.path.parent / f'{task.bank}.safetensors'} nor a file in {cache}; pass its file "
+            f"({task.bank[:16]}….safetensors in the cache where it was trained) as bank=FILE, or as banks in Python"
+        )
+
+
+def _can_be_made(task: Task) -> bool:
+    return task.origin is not None and task.origin.repeatable
+
+
+def _bank_files(task: Task, cache: Path) -> list[Path]:
+    """The files that may hold the templates of a task, nearest first."""
+    assert task.bank is not None
+    places = task.path.parent / f"{task.bank}.safetensors", bank_path(cache, task.bank)
+    return [path for path in places if path.is_file()]
 
 
 def _remade(task: Task, network: nn.Module, origin: Origin) -> Banks:

@@ -32,6 +32,7 @@ from recast_exp.recast.formulas import (
     unrounded,
 )
 from recast_exp.recast.grouping import Group, layer_module
+from recast_exp.recast.solvers import check_options
 from recast_exp.recast.templates import kind_of, rank_of
 from recast_exp.schemas import parse
 
@@ -191,6 +192,19 @@ class Origin:
     def repeatable(self) -> bool:
         """Whether any machine makes the same templates to within rounding, in a moment, from the weights alone."""
         return self.solver in _REPEATABLE
+
+    def check(self) -> None:
+        """Refuse options that its solver, or its kind of templates, does not take.
+
+        Raises:
+            UserError: One line.
+        """
+        if self.solver in TEMPLATES.names():
+            if others := [name for name in self.options if name != "mixing"]:
+                raise UserError(f"options.{others[0]}: expected at most mixing for templates={self.solver}")
+            _ = self.form
+        else:
+            check_options(self.solver, self.options)
 
     @property
     def form(self) -> Form:

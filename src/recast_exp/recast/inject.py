@@ -201,13 +201,12 @@ def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
             f"model: expected the weights that the templates were made from ({origin.weights[:16]}…), got others "
             f"({found[:16]}…)"
         )
+    origin.check()
     options = dict(origin.options)
     if origin.solver not in TEMPLATES.names():
         made = mimic(model, groups, solver=origin.solver, num_sets=origin.num_sets, seed=origin.seed, **options)
         return made.rounded_to(origin.dtype)
     mixing = options.pop("mixing", None)
-    if options or not (mixing is None or isinstance(mixing, str)):
-        raise UserError(f"options: expected at most mixing for templates={origin.solver}, got {origin.options}")
     made = mimic(model, groups, templates=origin.solver, mixing=mixing, num_sets=origin.num_sets, seed=origin.seed)
     return made.rounded_to(origin.dtype)
 
