@@ -174,11 +174,23 @@ def _text(value: Any) -> str:
 
 def _adapters() -> Iterator[str]:
     """The options of each adapter, under the names that the command line knows."""
+    known: set[str] = set()
     for name in adapters.names():
         adapter = adapters.load(name)
         fields = {f"adapter.{field.name}": field for field in dataclasses.fields(adapter)}
         if fields:
-            yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_keys(fields))
+            yield from (f"### adapter={name}", "", f"Needs {adapter.fits}.", "", *_own_keys(fields, known))
+
+
+def _own_keys(fields: dict[str, dataclasses.Field[Any]], known: set[str]) -> Iterator[str]:
+    """Options of a plug-in; one that an earlier plug-in has, too, has its place in the index there."""
+    yield from _keys({key: field for key, field in fields.items() if key not in known})
+    for key, field in fields.items():
+        if key in known:
+            help = field.metadata["help"]
+            takes = f"Takes {accepted(field)}; default {_default(field)}."
+            yield from (f"`{key}`", f": {help[0].upper()}{help[1:]}. {takes}", "")
+    known.update(fields)
 
 
 _PLUGINS: dict[str, tuple[Callable[[], list[str]], Callable[[str], type]]] = {
@@ -192,14 +204,10 @@ _PLUGINS: dict[str, tuple[Callable[[], list[str]], Callable[[str], type]]] = {
 def _plugins(group: str) -> Iterator[str]:
     """The options of each option of a group."""
     names, load = _PLUGINS[group]
-    known: set[str] = set()  # an option that several have is described in full once, and has one place in the index
+    known: set[str] = set()
     for name in names():
         if fields := {f"{group}.{field.name}": field for field in dataclasses.fields(load(name))}:
-            own = {key: field for key, field in fields.items() if key not in known}
-            yield from (f"### {group}={name}", "", *_keys(own))
-            for key in [key for key in fields if key in known]:
-                yield from (f"`{key}`", f": Takes {accepted(fields[key])}; default {_default(fields[key])}.", "")
-            known |= fields.keys()
+            yield from (f"### {group}={name}", "", *_own_keys(fields, known))
 
 
 def _search(conf: Path) -> Iterator[str]:
