@@ -23,7 +23,14 @@ from recast_exp.report.reading import Job, read_jobs
 
 HERE = Path(__file__).parent
 RECORDS, PAGE, FIGURE = HERE / "real_mini.csv", HERE.parent / "results.md", HERE.parent / "_static/results.png"
-NAMES = {"cub": "birds", "flowers": "flowers", "digits": "digits 5 to 9", "cifar10": "CIFAR-10"}
+NAMES = {
+    "cub": "birds",
+    "cub 32-true": "birds, float32",
+    "flowers": "flowers",
+    "digits": "digits 5 to 9",
+    "cifar10": "CIFAR-10",
+}
+"""Dataset → its name on the page; photographs that were not computed in bfloat16 stand apart."""
 PROBE = "linear probe"
 MINUS = "−"
 
@@ -45,7 +52,7 @@ def record(job: Job) -> Record:
     }
     model = job.setting("model", "method")
     return {
-        "dataset": job.dataset,
+        "dataset": _table_of(job.dataset, str(job.setting("trainer", "precision"))),
         "method": job.label,
         "draw": str(job.draw),
         "trains": "coefficients" if model == "recast" else "backbone" if model == "full" else "adapter",
@@ -53,6 +60,12 @@ def record(job: Job) -> Record:
         "parameters": str(job.count("task_specific")),
         **{name: _short(job.metrics.get(key, "")) for name, key in names.items()},
     }
+
+
+def _table_of(dataset: str, precision: str) -> str:
+    """The table that a run belongs to: methods are compared with a probe of the same precision."""
+    apart = f"{dataset} {precision}"
+    return apart if apart in NAMES else dataset
 
 
 def add(folder: Path) -> None:
