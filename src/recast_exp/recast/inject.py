@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from recast_exp.recast.bank import (
 )
 from recast_exp.recast.formulas import Mimicked, first_coefficients
 from recast_exp.recast.grouping import Group, layer_module, places_of_parameters
-from recast_exp.recast.solvers import check_options
+from recast_exp.recast.solvers import check_options, needs_images
 from recast_exp.recast.templates import kind_of, rank_of
 
 BANKS = "banks"  # where the template banks are registered in the model
@@ -92,69 +94,108 @@ def mimic(
     check_options(solver, options)
     check_integer("num_sets", num_sets, 1)
     check_integer("seed", seed, 0, 2**32)
-    solve, refine = SOLVERS.load(solver).solve, getattr(SOLVERS.load(solver), "refine", None)
-    if templates == "layers" and refine is not None and images is None:
-        raise UserError(f"images: expected images [N, 3, H, W] with solver={solver}, whose outputs it keeps, got None")
     groups = tuple(groups)
     if not groups:
         raise UserError("groups: expected at least one, got none")
     _check_distinct(groups)
-    found: dict[str, Tensor] = {}
-    coefficients: dict[str, Tensor] = {}
-    for index, group in enumerate(groups):
+    for group in groups:
         _check_number(model, group, templates, mixing)
-        weights = torch.stack([reference(model, layer) for layer in group.layers])
-        own_seed = (seed + index) % 2**32
-        if templates == "layers":
-            with torch.enable_grad():
-                mimicked = solve(
-                    weights,
-                    group.num_templates,
-                    num_sets,
-                    group.num_blocks,
-                    seed=own_seed,
-                    progress=progress if refine is None else lambda: None,
-                    **({} if refine else options),
-                )
-        else:
-            rank, source = rank_of(group.num_templates, mixing), dict[str, object](seed=own_seed)
-            if templates == "tasks":
-                source = {"differences": _of_layer(group, weights[0], differences)}
-            made = kind.make(weights, rank, mixing, **source)
-            _check_made(group, weights[0].shape, mixing, made)
-            start = first_coefficients(len(weights), num_sets, group.num_blocks, group.num_templates, mixing)
-            mimicked = Mimicked(made, start)
-        found[group.name] = mimicked.templates
-        coefficients |= dict(zip(group.layers, mimicked.coefficients.unbind(0), strict=True))
-    if templates == "layers" and refine is not None:
-        assert images is not None
-        starts = [
-            (group.layers, Mimicked(found[group.name], torch.stack([coefficients[layer] for layer in group.layers])))
-            for group in groups
-        ]
-        for group, fitted in zip(
-            groups, refine(*_for_calibration(model, starts, images), progress=progress, **options), strict=True
-        ):
-            found[group.name] = fitted.templates
-            coefficients |= dict(zip(group.layers, fitted.coefficients.unbind(0), strict=True))
+    stacked = (torch.stack([reference(model, layer) for layer in group.layers]) for group in groups)
+    if templates == "layers":
+        if needs_images(solver) and (images is None or images.dim() != 4 or not len(images)):
+            got = None if images is None else list(images.shape)
+            raise UserError(f"images: expected images [N, 3, H, W] with solver={solver}, got {got}")
+        found = _solved(groups, stacked, solver, num_sets, seed, progress, options)
+        if images is not None and needs_images(solver):
+            found = _refined(model, groups, found, solver, images, progress, options)
+    else:
+        found = [
+            _made(
+                group, weights, kind, mixing, num_sets,
+                _of_layer(group, weights[0], differences) if templates == "tasks" else (seed + index) % 2**32,
+            )
+            for index, (group, weights) in enumerate(zip(groups, stacked, strict=True))
+        ]  # fmt: skip
+    coefficients = {
+        layer: own
+        for group, each in zip(groups, found, strict=True)
+        for layer, own in zip(group.layers, each.coefficients.unbind(0), strict=True)
+    }
+    made = {group.name: each.templates for group, each in zip(groups, found, strict=True)}
     made_by = solver if templates == "layers" else templates
     chosen = dict(options) if mixing == kind.MIXINGS[0] else {**options, "mixing": mixing}
     origin = Origin(made_by, seed, num_sets, chosen, weights_hash(model, coefficients))
-    return Banks(groups, found, coefficients, settings or {}, origin, kind.ADDED, mixing).rounded_to(template_dtype)
+    return Banks(groups, made, coefficients, settings or {}, origin, kind.ADDED, mixing).rounded_to(template_dtype)
 
 
 BATCH = 64  # images at once, through the layers that are calibrated
 
 
-def _for_calibration(
-    model: nn.Module, starts: list[tuple[tuple[str, ...], Mimicked]], images: Tensor
-) -> tuple[nn.Module, list[tuple[tuple[str, ...], Mimicked]], Callable[[], Iterator[Tensor]]]:
-    """A copy of the model in float32 that may change, the starts, and the images in batches."""
-    if images.dim() != 4 or not len(images):
-        raise UserError(f"images: expected images [N, 3, H, W], got {list(images.shape)}")
+def _solved(
+    groups: Sequence[Group],
+    stacked: Iterable[Tensor],
+    solver: str,
+    num_sets: int,
+    seed: int,
+    progress: Callable[[], None],
+    options: Mapping[str, Any],
+) -> list[Mimicked]:
+    """What a solver finds for the weights [L, rows, ...] of each group."""
+    solve, own = SOLVERS.load(solver).solve, dict(options)
+    if needs_images(solver):  # which has its options, and calls `progress`, when it goes on
+        own, progress = {}, lambda: None
+    found = []
+    for index, (group, weights) in enumerate(zip(groups, stacked, strict=True)):
+        with torch.enable_grad():
+            found.append(
+                solve(
+                    weights,
+                    group.num_templates,
+                    num_sets,
+                    group.num_blocks,
+                    seed=(seed + index) % 2**32,
+                    progress=progress,
+                    **own,
+                )
+            )
+    return found
+
+
+def _refined(
+    model: nn.Module,
+    groups: Sequence[Group],
+    found: Sequence[Mimicked],
+    solver: str,
+    images: Tensor,
+    progress: Callable[[], None],
+    options: Mapping[str, Any],
+) -> list[Mimicked]:
+    """What a solver makes of it with images, on a copy of the model in float32."""
     network = copy.deepcopy(model).float().eval()
     device = next(network.parameters()).device
-    return network, starts, lambda: iter(torch.split(images.to(device, torch.float32), BATCH))
+
+    def batches() -> Iterator[Tensor]:
+        return iter(torch.split(images.to(device, torch.float32), BATCH))
+
+    starts = [(group.layers, each) for group, each in zip(groups, found, strict=True)]
+    refined: list[Mimicked] = SOLVERS.load(solver).refine(network, starts, batches, progress=progress, **options)
+    return refined
+
+
+def _made(
+    group: Group, weights: Tensor, kind: ModuleType, mixing: str, num_sets: int, source: int | Tensor
+) -> Mimicked:
+    """Templates of another kind, from a seed or from the differences that tasks have made, and how they start."""
+    rank = rank_of(group.num_templates, mixing)
+    given = {"seed": source} if isinstance(source, int) else {"differences": source}
+    made: Tensor = kind.make(weights, rank, mixing, **given)
+    expected = templates_shape(group, weights[0].shape, mixing)
+    if tuple(made.shape) != expected:
+        raise UserError(
+            f"groups: expected those of find_groups with the same templates and mixing, got {group.name} with "
+            f"{group.num_templates} coefficients ({list(made.shape)} instead of {list(expected)})"
+        )
+    return Mimicked(made, first_coefficients(len(weights), num_sets, group.num_blocks, group.num_templates, mixing))
 
 
 def _check_number(model: nn.Module, group: Group, templates: str, mixing: str) -> None:
@@ -168,15 +209,6 @@ def _of_layer(group: Group, weight: Tensor, differences: Sequence[Mapping[str, T
     """What tasks have changed in the one layer of a group: [n, rows, ...]."""
     (layer,) = group.layers
     return torch.stack([task.get(layer, torch.zeros_like(weight)).float() for task in differences])
-
-
-def _check_made(group: Group, shape: Sequence[int], mixing: str, made: Tensor) -> None:
-    expected = templates_shape(group, shape, mixing)
-    if tuple(made.shape) != expected:
-        raise UserError(
-            f"groups: expected those of find_groups with the same templates and mixing, got {group.name} with "
-            f"{group.num_templates} coefficients ({list(made.shape)} instead of {list(expected)})"
-        )
 
 
 def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
