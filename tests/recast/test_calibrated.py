@@ -122,7 +122,10 @@ def test_convolutions_and_the_model_is_unchanged() -> None:
     ("options", "expected"),
     [
         ({}, "images: expected images [N, 3, H, W] with solver=calibrated"),
-        ({"images": torch.zeros(3, 32, 32)}, "images: expected images [N, 3, H, W], got [3, 32, 32]"),
+        (
+            {"images": torch.zeros(3, 32, 32)},
+            "images: expected images [N, 3, H, W] with solver=calibrated, got [3, 32, 32]",
+        ),
         ({"images": images(4), "steps": 3}, "options.steps: expected one of passes, rounds, damping"),
     ],
 )

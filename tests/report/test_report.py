@@ -19,6 +19,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from pyarrow import parquet
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy import stats
 
 from recast_exp.cli.check import CommandLine, check
@@ -797,3 +799,13 @@ def test_a_damaged_sequence_is_a_remark(changed: dict[str, Any], tmp_path: Path)
     write_report(tmp_path)
     summary = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "- bad: sequence.json cannot be read" in summary and "sequence, good" in summary
+
+
+def test_templates_without_a_relative_form_have_no_heat_map_and_are_no_remark(tmp_path: Path) -> None:
+    folder = write_job(tmp_path / "0", seed=1, accuracy=0.5)
+    with safe_open(folder / "task.safetensors", framework="np") as file:
+        record = json.loads(file.metadata()["recast_exp"])
+    record["templates"] |= {"solver": "singular", "seed": 1, "num_sets": 1, "weights": "x"}
+    tensors = {"coefficients": np.zeros(24, np.float32)}
+    save_file(tensors, folder / "task.safetensors", {"recast_exp": json.dumps(record)})
+    assert charts.coefficient_figures(results_of(tmp_path)) == ({}, [])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from recast_exp.errors import RecastError, one_line
+from recast_exp.plugins import TEMPLATES
 from recast_exp.report import text
 from recast_exp.report.reading import DamagedError, Job, read_history
 from recast_exp.report.replicates import Words
@@ -241,7 +242,9 @@ def coefficient_figures(results: Results) -> tuple[Figures, list[str]]:
         if dataset in trained[method] or not job.parameters.get("coefficients"):
             continue
         try:
-            trained[method][dataset] = _relative_form(job)
+            table = _relative_form(job)
+            if table is not None:
+                trained[method][dataset] = table
         except DamagedError as error:
             remarks.append(f"{job.folder}: {error}; its coefficients are not shown")
     figures = {}
@@ -265,11 +268,13 @@ Table = dict[str, tuple[list[str], npt.NDArray[np.float64]]]
 """Layer → what each value is of, and the values: A minus the identity (`recast.formulas.relative`), its own first."""
 
 
-def _relative_form(job: Job) -> Table:
-    """The relative form of the coefficients of a task file, layer by layer."""
+def _relative_form(job: Job) -> Table | None:
+    """The relative form of the coefficients of a task file, layer by layer; None for templates that have none."""
     path = job.path / layout.TASK
     try:
         templates = read_record(path).get("templates")
+        if templates is not None and templates["solver"] in TEMPLATES.names():
+            return None
         with safe_open(path, framework="np") as file:
             values = file.get_tensor("relative").astype(np.float64) if "relative" in file.keys() else None  # noqa: SIM118
         table: Table = {}
