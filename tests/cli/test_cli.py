@@ -83,7 +83,7 @@ MISTAKES = [
     ("modle=vit_att", "modle: unknown key; did you mean model?"),
     ("epochs=3", "epochs: unknown key; did you mean trainer.max_epochs?"),
     ("tasks=[cub]", "tasks: unknown key; did you mean stage.tasks?"),
-    ("rank=8", "rank: unknown key; did you mean adapter.rank?"),
+    ("rank=8", "rank: unknown key; did you mean adapter.rank or stage.rank?"),
     ("lr=0.1", "lr: unknown key; did you mean mimicry.lr or optimizer.lr?"),
     ("zzz.qqq=1", "zzz.qqq: unknown key; `--cfg job` prints all keys"),
     ("trainer.max_epochs=abc", "trainer.max_epochs: expected an integer ≥ 1 and ≤ 1000000, got 'abc'"),
@@ -141,7 +141,7 @@ MISTAKES = [
     ("trainer.devices=2", "trainer.devices: expected trainer=ddp for 2 devices, got strategy=auto"),
     (
         "task=x",
-        "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate, export, predict or publish?",
+        "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate, export, merge, predict or publish?",
     ),
     ("stage.name=nope", "stage.name: expected one of adapt, check, .*, got 'nope'.*"),  # D3: made a folder, then failed
     ("stage=evaluate", "task: expected a task file .* with stage=evaluate, got nothing"),

@@ -255,8 +255,8 @@ def test_a_bank_file_with_scales_that_do_not_fit_is_refused(tmp_path: Path) -> N
         path = tmp_path / "bank.safetensors"
         broken = dataclasses.replace(banks, scales=banks.scales | {name: banks.scales[name]})
         broken.scales[name] = wrong.expand_as(banks.scales[name]).contiguous() if wrong.shape[1] > 1 else wrong
-        tensors = {f"templates/{each}": banks._kept(each)[0] for each in banks.templates}
-        tensors |= {f"coefficients/{each}": tensor for each, tensor in banks.coefficients.items()}
+        tensors = {f"templates/{each}": banks._kept(each)[0].contiguous() for each in banks.templates}
+        tensors |= {f"coefficients/{each}": tensor.contiguous() for each, tensor in banks.coefficients.items()}
         tensors |= {f"scales/{each}": tensor.contiguous() for each, tensor in broken.scales.items()}
         banks.save(path)
         with safe_open(path, "pt") as file:

@@ -85,7 +85,7 @@ def combine_factors(coefficients: Tensor, factors: Tensor, index: int, shape: Se
     """
     rows, columns = shape[0], math.prod(shape[1:])
     left, right = factors[:, index * rows : (index + 1) * rows], factors[:, -columns:]
-    rank, mean = len(factors), coefficients.mean(dim=0)
+    rank, mean = len(factors), coefficients.mean(dim=0).to(factors.dtype)
     blocks = left.reshape(rank, len(mean), -1)  # [r, B, rows / B]
     if mixing == "scales":
         mixed = blocks * mean.T.unsqueeze(-1)
