@@ -274,6 +274,8 @@ class Banks:
     def _kept(self, group: str) -> tuple[Tensor, Tensor | None]:
         """The templates of a group as they are kept, and their scales if they have some."""
         templates, scales = self.templates[group], self.scales.get(group)
+        if self.dtype == "float32":
+            return templates, None
         return (templates if scales is None else torch.round(templates / scales)).to(DTYPES[self.dtype]), scales
 
     def rounded_to(self, dtype: str) -> Banks:
