@@ -141,7 +141,8 @@ MISTAKES = [
     ("trainer.devices=2", "trainer.devices: expected trainer=ddp for 2 devices, got strategy=auto"),
     (
         "task=x",
-        "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate, export, merge, predict or publish?",
+        "task: expected nothing with stage=adapt, got 'x'; did you mean stage=evaluate, export, merge, predict or "
+        "publish?",
     ),
     ("stage.name=nope", "stage.name: expected one of adapt, check, .*, got 'nope'.*"),  # D3: made a folder, then failed
     ("stage=evaluate", "task: expected a task file .* with stage=evaluate, got nothing"),
