@@ -6,7 +6,6 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from hydra.core.config_store import ConfigStore
@@ -15,9 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import recast_exp
 from recast_exp.config import grammar, hydra_api, keys
 from recast_exp.config.fields import accepted
+from recast_exp.config.presets import conf_dir as conf_dir
 from recast_exp.config.schema import Config
 from recast_exp.errors import RecastError, UserError, first_line
 from recast_exp.files import user_path
@@ -29,12 +28,6 @@ OPTIONAL = "experiment", "method"
 """Groups of which no option may be chosen."""
 
 _ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
-
-
-def conf_dir() -> Path:
-    """The folder of the configuration: inside the package (a wheel) or at the top of the checkout."""
-    package = Path(recast_exp.__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
 def run_token() -> str:

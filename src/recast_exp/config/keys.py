@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recast_exp.config import grammar
+from recast_exp.config import grammar, presets
 from recast_exp.config.fields import Role, accepted, range_problem
 from recast_exp.config.schema import Config, fields
 
@@ -69,9 +69,16 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict
     for key in dict.fromkeys([*now, *before]):
         if decides(key):
             pair = before.get(key, default(key)), now.get(key, default(key))
-            if pair[0] != pair[1]:
+            if _whole(key, pair[0]) != _whole(key, pair[1]):
                 found[key] = pair
     return found
+
+
+def _whole(key: str, value: object) -> object:
+    """The options of a plug-in with those of its preset that are missing, as an earlier version did not have them."""
+    if not isinstance(value, Mapping) or not isinstance(name := value.get("name"), str):
+        return value
+    return {**presets.options_of(key, name), **value}
 
 
 def default(key: str) -> object:

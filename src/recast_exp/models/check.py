@@ -120,7 +120,7 @@ def check_task(path: Path, cache: Path | None = None) -> None:
         MissingInputError: If there is no such file, or no file of its templates.
     """
     task = load_task(path)
-    if cache is not None:
+    if cache is not None and task.origin is not None:  # else the configuration says how they were made
         check_bank(task, cache)
     if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 Metrics = dict[str, float | str]
 """`metrics.json`: numbers by their names, and in words what they depend on: the device, the versions."""
@@ -22,8 +22,8 @@ class Counts(TypedDict):
     """The sum of the first four."""
     head: int
     templates: int
-    template_bits: int
-    """The size of `templates`, with their scales."""
+    template_bits: NotRequired[int]
+    """The size of `templates`, with their scales; not in runs of earlier versions."""
     frozen: int
     total: int
     task_bits: int
