@@ -69,12 +69,12 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict
     for key in dict.fromkeys([*now, *before]):
         if decides(key):
             pair = before.get(key, default(key)), now.get(key, default(key))
-            if _whole(key, pair[0]) != _whole(key, pair[1]):
+            if whole(key, pair[0]) != whole(key, pair[1]):
                 found[key] = pair
     return found
 
 
-def _whole(key: str, value: object) -> object:
+def whole(key: str, value: object) -> object:
     """The options of a plug-in with those of its preset that are missing, as an earlier version did not have them."""
     if not isinstance(value, Mapping) or not isinstance(name := value.get("name"), str):
         return value

@@ -108,7 +108,7 @@ def contradictions(
         UserError: If it is not a task file of this version.
     """
     record = recorded(task, other_images=other_images)
-    differing = {key for key, value in record.items() if asked.get(key) != value}
+    differing = {key for key, value in record.items() if keys.whole(key, asked.get(key)) != keys.whole(key, value)}
 
     def line(key: str, got: str, leave_out: str) -> str:
         expected = keys.shown(record[key])
