@@ -7,18 +7,17 @@ import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from recast_exp.config.schema import Config, with_values
 from recast_exp.display import console, plots
 from recast_exp.errors import section
 from recast_exp.experiment.experiment import Experiment
-from recast_exp.experiment.reconstruction import feature_similarity
+from recast_exp.experiment.reconstruction import feature_similarity, outputs_of
 from recast_exp.files import write_json, write_text
 from recast_exp.heads import Features, choose
 from recast_exp.heads.best import Best
@@ -117,22 +116,9 @@ def _measured(
     }
 
 
-@torch.no_grad()
 def output_errors(original: nn.Module, changed: nn.Module, layers: Sequence[str], images: Tensor) -> list[float]:
     """For each layer, ‖W x - Ŵ x̂‖ / ‖W x‖ over images [N, 3, S, S]: its outputs in the one model and in the other."""
-    outputs: list[dict[str, Tensor]] = []
-    for model in (original, changed):
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str, found: dict[str, Tensor] = found) -> Callable[[nn.Module, object, Tensor], None]:
-            return lambda module, inputs, output: found.__setitem__(name, output)
-
-        hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-        model.eval()(images)
-        for hook in hooks:
-            hook.remove()
-        outputs.append(found)
-    before, after = outputs
+    before, after = (outputs_of(model, layers, images) for model in (original, changed))
     return [((after[layer] - before[layer]).norm() / before[layer].norm()).item() for layer in layers]
 
 

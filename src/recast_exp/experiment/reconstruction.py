@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -65,21 +65,23 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
 
 
 @torch.no_grad()
+def outputs_of(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What layers of a model give for images [N, 3, S, S], in evaluation mode: layer → its output."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda module, inputs, output: found.__setitem__(name, output)
+
+    hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
+    model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def feature_similarity(original: nn.Module, rebuilt: nn.Module, layers: list[str], images: Tensor) -> dict[str, float]:
     """Per layer: cosine similarity of its output in the two models, averaged over the images [N, 3, S, S]."""
-    outputs = []
-    for model in (original, rebuilt):
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str, found: dict[str, Tensor] = found) -> Callable[[nn.Module, object, Tensor], None]:
-            return lambda module, inputs, output: found.__setitem__(name, output.flatten(1))
-
-        hooks = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-        model.eval()(images)
-        for hook in hooks:
-            hook.remove()
-        outputs.append(found)
-    first, second = outputs
+    first, second = (outputs_of(model, layers, images) for model in (original, rebuilt))
     count = len(images)  # window attention folds windows into the batch: unfold them
     return {
         layer: cosine_similarity(first[layer].reshape(count, -1), second[layer].reshape(count, -1)).mean().item()

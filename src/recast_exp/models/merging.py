@@ -24,7 +24,8 @@ from recast_exp.errors import UserError, check_integer
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import library
 from recast_exp.models.adapted import AdaptedModel, assemble
-from recast_exp.models.loading import Task, check_timm, load_task, restore
+from recast_exp.models.loading import Task, check_timm, load_task
+from recast_exp.models.task_differences import Changes, changes_of, weighted_layers
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, Group, Origin
@@ -122,16 +123,16 @@ def merge_tasks(
     check_timm(model)
     network = copy.deepcopy(model).eval().requires_grad_(False)
     timm_model(network).reset_classifier(0)
-    plain = network.state_dict()
     files = [load_task(path) for path in tasks]
     folder = cache_folder(None) if cache is None else cache
-    changes, heads = zip(*(_changes(network, plain, task, folder) for task in files), strict=True)
-    layers = [name for name in _layers(network) if any(name in change for change in changes)]
+    found_of = [_changes(network, task, folder) for task in files]
+    changes = [each.layers for each in found_of]
+    layers = [name for name in weighted_layers(network) if any(name in change for change in changes)]
     templates: dict[str, Tensor] = {}
     coefficients: list[dict[str, Tensor]] = [{} for _ in files]
     number = len(files) if rank is None else rank
     for layer in layers:
-        zeros = torch.zeros_like(plain[f"{layer}.weight"], dtype=torch.float32)
+        zeros = torch.zeros(network.get_parameter(f"{layer}.weight").shape)
         stacked = torch.stack([change.get(layer, zeros) for change in changes])
         found = closed_form.solve(stacked, number, 1, 1, seed=0)
         templates[layer] = found.templates
@@ -143,45 +144,29 @@ def merge_tasks(
     banks = Banks(groups, templates, start, {"tasks": [task.path.name for task in files]}, origin, added=True)
     errors, averaged, similarity = _interference(changes, templates, coefficients)
     return MergedTasks(
-        banks, names_of([task.path for task in files]), coefficients, errors, averaged, similarity, files, list(heads),
+        banks,
+        names_of([task.path for task in files]),
+        coefficients,
+        errors,
+        averaged,
+        similarity,
+        files,
+        [each.head for each in found_of],
         network,
-    )  # fmt: skip
+    )
 
 
-def _layers(network: nn.Module) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-
-
-def _changes(
-    network: nn.Module, plain: Mapping[str, Tensor], task: Task, cache: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a task has changed: layer → [rows, ...]; and its head."""
-    own = copy.deepcopy(network)
-    adapted = restore(own, task, cache=cache)
-    head = {name: parameter.detach().clone() for name, parameter in adapted.parameters("head")}
-    merged = library.merge(own)
-    kept = {f"{layer}.weight" for layer in _layers(network)}
-    changes: dict[str, Tensor] = {}
-    others: list[str] = []
-    of_head = set(adapted.trainable.get("head", {}).values())
-    for name, tensor in merged.state_dict().items():
-        if name in of_head:
-            continue
-        before = plain.get(name)
-        if before is not None and torch.equal(tensor, before):
-            continue
-        if name in kept and before is not None:
-            changes[name.rpartition(".")[0]] = (tensor - before).float().cpu()
-        elif not name.endswith("num_batches_tracked"):
-            others.append(name)
-    if others:
+def _changes(network: nn.Module, task: Task, cache: Path) -> Changes:
+    """What a task has changed, if that is weights alone."""
+    found = changes_of(network, task, cache)
+    if found.others:
         raise UserError(
             f"tasks: expected tasks that have changed weights of linear layers and convolutions alone, got {task.path} "
-            f"with {others[0]}, too"
+            f"with {found.others[0]}, too"
         )
-    if not changes:
+    if not found.layers:
         raise UserError(f"tasks: expected tasks that have changed weights, got {task.path}, which has changed none")
-    return changes, head
+    return found
 
 
 def _interference(

@@ -4,10 +4,11 @@ With fewer templates than layers, something of the weights is lost; inputs say w
 labels, layer l of the pretrained model has the inputs x, that of the model with templates the inputs x̂, which earlier
 layers have changed. Sought are templates T and coefficients c with the least
 
-    Σ_l w[l] · E ‖W[l] x - (Σ_i c[l, i] T[i]) x̂‖²  + λ[l] ‖W[l] - Σ_i c[l, i] T[i]‖²,   w[l] = 1 / E ‖W[l] x‖²
+    Σ_l w[l] · (E ‖W[l] x - Ŵ[l] x̂‖² + λ[l] ‖W[l] - Ŵ[l]‖²),   Ŵ[l] = Σ_i c[l, i] T[i]
+    w[l] = 1 / (E ‖W[l] x̂‖² + λ[l] ‖W[l]‖²), so that every layer counts alike
 
 Either of both is a linear least-squares problem if the other is given, and depends on the images through the second
-moments G[l] = E x̂ x̂ᵀ and H[l] = E x x̂ᵀ alone:
+moments G[l] = E x̂ x̂ᵀ + λ[l] I and H[l] = E x x̂ᵀ + λ[l] I alone:
 
     c[l] = A⁻¹ b,   A[i, j] = ⟨T[i] G[l], T[j]⟩,   b[i] = ⟨T[i], W[l] H[l]⟩
     [T[1] … T[n]] = (Σ_l w[l] c[l]ᵀ ⊗ W[l] H[l]) · (Σ_l w[l] c[l] c[l]ᵀ ⊗ G[l])⁻¹
