@@ -10,7 +10,8 @@ Example:
     >>> model = merge(model)  # a plain timm model again
 """
 
-from recast_exp.recast.bank import Banks, Origin, TemplateBank, TemplateCombination
+from recast_exp.recast.bank import Banks, Origin
+from recast_exp.recast.combination import TemplateBank, TemplateCombination
 from recast_exp.recast.grouping import Group, find_groups
 from recast_exp.recast.inject import inject, merge, mimic, remake
 

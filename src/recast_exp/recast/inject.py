@@ -17,12 +17,11 @@ from recast_exp.plugins import SOLVERS, TEMPLATES
 from recast_exp.recast.bank import (
     Banks,
     Origin,
-    TemplateBank,
-    TemplateCombination,
     reference,
     templates_shape,
     weights_hash,
 )
+from recast_exp.recast.combination import TemplateBank, TemplateCombination
 from recast_exp.recast.formulas import Mimicked, first_coefficients
 from recast_exp.recast.grouping import Group, layer_module, places_of_parameters
 from recast_exp.recast.solvers import check_options, needs_images

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from recast_exp.recast.bank import TemplateCombination
+from recast_exp.recast.combination import TemplateCombination
 from recast_exp.recast.formulas import combine
 from recast_exp.recast.grouping import layer_module
 
