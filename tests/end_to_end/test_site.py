@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from recast_exp import adapters, stages
+from recast_exp import adapters, heads, stages
 from recast_exp.config import schema as config
 from recast_exp.config.compose import conf_dir
 from recast_exp.config.fields import accepted
 from recast_exp.plugins import DATASETS
+from recast_exp.training import objectives
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -68,12 +69,15 @@ def test_the_reference_has_every_key_and_option(monkeypatch: pytest.MonkeyPatch)
         described = page.split(f"{{confval}} {name}\n", 1)[1].split("```", 1)[0]
         assert accepted(field) in described
         assert field.metadata["help"][1:] in described
-    for name in adapters.names():
-        for option in dataclasses.fields(adapters.load(name)):
-            assert f"{{confval}} adapter.{option.name}\n" in page.split(f"### adapter={name}\n", 1)[1]
-    for name in stages.names():
-        for option in dataclasses.fields(stages.load(name)):
-            assert f"{{confval}} stage.{option.name}\n" in page.split(f"### stage={name}\n", 1)[1]
+    for group, plugins in (("adapter", adapters), ("head", heads), ("stage", stages), ("training", objectives)):
+        for name in plugins.names():
+            options = dataclasses.fields(plugins.load(name))
+            section = page.split(f"### {group}={name}\n", 1)[1].split("\n##", 1)[0] if options else ""
+            for option in options:
+                # The second plug-in with the same option has no anchor of its own for it.
+                entries = (f"```{{confval}} {group}.{option.name}\n", f"`{group}.{option.name}`\n: ")
+                assert sum(section.count(entry) for entry in entries) == 1, f"{group}={name} {option.name}"
+                assert option.metadata["help"][1:] in section
     overview = page.split("## Keys of the run", 1)[0]
     for preset in conf_dir().glob("*/*.yaml"):
         option = f"{preset.parent.name}={preset.stem}"
