@@ -28,8 +28,10 @@ from measuring import Figure, Report, Spread, arguments, interleaved, write
 from recast_exp.data.datamodule import ImageDataModule, requests
 from recast_exp.data.images import read_image
 from recast_exp.data.loader import EpochSampler
+from recast_exp.data.pixels import ORDERS, affine, flip, jitter
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.data.store import PixelStore, open_stores
-from recast_exp.data.transforms import ORDERS, InputSpec, affine, augmentation, flip, jitter
+from recast_exp.data.transforms import augmentation
 from recast_exp.data.types import SPLITS, ImageSet, Samples
 
 SPEC = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.9, "bicubic")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from recast_exp.adapters.clr import CLR
     from recast_exp.adapters.compander import Compander
     from recast_exp.adapters.film import FiLM
+    from recast_exp.adapters.growth import Growth
     from recast_exp.adapters.hydra_lora import HydraLoRA
     from recast_exp.adapters.last_block import LastBlock
     from recast_exp.adapters.layernorm import LayerNormTuning
@@ -71,6 +72,7 @@ __all__ = [
     "Compander",
     "FiLM",
     "Group",
+    "Growth",
     "HydraLoRA",
     "LastBlock",
     "LayerNormTuning",
@@ -115,6 +117,7 @@ _NAMES = {
     "adapters.layernorm": ("LayerNormTuning",),
     "adapters.melo": ("MeLo",),
     "adapters.compander": ("Compander",),
+    "adapters.growth": ("Growth",),
     "adapters.hydra_lora": ("HydraLoRA",),
     "adapters.ssf": ("SSF",),
     "adapters.tera": ("TeRA",),

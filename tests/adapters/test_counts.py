@@ -36,6 +36,8 @@ from support.adapted import Make
         ("vit_small_patch16_224", "transformed", {}, 12 * (2 * (16**2 + 24**2) + 2 * 384 + 1152 + 1536)),
         ("vit_small_patch16_224", "tera", {}, 12 * (32 + 36 + 40 + 2 * (32 + 48 + 40))),
         ("vit_small_patch16_224", "compander", {}, 2 * (12 * 4 + 1)),
+        # Three gates, and for each new block's four layers a coefficient for each of twelve blocks
+        ("vit_small_patch16_224", "growth", {}, 3 * (1 + 4 * 12)),
         ("vit_small_patch16_224", "last_block", {}, 1_774_464 + 768),
     ],
 )

@@ -15,9 +15,10 @@ from recast_exp.config.schema import DatasetConfig
 from recast_exp.data import read_official
 from recast_exp.data.images import UnreadableImageError, damaged_files, read_image, size_of
 from recast_exp.data.listing import images_at
+from recast_exp.data.preprocessing import Decoding, Geometry, InputSpec
 from recast_exp.data.protocol import choose
 from recast_exp.data.store import Request, open_stores
-from recast_exp.data.transforms import Decoding, Geometry, InputSpec, augmentation
+from recast_exp.data.transforms import augmentation
 from recast_exp.data.types import Samples
 from support.fixtures_data import make_folder
 

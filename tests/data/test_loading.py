@@ -22,8 +22,9 @@ from recast_exp.data import store as store_module
 from recast_exp.data.datamodule import ImageDataModule, requests
 from recast_exp.data.images import read_image
 from recast_exp.data.loader import EpochBatchSampler, EpochSampler
+from recast_exp.data.preprocessing import Geometry, InputSpec
 from recast_exp.data.store import ArrayStore, FileStore, PixelStore, Request, content_hash, open_stores
-from recast_exp.data.transforms import Augmentation, Geometry, InputSpec
+from recast_exp.data.transforms import Augmentation
 from recast_exp.data.types import ImageSet, Samples
 from recast_exp.errors import RecastError
 from support.fixtures_data import make_cub, make_folder
@@ -410,7 +411,7 @@ from pathlib import Path
 import numpy as np
 import recast_exp.data.store as store
 from recast_exp.data.types import Samples
-from recast_exp.data.transforms import Geometry
+from recast_exp.data.preprocessing import Geometry
 paths = tuple(sorted(Path(sys.argv[1]).rglob("*.jpg")))
 read = store.read_image
 def slow(path, decoding):
@@ -508,7 +509,7 @@ def test_loader_processes_start_within_those_of_joblib() -> None:
         "import joblib.externals.loky, multiprocessing, numpy as np\n"
         "multiprocessing.set_start_method('loky', force=True)\n"
         "from recast_exp.data.datamodule import ImageDataModule\n"
-        "from recast_exp.data.transforms import InputSpec\n"
+        "from recast_exp.data.preprocessing import InputSpec\n"
         "from recast_exp.data.types import ImageSet, Samples\n"
         "samples = Samples(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 2)\n"
         "images = ImageSet('six', ('a', 'b'), dict.fromkeys(('train', 'val', 'test'), samples))\n"

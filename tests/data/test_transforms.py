@@ -15,20 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms import v2
 
 from recast_exp.config.schema import ModelConfig
-from recast_exp.data.transforms import (
-    ORDERS,
-    Augmentation,
-    Authors,
-    Geometry,
-    InputSpec,
-    Shift,
-    Standard,
-    affine,
-    augmentation,
-    eval_geometry,
-    flip,
-    jitter,
-)
+from recast_exp.data.pixels import ORDERS, affine, flip, jitter
+from recast_exp.data.preprocessing import Geometry, InputSpec, eval_geometry
+from recast_exp.data.transforms import Augmentation, Authors, Shift, Standard, augmentation
 from recast_exp.errors import RecastError
 from recast_exp.models.create import input_of
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from recast_exp import schemas
 from recast_exp.config import grammar
 from recast_exp.data.images import read_image
-from recast_exp.data.transforms import Decoding
+from recast_exp.data.preprocessing import Decoding
 from recast_exp.data.unpack import ArchiveError, extract
 from recast_exp.errors import RecastError
 from recast_exp.recast import Banks

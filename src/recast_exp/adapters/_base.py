@@ -192,7 +192,7 @@ def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
 def merge_parametrized(network: nn.Module, kind: type[nn.Module]) -> None:
     """Replace weights whose last parametrisation is an adapter's module by what it computes; a `merge` is no more.
 
-    Layers with templates are left to RECAST's own `merge`, which comes first.
+    RECAST's own `merge`, which makes combinations of templates plain weights, comes first.
 
     Args:
         network: The network, changed in place.

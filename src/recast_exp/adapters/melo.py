@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters._base import Adapter, attach, detach, linear_layers, parametrizations, parametrize_weight
+from recast_exp.adapters._base import (
+    Adapter,
+    attach,
+    detach,
+    linear_layers,
+    merge_parametrized,
+    parametrizations,
+    parametrize_weight,
+)
 from recast_exp.config.fields import option
 from recast_exp.errors import UnfitError, UserError
 
@@ -165,7 +173,8 @@ class MeLo(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Add the updates to the weights and remove the modules, unless RECAST's own `merge` has done so."""
+        """Add the updates to the weights and remove the modules."""
+        merge_parametrized(network, LowRank)  # on templates, or where attention takes the weight itself
         for _, layer in _layers(network):
             if hasattr(layer, NAME):
                 adapter = layer.get_submodule(NAME)

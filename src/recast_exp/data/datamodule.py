@@ -14,8 +14,10 @@ from torch import Tensor
 from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.episodes import Episodes, EpisodeSampler
 from recast_exp.data.loader import ActivationDataset, Batch, EpochBatchSampler, EpochSampler, ImageDataset, ImageLoader
+from recast_exp.data.pixels import normalize
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.data.store import PixelStore, Request, Store, open_stores
-from recast_exp.data.transforms import Augmentation, InputSpec, augmentation, normalize
+from recast_exp.data.transforms import Augmentation, augmentation
 from recast_exp.data.types import SPLITS, ImageSet
 from recast_exp.system import shared_memory, usable_cores
 

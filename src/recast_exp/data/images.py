@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from recast_exp.data.transforms import DROP, Decoding
+from recast_exp.data.preprocessing import DROP, Decoding
 from recast_exp.errors import UserError
 from recast_exp.system import usable_cores
 

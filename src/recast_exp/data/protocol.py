@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recast_exp.data.images import damaged_files
-from recast_exp.data.transforms import Decoding, InputSpec
+from recast_exp.data.preprocessing import Decoding, InputSpec
 from recast_exp.data.types import SPLITS, ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, UserError
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from recast_exp import schemas
 from recast_exp.data.images import in_parallel, read_image, size_of
-from recast_exp.data.transforms import Geometry
+from recast_exp.data.preprocessing import Geometry
 from recast_exp.data.types import Samples
 from recast_exp.errors import UserError
 from recast_exp.files import json_hash, locked, write_json

@@ -12,8 +12,8 @@ from recast_exp.config.schema import Config
 from recast_exp.data import read_official
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
+from recast_exp.data.preprocessing import Decoding
 from recast_exp.data.protocol import choose, decoding, missing_files, prepared_as
-from recast_exp.data.transforms import Decoding
 from recast_exp.data.types import Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError

@@ -27,7 +27,8 @@ from recast_exp import schemas
 from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.images import UnreadableImageError
 from recast_exp.data.listing import images_at
-from recast_exp.data.transforms import InputSpec, normalize
+from recast_exp.data.pixels import normalize
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.display import console, image_plots
 from recast_exp.errors import RecastError, UserError
 from recast_exp.experiment.trained import Trained, open_tasks

@@ -11,7 +11,7 @@ from torch import nn
 from recast_exp.config.schema import DatasetConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
 from recast_exp.data import load_dataset
 from recast_exp.data.datamodule import ImageDataModule
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.files import alone_at, json_hash, replacing
 from recast_exp.models.adapted import assemble_full
 from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, Pretraining, digits_resnet, digits_vit

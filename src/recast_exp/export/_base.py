@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp import adapters
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import library
 from recast_exp.models.adapted import AdaptedModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from recast_exp.config.schema import ModelConfig
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError
 from recast_exp.files import user_path
 from recast_exp.models.create import backbone_name, create_network, input_of

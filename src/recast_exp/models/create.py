@@ -16,7 +16,7 @@ from timm.models import get_deprecated_models, load_model_config_from_hf, parse_
 from torch import nn
 
 from recast_exp.config.schema import ModelConfig
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
 from recast_exp.files import user_path
 from recast_exp.models import digits as digits  # registers the embedded backbones with timm

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics

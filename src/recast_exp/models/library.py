@@ -21,7 +21,7 @@ from torch import nn
 from recast_exp import adapters
 from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import user_path
 from recast_exp.models import task_file
@@ -40,8 +40,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Make RECAST's combinations, then the adapters, part of the weights, in place.
 
     The result is a stock timm model: its state dict loads strictly into one of `timm.create_model`. The modules of
-    AdaptFormer, CLR and FiLM cannot become weights. They stay in the model, which computes the same; a warning names
-    them.
+    AdaptFormer, CLR, FiLM and Growth cannot become weights. They stay in the model, which computes the same; a warning
+    names them.
 
     Args:
         model: A model that `inject`, `inject_adapter`, both or neither have changed.

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from recast_exp import adapters
 from recast_exp.adapters import Adapter
 from recast_exp.config.schema import Config, ModelConfig
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError, RecastError, UserError, first_line, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import task_file

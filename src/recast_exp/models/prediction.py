@@ -14,7 +14,8 @@ from torch import Tensor
 
 from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.images import pixels_of, read_image
-from recast_exp.data.transforms import Decoding, InputSpec, augmentation
+from recast_exp.data.preprocessing import Decoding, InputSpec
+from recast_exp.data.transforms import augmentation
 from recast_exp.errors import UserError
 from recast_exp.files import user_path
 

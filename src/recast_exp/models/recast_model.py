@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
-from recast_exp.data.transforms import InputSpec, normalize
+from recast_exp.data.pixels import normalize
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import library, loading, model_file

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recast_exp import __version__
-from recast_exp.data.transforms import InputSpec
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel

@@ -298,7 +298,7 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
 def merge(model: nn.Module) -> nn.Module:
     """Turn the combinations back into plain weights, in place; the model is a stock timm model again.
 
-    Adapters that change the output of a layer stay; `recast_exp.merge` merges those too.
+    Adapters stay; `recast_exp.merge` merges those too.
 
     Args:
         model: A model with templates or without.
@@ -312,10 +312,15 @@ def merge(model: nn.Module) -> nn.Module:
             # parametrisation here would break the other model.
             combined = type(module)
             module.__class__ = type(combined.__name__, combined.__bases__, dict(combined.__dict__))
-            weight = module.weight.detach()
+            chain = module.get_submodule("parametrizations.weight")
+            assert isinstance(chain, parametrize.ParametrizationList)
+            combination, *others = chain
+            weight = combination(chain.original)
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
             # Replaces the coefficients, which may be of another dtype; frozen, like the rest of the backbone
             module.weight = nn.Parameter(weight, requires_grad=False)
+            for adapter in others:
+                parametrize.register_parametrization(module, "weight", adapter, unsafe=True)
     if _registered_banks(model) is not None:
         delattr(model, BANKS)
     return model

@@ -1,0 +1,145 @@
+"""Growth: a deeper backbone, whose new blocks are linear combinations of the pretrained ones.
+
+MixtureGrowth (Pham et al., WACV 2024, arXiv 2311.04251) grows a network by new layers whose weights are linear
+combinations of the templates of the old ones, and trains it as a whole. Here the backbone stays frozen: after some
+blocks B_b a new one follows that shares their structure, biases and normalisation, and takes each weight from those of
+all blocks with a weight of that shape in that place:
+
+    x ← x + g·(B'_b(x) − x),   W'_l = Σ_j c_{l,j} W_{l,j}
+
+where l is a layer of the block and j counts the blocks. The gate g starts at zero, so that nothing changes at first; c
+starts at one for the block itself and at zero for the others, so that the new block repeats it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters._base import Adapter, attach, backbone_modules, parametrize_weight, weight_of
+from recast_exp.config.fields import option
+from recast_exp.errors import UserError
+
+NAME = "growth"
+
+
+@dataclass
+class Growth(Adapter):
+    """New blocks whose weights are combinations of the pretrained ones (after Pham et al., arXiv 2311.04251).
+
+    Args:
+        blocks: New blocks, spread evenly over the depth; at most one after each block.
+    """
+
+    fits = "repeated blocks of layers of the same shapes, as in timm's ViT, Swin, ConvNeXt and ResNets"
+
+    blocks: int = option(3, "new blocks, spread evenly over the depth", ge=1)
+
+    def inject(self, network: nn.Module) -> dict[str, str]:
+        """Let blocks be followed by new ones."""
+        found = _blocks(network)
+        count = min(self.blocks, len(found))
+        names: dict[str, str] = {}
+        for place in (round((index + 1) * len(found) / count) - 1 for index in range(count)):
+            path, alike = found[place]
+            block = network.get_submodule(path)
+            layers = _layers(block)
+            new = NewBlock(path, list(layers), alike.index(path), len(alike))
+            attach(block, NAME, new)
+            for name, layer in layers.items():
+                sources = [network.get_submodule(f"{other}.{name}") for other in alike]
+                parametrize_weight(layer, Recombined(new, name, sources))
+            block.register_forward_hook(new.after_block, with_kwargs=True)
+            names |= {name: name for part, _ in new.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
+        return names
+
+
+class NewBlock(nn.Module):
+    """The parameters of a new block: its gate g [1], and coefficients c [blocks] for each of its layers.
+
+    Args:
+        path: Name of the block that it follows.
+        layers: Names of the layers within the block.
+        own: Index of that block among those whose weights are combined.
+        count: Number of these.
+    """
+
+    def __init__(self, path: str, layers: Sequence[str], own: int, count: int) -> None:
+        super().__init__()
+        self.path = path
+        self.gate = nn.Parameter(torch.zeros(1))
+        own_alone = torch.eye(count)[own]
+        self.coefficients = nn.ParameterDict({_key(name): nn.Parameter(own_alone.clone()) for name in layers})
+        self.running = False
+
+    def after_block(self, block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        """Run the new block on the output of the one before it; that block's forward hook."""
+        self.running = True
+        # Not by a call, which would run this hook again
+        result: Tensor = block.forward(output, *inputs[1:], **named)
+        self.running = False
+        if result.shape != output.shape:
+            raise UserError(
+                f"adapter: growth needs blocks that keep the shape of their input, got {self.path}, which makes "
+                f"{list(result.shape)} of {list(output.shape)}; use another adapter"
+            )
+        return output + self.gate * (result - output)
+
+
+class Recombined(nn.Module):
+    """Parametrisation of a weight: as it is in its own block, and combined with the others in the new one.
+
+    Args:
+        new: The new block.
+        name: Name of the layer within it.
+        sources: The layers at this place in all blocks.
+    """
+
+    def __init__(self, new: NewBlock, name: str, sources: Sequence[nn.Module]) -> None:
+        super().__init__()
+        # In a tuple, whose modules are not registered: their parameters have a place in the network already
+        self._elsewhere = (new, tuple(sources))
+        self._key = _key(name)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Combine a weight [rows, ...] with those of the other blocks if the new block runs; the same shape."""
+        new, sources = self._elsewhere
+        if not new.running:
+            return weight
+        coefficients = new.coefficients[self._key].to(weight.dtype)
+        combined = torch.zeros_like(weight)
+        for coefficient, layer in zip(coefficients, sources, strict=True):
+            combined = combined + coefficient * (weight if self._is_of(layer) else weight_of(layer))
+        return combined
+
+    def _is_of(self, layer: nn.Module) -> bool:
+        return any(module is self for module in layer.modules())
+
+
+def _blocks(network: nn.Module) -> list[tuple[str, list[str]]]:
+    """Names of the repeated blocks in the order of the network, each with the names of all blocks of its shape."""
+    alike: dict[Any, list[str]] = defaultdict(list)
+    modules = dict(backbone_modules(network))
+    for path, module in modules.items():
+        parent = path.rpartition(".")[0]
+        shapes = tuple((name, weight_of(layer).shape) for name, layer in _layers(module).items())
+        if isinstance(modules.get(parent), nn.Sequential | nn.ModuleList) and len(shapes) > 1:
+            alike[type(module).__qualname__, shapes].append(path)
+    repeated = {path: paths for paths in alike.values() if len(paths) > 1 for path in paths}
+    inner = {path for path in repeated if not any(other.startswith(f"{path}.") for other in repeated)}
+    return [(path, repeated[path]) for path in modules if path in inner]
+
+
+def _layers(block: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers and convolutions of a block, by their names within it."""
+    return {name: layer for name, layer in block.named_modules() if name and isinstance(layer, nn.Linear | nn.Conv2d)}
+
+
+def _key(name: str) -> str:
+    """A layer's name as that of a parameter, which has no dots."""
+    return name.replace(".", "_")

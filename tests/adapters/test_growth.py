@@ -1,0 +1,111 @@
+"""New blocks of recombined weights, against a deeper stock model that has them as its own."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from recast_exp.adapters import inject_adapter
+from recast_exp.adapters.growth import Growth
+from recast_exp.errors import UserError
+from support.helpers import assert_one_line
+
+LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def vit(depth: int) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, depth=depth, embed_dim=24, num_heads=2
+    )
+    return model.eval().requires_grad_(False)
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def grown(depth: int, blocks: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network with new blocks whose coefficients have moved and whose gates are open, and its parameters."""
+    model = vit(depth)
+    trained = inject_adapter(model, Growth(blocks=blocks))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for public, path in trained.items():
+            parameter = model.get_parameter(path)
+            if public.endswith("gate"):
+                parameter.fill_(1)
+            else:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model, {public: model.get_parameter(path).detach() for public, path in trained.items()}
+
+
+def deeper(depth: int, after: list[int], found: dict[str, Tensor]) -> nn.Module:
+    """A stock model with copies of blocks after some of them, and with the weights that the formula says."""
+    stock = vit(depth)
+    model = vit(depth + len(after))
+    model.load_state_dict({name: value for name, value in stock.state_dict().items() if "blocks" not in name}, False)
+    place = 0
+    for index in range(depth):
+        model.blocks[place].load_state_dict(stock.blocks[index].state_dict())
+        place += 1
+        if index in after:
+            model.blocks[place].load_state_dict(stock.blocks[index].state_dict())
+            for layer in LAYERS:
+                c = found[f"blocks.{index}.growth.coefficients.{layer.replace('.', '_')}"]
+                weights = torch.stack([block.get_submodule(layer).weight for block in stock.blocks])
+                model.blocks[place].get_submodule(layer).weight.copy_(torch.einsum("b,bij->ij", c, weights))
+            place += 1
+    return model
+
+
+@pytest.mark.parametrize(("blocks", "after"), [(1, [3]), (2, [1, 3]), (3, [0, 2, 3]), (9, [0, 1, 2, 3])])
+def test_with_open_gates_it_is_a_deeper_model(blocks: int, after: list[int]) -> None:
+    model, found = grown(4, blocks)
+    assert sorted(name for name in found if name.endswith("gate")) == [f"blocks.{n}.growth.gate" for n in after]
+    with torch.no_grad():
+        expected = deeper(4, after, found)(images())
+        torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-5)
+        assert (expected - vit(4)(images())).norm() > 0.1 * expected.norm()
+
+
+def test_a_gate_is_between_the_two() -> None:
+    model, found = grown(2, 1)
+    with torch.no_grad():
+        long, short = deeper(2, [1], found), vit(2)
+        before = short.forward_intermediates(images(), intermediates_only=True, norm=False, output_fmt="NCHW")[-1]
+        after = long.forward_intermediates(images(), intermediates_only=True, norm=False, output_fmt="NCHW")[-1]
+        model.get_parameter("blocks.1.growth.gate").fill_(0.25)
+        mixed = model.forward_intermediates(images(), intermediates_only=True, norm=False, output_fmt="NCHW")[-1]
+    torch.testing.assert_close(mixed, before + 0.25 * (after - before), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_a_stage_take_from_their_stage() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)  # stages of 2, 2, 6 and 2 blocks
+        trained = inject_adapter(model, Growth(blocks=12))
+    sizes = {name: model.get_parameter(path).numel() for name, path in trained.items() if name.endswith("attn_qkv")}
+    assert sizes == {
+        f"layers.{stage}.blocks.{block}.growth.coefficients.attn_qkv": count
+        for stage, count in enumerate((2, 2, 6, 2))
+        for block in range(count)
+    }
+
+
+def test_blocks_that_change_the_shape_are_named() -> None:
+    class Halving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    model = nn.Sequential(Halving(), Halving())
+    outer = nn.ModuleDict({"stem": nn.Identity(), "body": model})
+    inject_adapter(outer, Growth(blocks=1))
+    with pytest.raises(UserError) as error:
+        model(images())
+    assert_one_line(error, "adapter: growth needs blocks that keep the shape of their input, got body.1")
