@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.errors import UserError
 from recast_exp.heads import Features, Moments, choose, temperature
-from recast_exp.heads._choice import _folds
+from recast_exp.heads._base import Solution
+from recast_exp.heads._choice import Trial, _folds, _order, _trial
 from recast_exp.heads.best import Best
 from recast_exp.heads.lda import LDA, discriminants, ledoit_wolf
 from recast_exp.heads.logistic import Logistic
@@ -51,6 +52,8 @@ def test_ledoit_wolf_is_scikit_learns(features: Features) -> None:
     _, expected = sklearn_ledoit_wolf(centred, assume_centered=True)
     assert 0 < expected < 1
     assert ledoit_wolf(features, features.moments) == pytest.approx(expected, rel=1e-9)
+    small = Features(features.values * 2.0**-10, features.labels, features.num_classes)
+    assert ledoit_wolf(small, small.moments) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0])
@@ -201,6 +204,36 @@ def test_folds_hold_each_image_once_and_each_class_in_its_share(features: Featur
         for row in val.values:
             held += (features.values == row).all(1)
     assert torch.equal(held, torch.ones(len(features)))
+
+
+def test_folds_divide_each_class_evenly() -> None:
+    counts = (5, 7, 23)
+    labels = torch.cat([torch.full((count,), number) for number, count in enumerate(counts)])
+    labels = labels[torch.randperm(35, generator=torch.Generator().manual_seed(0))]
+    found = [torch.bincount(val.labels, minlength=3) for _, val in _folds(Features(torch.ones(35, 2), labels, 3))]
+    for number, count in enumerate(counts):
+        assert sorted({int(each[number]) for each in found}) == sorted({count // 5, -(-count // 5)})
+
+
+def test_of_equal_losses_the_more_accurate_wins_and_of_equal_accuracies_the_smaller_loss() -> None:
+    right, wrong = Trial({}, 0.8, 0.5, 1.0), Trial({}, 0.7, 0.5, 1.0)
+    assert _order(right, "loss") < _order(wrong, "loss")
+    sure, unsure = Trial({}, 0.8, 0.4, 1.0), Trial({}, 0.8, 0.5, 1.0)
+    assert _order(sure, "accuracy") < _order(unsure, "accuracy")
+
+
+def test_the_loss_of_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    held = Features(torch.randn(200, 3, generator=generator) + labels[:, None], labels, 2)
+    solution = Solution(torch.randn(2, 3, generator=generator).double(), torch.zeros(2).double(), {})
+    for name in ("_base", "_choice"):
+        monkeypatch.setattr(f"recast_exp.heads.{name}.LOGITS", 120)  # 60 images at a time
+    trial = _trial({}, [(solution, held)])
+    logits = solution.logits(held.values)
+    assert trial.loss == pytest.approx(F.cross_entropy(logits / trial.temperature, labels).item(), rel=1e-9)
+    assert trial.accuracy == (logits.argmax(1) == labels).double().mean().item()
+    assert trial.temperature != pytest.approx(temperature(logits, labels), rel=1e-4)
 
 
 def test_two_images_of_each_class_are_enough_for_folds() -> None:

@@ -21,7 +21,8 @@ from recast_exp.models.count import count
 from recast_exp.models.library import _task_of
 from recast_exp.plugins import SOLVERS, TEMPLATES
 from recast_exp.recast import Banks, find_groups, inject, merge, mimic, remake
-from recast_exp.recast.formulas import MIXINGS, OPEN, combine_factors, first_coefficients
+from recast_exp.recast.bank import weight_report
+from recast_exp.recast.formulas import MIXINGS, OPEN, combine_factors, first_coefficients, rounded, unrounded
 from recast_exp.recast.mixed import per_task
 from recast_exp.recast.templates import coefficients_of, kind_of, rank_of
 from support.helpers import assert_one_line
@@ -203,7 +204,42 @@ def test_next_to_an_adapter_in_half_precision_and_copied(templates: str, mixing:
         torch.testing.assert_close(model(images()).float(), model(images()).float(), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("templates", "mixing"), KINDS)
+def test_a_rebuilt_weight_is_the_one_that_the_model_computes_with(network: str, templates: str, mixing: str) -> None:
+    banks = banks_of(network, templates, mixing)
+    model, parameters = injected(network, banks)
+    moved(parameters)
+    trained = dataclasses.replace(banks, coefficients={name: each.detach() for name, each in parameters.items()})
+    report = weight_report(stock(network), trained)
+    assert report.keys() == parameters.keys()
+    for layer, found in report.items():
+        before = stock(network).get_submodule(layer).weight
+        after = model.get_submodule(layer).weight
+        assert isinstance(before, Tensor)
+        assert isinstance(after, Tensor)
+        torch.testing.assert_close(trained.rebuilt(layer, before), after, rtol=1e-5, atol=1e-6)
+        change = (after.double() - before.double()).flatten()
+        assert found["relative_error"] == pytest.approx(float(change.norm() / before.double().norm()), rel=1e-3)
+        assert found["max_error"] == pytest.approx(float(change.abs().max()), rel=1e-3)
+
+
 # In fewer bits
+
+
+@pytest.mark.parametrize("size", [1e-5, 1.0, 300.0])
+@pytest.mark.parametrize("shape", [(3, 4, 50), (2, 4, 3, 5, 5), (4, 60)])
+def test_the_scales_of_integers_follow_their_rows(shape: tuple[int, ...], size: float) -> None:
+    templates = size * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, scales = rounded(templates, "int8")
+    assert scales is not None
+    assert scales.shape == (*shape[:2], *[1] * (len(shape) - 2)) if len(shape) > 2 else (4, 1)
+    rows = templates.abs().flatten(min(2, len(shape) - 1)).amax(-1)
+    assert ((scales.flatten(min(2, len(shape) - 1))[..., 0] * 127 / rows).log2().abs() < 1 / 64).all()
+    assert torch.equal(scales, scales.bfloat16().float())  # eight binary digits
+    error = (unrounded(values, scales) - templates).abs()
+    assert (error <= scales / 2).all()
+    assert int(values.abs().max()) >= 126
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
