@@ -40,7 +40,12 @@ OF_FACTORS = [pair for pair in KINDS if pair[1] != "sum"]
 def stock(kind: str) -> nn.Module:
     torch.manual_seed(0)
     name, options = NETWORKS[kind]
-    return timm.create_model(name, num_classes=3, **options).eval().requires_grad_(False)
+    model: nn.Module = timm.create_model(name, num_classes=3, **options).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(4)
+    for path, parameter in model.named_parameters():
+        if path.endswith("bias"):  # timm's are zero, and zeros are not missed
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def images() -> Tensor:
