@@ -94,6 +94,24 @@ def test_blocks_of_a_stage_take_from_their_stage() -> None:
     }
 
 
+def test_a_new_block_that_fails_leaves_the_weights_of_the_old_one() -> None:
+    model, found = grown(2, 1)
+    block = model.get_submodule("blocks.1")
+    before = block.get_submodule("mlp.fc1").weight.clone()
+
+    def fails_the_second_time(*_: object) -> None:
+        calls.append(0)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    calls: list[int] = []
+    block.get_submodule("mlp").register_forward_pre_hook(fails_the_second_time)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(images())
+    assert torch.equal(block.get_submodule("mlp.fc1").weight, before)
+    assert found["blocks.1.growth.gate"] == 1
+
+
 def test_blocks_that_change_the_shape_are_named() -> None:
     class Halving(nn.Module):
         def __init__(self) -> None:

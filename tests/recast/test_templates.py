@@ -238,7 +238,7 @@ def test_the_scales_of_integers_follow_their_rows(shape: tuple[int, ...], size: 
     templates = size * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values, scales = rounded(templates, "int8")
     assert scales is not None
-    assert scales.shape == (*shape[:2], *[1] * (len(shape) - 2)) if len(shape) > 2 else (4, 1)
+    assert scales.shape == ((*shape[:2], *[1] * (len(shape) - 2)) if len(shape) > 2 else (4, 1))
     rows = templates.abs().flatten(min(2, len(shape) - 1)).amax(-1)
     assert ((scales.flatten(min(2, len(shape) - 1))[..., 0] * 127 / rows).log2().abs() < 1 / 64).all()
     assert torch.equal(scales, scales.bfloat16().float())  # eight binary digits

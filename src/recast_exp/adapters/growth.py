@@ -49,11 +49,12 @@ class Growth(Adapter):
             path, alike = found[place]
             block = network.get_submodule(path)
             layers = _layers(block)
-            new = NewBlock(path, list(layers), alike.index(path), len(alike))
+            own = alike.index(path)
+            new = NewBlock(path, list(layers), own, len(alike))
             attach(block, NAME, new)
             for name, layer in layers.items():
                 sources = [network.get_submodule(f"{other}.{name}") for other in alike]
-                parametrize_weight(layer, Recombined(new, name, sources))
+                parametrize_weight(layer, Recombined(new, name, sources, own))
             block.register_forward_hook(new.after_block, with_kwargs=True)
             names |= {name: name for part, _ in new.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
         return names
@@ -80,9 +81,11 @@ class NewBlock(nn.Module):
     def after_block(self, block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         """Run the new block on the output of the one before it; that block's forward hook."""
         self.running = True
-        # Not by a call, which would run this hook again
-        result: Tensor = block.forward(output, *inputs[1:], **named)
-        self.running = False
+        try:
+            # Not by a call, which would run this hook again
+            result: Tensor = block.forward(output, *inputs[1:], **named)
+        finally:
+            self.running = False
         if result.shape != output.shape:
             raise UserError(
                 f"adapter: growth needs blocks that keep the shape of their input, got {self.path}, which makes "
@@ -98,13 +101,15 @@ class Recombined(nn.Module):
         new: The new block.
         name: Name of the layer within it.
         sources: The layers at this place in all blocks.
+        own: Index among them of the layer whose weight this is.
     """
 
-    def __init__(self, new: NewBlock, name: str, sources: Sequence[nn.Module]) -> None:
+    def __init__(self, new: NewBlock, name: str, sources: Sequence[nn.Module], own: int) -> None:
         super().__init__()
         # In a tuple, whose modules are not registered: their parameters have a place in the network already
         self._elsewhere = (new, tuple(sources))
         self._key = _key(name)
+        self._own = own
 
     def forward(self, weight: Tensor) -> Tensor:
         """Combine a weight [rows, ...] with those of the other blocks if the new block runs; the same shape."""
@@ -113,12 +118,9 @@ class Recombined(nn.Module):
             return weight
         coefficients = new.coefficients[self._key].to(weight.dtype)
         combined = torch.zeros_like(weight)
-        for coefficient, layer in zip(coefficients, sources, strict=True):
-            combined = combined + coefficient * (weight if self._is_of(layer) else weight_of(layer))
+        for index, layer in enumerate(sources):
+            combined = combined + coefficients[index] * (weight if index == self._own else weight_of(layer))
         return combined
-
-    def _is_of(self, layer: nn.Module) -> bool:
-        return any(module is self for module in layer.modules())
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, list[str]]]:

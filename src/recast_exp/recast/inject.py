@@ -304,7 +304,8 @@ def merge(model: nn.Module) -> nn.Module:
         model: A model with templates or without.
 
     Returns:
-        The same model, with the same logits and a state dict that loads strictly into the stock timm model.
+        The same model, with the same logits and, without an adapter, a state dict that loads strictly into the stock
+        timm model.
     """
     for module in list(model.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
