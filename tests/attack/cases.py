@@ -125,6 +125,7 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "ranks: expected", "model=vit_frozen", "adapter=melo", "adapter.ranks=[1,2]")
     yield typed(kind, "adapter: tera does not fit", "model=vit_frozen", "adapter=tera", "adapter.layers=[nowhere]")
     yield typed(kind, "dataset.classes: expected", "dataset.classes=[nope]")
+    yield typed(kind, "dataset.classes: expected", "stage=check", "dataset.classes=[nope]")
     yield typed(kind, "dataset.classes: expected at least two", "dataset.classes=[5]")
     yield typed(kind, "training: expected joint", "training=through_head", "dataset.shots=1")
     yield typed(kind, "trainer.accelerator", "trainer.accelerator=gpu")

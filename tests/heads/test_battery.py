@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -178,6 +179,24 @@ def test_a_class_without_training_images_is_refused(head: Head) -> None:
     features = Features(torch.randn(6, 4), torch.tensor([0, 0, 2, 2, 4, 4]), 5)
     with pytest.raises(UserError, match=r"^head: expected a training image of each class, got none of class 1, 3$"):
         choose(head, features, features)
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [([0, 1], "2"), ([5], "0, 1, 2, 3, 4"), ([6], "0, 1, 2, 3, 4, …"), ([0], "1")],
+)
+def test_missing_classes_are_named(present: list[int], expected: str) -> None:
+    """The last one, too, and no more than five."""
+    last = {"2": 2, "1": 1}.get(expected, max(present))
+    features = Features(torch.ones(len(present), 2), torch.tensor(present), last + 1)
+    with pytest.raises(UserError, match=rf"got none of class {re.escape(expected)}$"):
+        features.check_classes()
+
+
+@pytest.mark.parametrize("shape", [(4,), (0, 3), (3, 0), (2, 3, 4)])
+def test_features_are_a_table(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=rf"got a tensor of shape {re.escape(str(list(shape)))}$"):
+        Features(torch.ones(shape), torch.zeros(shape[0], dtype=torch.long), 1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -176,6 +176,10 @@ def test_ledoit_wolf_of_many_parts_and_of_odd_features(features: Features, monke
     centred = few.values.double() - few.moments.means[few.labels]
     _, expected = sklearn_ledoit_wolf(centred.numpy(), assume_centered=True)
     assert ledoit_wolf(few, few.moments) == pytest.approx(expected, rel=1e-9)
+    # Nearly the same variance along each: the covariance is less certain than they differ
+    axes = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.001]))
+    nearly = Features(torch.cat([axes, -axes]), torch.zeros(8, dtype=torch.long), 1)
+    assert ledoit_wolf(nearly, nearly.moments) == 1.0
 
 
 def test_ledoit_wolf_is_tried_where_it_is_asked_for() -> None:
@@ -257,6 +261,33 @@ def test_sums_of_batches_are_those_of_all(features: Features) -> None:
     torch.testing.assert_close(whole.within(), expected)
 
 
+def test_sums_take_batches_that_lack_classes() -> None:
+    values, labels = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
+    moments = Moments.empty(3, 2)
+    for label in (0, 2, 1):
+        moments.add(values[labels == label], labels[labels == label])
+    assert moments.counts.tolist() == [2, 2, 2]
+    torch.testing.assert_close(moments.within(), Features(values, labels, 3).moments.within())
+
+
+def test_balanced_weights_also_where_a_class_has_one_image() -> None:
+    weights = LDA(class_weight="balanced").image_weights(torch.tensor([1, 4]))
+    assert weights.tolist() == [2.5, 0.625]
+
+
+def test_one_class_has_one_row_of_zeros() -> None:
+    features = Features(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4).long(), 1)
+    (solution,) = Logistic().solve(features, [{"C": 2.0}])
+    assert solution.weight.tolist() == [[0.0, 0.0, 0.0]]
+    assert solution.bias.tolist() == [0.0]
+    assert solution.setting == solution.scaled(3.0).setting == {"C": 2.0}
+
+
+def test_logistic_regression_stops_after_so_many_iterations(features: Features) -> None:
+    (converged,), (stopped,) = (Logistic(max_iterations=most).solve(features, [{"C": 100.0}]) for most in (2000, 2))
+    assert (converged.weight - stopped.weight).norm() > 0.1 * converged.weight.norm()
+
+
 def test_the_temperature_is_that_of_the_smallest_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 3
@@ -266,6 +297,13 @@ def test_the_temperature_is_that_of_the_smallest_loss() -> None:
     losses = [F.cross_entropy(logits / each, labels).item() for each in grid]
     assert min(losses) == losses[2]
     assert temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1.0
+
+
+def test_temperatures_stay_between_a_ten_thousandth_and_ten_thousand() -> None:
+    labels = torch.arange(12) % 3
+    right, wrong = F.one_hot(labels, 3).double(), F.one_hot((labels + 1) % 3, 3).double()
+    assert temperature(1e-5 * right, labels) == pytest.approx(1e-4, rel=0.01)
+    assert temperature(1e5 * wrong, labels) == pytest.approx(1e4, rel=0.01)
 
 
 _LARGE = """

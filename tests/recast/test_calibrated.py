@@ -118,6 +118,77 @@ def test_convolutions_and_the_model_is_unchanged() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_moments_are_the_means_of_all_batches() -> None:
+    model, changed = network(depth=2), network(depth=2)
+    with torch.no_grad():
+        changed.get_parameter("blocks.0.mlp.fc2.weight").mul_(1.5)
+    names = ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    parts = torch.split(images(), [20, 20, 8])
+    found = calibrated._moments(model, changed, names, lambda: iter(parts))
+    for name, (g, h) in zip(names, found, strict=True):
+        before, after = (inputs_of(each, name, images()).double() for each in (model, changed))
+        torch.testing.assert_close(g, after.T @ after / len(after), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(h, before.T @ after / len(after), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[1][0], found[1][1], rtol=1e-2)
+
+
+def test_the_patches_of_a_convolution_are_what_its_weight_multiplies() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(2, 1), bias=False)
+    batch = torch.randn(4, 3, 9, 8)
+    rows = calibrated._rows(layer, batch) @ layer.weight.flatten(1).T
+    torch.testing.assert_close(rows, layer(batch).flatten(2).transpose(1, 2).flatten(0, 1))
+
+
+def test_groups_follow_in_the_order_of_the_model_however_they_are_given() -> None:
+    model = network()
+    groups = find_groups(model, targets=["*.qkv", "*.fc1"], num_templates=1)
+    there, back = (mimic(model, each, solver="calibrated", images=images(), seed=0) for each in (groups, groups[::-1]))
+    assert len(groups) > 2
+    for name, templates in there.templates.items():
+        errors = [
+            (banks.rebuilt(layer) - model.get_parameter(f"{layer}.weight")).norm()
+            for banks in (there, back)
+            for layer in next(group.layers for group in groups if group.name == name)
+        ]
+        half = len(errors) // 2
+        torch.testing.assert_close(torch.stack(errors[:half]), torch.stack(errors[half:]), rtol=1e-3, atol=0)
+        assert templates.shape == back.templates[name].shape
+
+
+def test_more_damping_keeps_the_weights_more() -> None:
+    model = network()
+    groups = find_groups(model, targets=["*.qkv"], num_groups=1, num_templates=2)
+    errors = []
+    for damping in (1e-3, 1e3):
+        banks = mimic(model, groups, solver="calibrated", images=images(), damping=damping)
+        errors.append(
+            sum((banks.rebuilt(name) - model.get_parameter(f"{name}.weight")).norm() for name in groups[0].layers)
+        )
+    assert errors[1] < 0.98 * errors[0]
+
+
+def test_options_and_progress_of_the_passes_and_the_model_as_it_was() -> None:
+    model = network().train().double()
+    groups = find_groups(model, targets=["*.qkv"], num_groups=2, num_templates=1)
+    ticks: list[int] = []
+    found = [
+        mimic(
+            model,
+            groups,
+            solver="calibrated",
+            images=images().double(),
+            passes=passes,
+            progress=lambda: ticks.append(1),
+        )
+        for passes in (1, 3)
+    ]
+    assert len(ticks) == (1 + 3) * len(groups)
+    assert found[0].hash != found[1].hash
+    assert model.training
+    assert all(parameter.dtype == torch.float64 for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

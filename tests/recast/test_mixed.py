@@ -148,3 +148,50 @@ def test_a_layer_takes_what_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
             with per_task(model, coefficients, COUNTS):
                 model(torch.randn(len(images), vectors, 6))  # of 3 tasks with 2 images each, on average
             assert taken == [way] * 2
+
+
+def test_a_convolution_takes_what_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its vectors are the places of its input."""
+    from recast_exp.recast import mixed
+
+    torch.manual_seed(0)
+    model = Two(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
+    banks = mimic(model, find_groups(model, targets=["blocks.*"], num_groups=1))
+    inject(model, banks)
+    coefficients = {name: torch.stack([start] * 3) for name, start in banks.coefficients.items()}
+    taken: list[str] = []
+    for way in ("_with_weights", "_with_products"):
+        made = getattr(mixed, way)
+        monkeypatch.setattr(mixed, way, lambda *args, made=made, way=way: taken.append(way) or made(*args))
+    with torch.no_grad(), per_task(model, coefficients, COUNTS):
+        for shape, way in (((4, 4), "_with_weights"), ((3, 5), "_with_products")):  # 16 and 15 places, 2 images a task
+            taken.clear()
+            model(torch.randn(sum(COUNTS), 6, *shape))
+            assert taken == [way] * 2
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_templates_that_are_added(kind: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    model = make(bias)
+    banks = mimic(model, find_groups(model, targets=["blocks.*"], num_groups=1, num_templates=2), templates="random")
+    inject(model, banks)
+    model.requires_grad_(False)
+    coefficients = {name: torch.randn(3, *start.shape) for name, start in banks.coefficients.items()}
+    images = torch.randn(sum(COUNTS), *shape)
+    expected = []
+    for task, batch in enumerate(torch.split(images, COUNTS)):
+        plain = make(bias)
+        plain.load_state_dict(
+            {
+                f"{name}.{each}": layer.bias if each == "bias" else layer.parametrizations.weight[0](own[task])  # type: ignore[union-attr, index, operator, misc]
+                for name, own in coefficients.items()
+                for layer in [model.get_submodule(name)]
+                for each in (["weight", "bias"] if bias else ["weight"])
+            }
+        )
+        expected.append(plain(batch).detach())
+    with torch.no_grad(), per_task(model, coefficients, COUNTS):
+        torch.testing.assert_close(model(images), torch.cat(expected), rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.check import check_model
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
-from recast_exp.recast.formulas import authors_start, combine, relative_error
+from recast_exp.recast.formulas import Mimicked, authors_start, combine, cosine_similarity, relative_error
 from recast_exp.recast.inject import remake
 from recast_exp.recast.solvers import autoencoder, closed_form, gradient, options_of
 
@@ -167,6 +167,45 @@ def test_gradient_keeps_its_best_step() -> None:
     weights = 0.1 * random(2, 12, 10)
     start = squared_error(gradient.solve(weights, 2, 2, 1, seed=0, steps=1), weights)
     assert squared_error(gradient.solve(weights, 2, 2, 1, seed=0, steps=20, lr=50.0), weights) <= start * (1 + 1e-6)
+
+
+def test_the_autoencoder_keeps_its_most_similar_step() -> None:
+    weights = 0.1 * random(4, 12, 10)
+
+    def similarity(found: Mimicked) -> float:
+        return cosine_similarity(rebuilt(found.coefficients, found.templates), weights).mean().item()
+
+    found = [similarity(autoencoder.solve(weights, 2, 2, 1, seed=0, steps=steps, lr=1.0)) for steps in (1, 2, 4, 8, 40)]
+    # The cosine schedule makes runs of different lengths differ, but their first step is the same
+    assert min(found) == pytest.approx(found[0])
+    assert found[-1] > found[0]
+
+
+def test_the_encoder_starts_as_torch_starts_linear_layers() -> None:
+    first, gate, second, gate_too, last = autoencoder._encoder(900, 100, 600, seed=0)  # type: ignore[misc]
+    assert isinstance(gate, nn.LeakyReLU) and isinstance(gate_too, nn.LeakyReLU)
+    for layer, width in ((first, 900), (second, 100), (last, 100)):
+        bound = width**-0.5
+        for values, nearly in ((layer.weight, 0.97), (layer.bias, 0.9)):
+            assert nearly * bound < values.max() <= bound
+            assert -bound <= values.min() < -nearly * bound
+
+
+def test_the_authors_recipe_of_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, seen = 0.1 * random(4, 12, 10), []
+    make = torch.optim.RMSprop
+
+    def noted(parameters: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+        seen.append((lr, [tuple(each.shape) for each in parameters], parameters[-1].square().mean().sqrt().item()))
+        return make(parameters, lr=lr)
+
+    monkeypatch.setattr(torch.optim, "RMSprop", noted)
+    autoencoder.solve(weights, 2, 3, 1, seed=0, steps=1)
+    ((lr, shapes, size),) = seen
+    assert autoencoder.num_steps(weights, None) == 2500
+    assert lr == 2e-3
+    assert shapes == [(8, 120), (8,), (8, 8), (8,), (6, 8), (6,), (2, 12, 10)]
+    assert size == pytest.approx(1.0)
 
 
 # Plug-ins

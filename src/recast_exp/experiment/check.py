@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from recast_exp.config.rules import trains_only_head
 from recast_exp.config.schema import Config, DatasetConfig, ModelConfig, RecastConfig
 from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
-from recast_exp.errors import RecastError, UserError, section
+from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import cache_folder, cache_place, user_path
 from recast_exp.models.bank_cache import check_kind
 from recast_exp.models.check import check_classifier, check_model, check_task
@@ -89,6 +90,20 @@ class Inputs:
         # Last, as this makes a folder
         self._once(f"cache {settings.cache_dir}", lambda: cache_folder(settings.cache_dir))
 
+    def check_choice(self, settings: Config) -> None:
+        """See whether images can be chosen from an index, of which some may be missing.
+
+        Raises:
+            UserError: One line that names the key.
+            MissingInputError: If the index is not there.
+        """
+        dataset = settings.dataset
+        if dataset.download or dataset.bad_images != "error":
+            return
+        official = read_official(dataset, settings.data_dir)
+        with _quiet(), suppress(MissingInputError):
+            choose(dataset, official)
+
     def _once(self, what: str, look: Callable[[], object]) -> None:
         if what not in self._known:
             try:
@@ -101,13 +116,20 @@ class Inputs:
 
 
 def _check_images(dataset: DatasetConfig, data_dir: str, objective: objectives.Objective | None) -> None:
-    logger = logging.getLogger("recast_exp.data")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # the run says it, too
-    try:
+    with _quiet():
         images = choose(dataset, read_official(dataset, data_dir))
         if objective is not None:
             objective.check_images(np.bincount(images.splits["train"].labels))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings about images, which the job gives, too."""
+    logger = logging.getLogger("recast_exp.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         logger.setLevel(level)
 
