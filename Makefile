@@ -51,8 +51,8 @@ coverage: install ## run the tests, and measure which branches they take: build/
 
 mutants: install ## change recast/, heads/ and task files bit by bit, and count what no test notices (hours)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut
-	$(BIN)/mutmut run $(ARGS)
-	$(BIN)/mutmut results
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run $(ARGS)
+	$(BIN)/python tests/mutants.py
 
 fuzz: install ## change files of others until a reader answers with an error that is not its own (minutes)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris

@@ -126,6 +126,15 @@ class Exported:
             raise UserError(f"{what}: expected the logits of the model to within {tolerance:g}, got {wrong[0]:.2g}")
         return max(found)
 
+    def compare_network(self, what: Path, network: nn.Module, tolerance: float) -> float:
+        """The same for a network that takes normalised images, such as one of timm that has loaded the file.
+
+        Raises:
+            UserError: If the difference is larger.
+        """
+        network.eval()
+        return self.compare(what, lambda images: network(self.normalised(images)), tolerance)
+
 
 def exported(adapted: AdaptedModel, task: Task, *, own_weights: bool = False) -> Exported:
     """Merge a copy of a model, and gather the facts about it.

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor
 
 from recast_exp.export._base import Exported
 from recast_exp.export.card import model_card
@@ -44,14 +42,8 @@ def write(exported: Exported, folder: Path) -> tuple[list[Path], float]:
     timm.models.save_for_hf(model, str(folder), described, arguments, safe_serialization=True)
     write_text(folder / "README.md", model_card(facts, LOAD))
     with seeded(0):
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-
-    def logits(images: Tensor) -> Tensor:
-        found: Tensor = loaded(exported.normalised(images))
-        return found
-
-    with torch.inference_mode():
-        difference = exported.compare(folder, logits, TOLERANCE)
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    difference = exported.compare_network(folder, loaded, TOLERANCE)
     return [folder / name for name in ("config.json", "model.safetensors", "README.md")], difference
 
 

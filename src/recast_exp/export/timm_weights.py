@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from recast_exp.export._base import Exported
 from recast_exp.files import replacing
@@ -35,11 +33,4 @@ def write(exported: Exported, folder: Path) -> tuple[list[Path], float]:
         stock = create_network(exported.facts.architecture, exported.facts.input.size)
         timm_model(stock).reset_classifier(len(exported.facts.classes))
     stock.load_state_dict(load_file(path), strict=True)
-    stock.eval()
-
-    def logits(images: Tensor) -> Tensor:
-        found: Tensor = stock(exported.normalised(images))
-        return found
-
-    with torch.inference_mode():
-        return [path], exported.compare(path, logits, TOLERANCE)
+    return [path], exported.compare_network(path, stock, TOLERANCE)
