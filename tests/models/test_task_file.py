@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recast_exp.adapters import NoAdapter
 from recast_exp.config.schema import Config
+from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import cache_folder
 from recast_exp.models import bank_cache as bank_store
@@ -26,7 +27,7 @@ from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.count import count
 from recast_exp.models.loading import load_task
-from recast_exp.models.task_file import copy_into, for_banks, read_task, write_task
+from recast_exp.models.task_file import copy_into, for_banks, input_of_record, input_record, read_task, write_task
 from recast_exp.recast import Banks, find_groups, mimic
 
 Build = Callable[..., Any]
@@ -280,6 +281,11 @@ def test_files_that_are_no_task_files_are_refused_in_one_line(
     assert_one_line(error, "task", path)
     assert not isinstance(error.value, MissingInputError)
     assert path.read_bytes() == content
+
+
+def test_the_preprocessing_of_a_record_is_that_which_was_written() -> None:
+    spec = InputSpec(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bilinear", squash=True)
+    assert input_of_record(json.loads(json.dumps(input_record(spec)))) == spec
 
 
 def test_a_task_file_that_is_not_there(tmp_path: Path) -> None:

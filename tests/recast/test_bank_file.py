@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.recast import Banks, find_groups, mimic
+from recast_exp.recast.bank import Origin
 
 Change = Callable[[dict[str, Any], dict[str, Tensor]], object]
 FIRST = "blocks.layer.0"
@@ -97,3 +98,9 @@ def test_another_bank_than_the_one_wanted(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, path)
     with pytest.raises(UserError, match="expected template banks, got a safetensors file that holds none"):
         Banks.load(path)
+
+
+def test_an_origin_says_how_its_templates_make_a_weight() -> None:
+    Origin("random", 0, 1, {}, "0" * 64).check()
+    with pytest.raises(UserError, match=r"^mixing: expected .*, got 'nope'"):
+        Origin("random", 0, 1, {"mixing": "nope"}, "0" * 64).check()

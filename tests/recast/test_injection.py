@@ -320,6 +320,7 @@ def test_the_dtype_of_the_weight_follows_the_model(enliven: Enliven) -> None:
         assert model.to(dtype)(images.to(dtype)).dtype == dtype
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert distance(model(images), expected) < 0.1  # as far as bfloat16 has rounded everything
+    assert model.double().to("cpu")(images.double()).dtype == torch.float64  # a move changes no dtype
     model, images = create("dinov2", enliven)
     names = inject(model.bfloat16(), mimic(model, find_groups(model)))
     assert model.float()(images).dtype == torch.float32
