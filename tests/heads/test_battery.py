@@ -48,6 +48,10 @@ def test_the_preset_lists_every_option_with_its_default(name: str) -> None:
     assert set(preset) - {"name"} == listed if heads.load(name).solved else set(preset) - {"name"} <= listed
 
 
+def test_the_settings_of_nearest_mean_are_told_to_people() -> None:
+    assert heads.load("nearest_mean")().settings() == [{"centre": "mean"}, {"centre": "none"}]
+
+
 def test_a_head_separates_blobs(head: Head) -> None:
     chosen = choose(head, blobs(80), blobs(40, seed=1))
     assert chosen.solution.weight.shape == (4, 12)

@@ -48,6 +48,18 @@ def one_line(error: pytest.ExceptionInfo[UserError], *expected: object) -> None:
         assert str(text) in message, message
 
 
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [("*.shred", "*.shared, *.own)"), ("xyz", "*.mlp.0, *.mlp.2, *.own, *.shared)"), ("*.mlp.1", "*.mlp.2, *.mlp.0")],
+)
+def test_a_pattern_without_layers_is_told_the_nearest_places(pattern: str, near: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_groups(Net(2, 3), targets=[pattern])
+    one_line(
+        error, f"targets: expected patterns over the layers of Net that can be grouped ({near}", f"got {pattern!r}"
+    )
+
+
 def test_layers_of_one_place_and_shape_within_a_stage_are_grouped_and_nothing_else() -> None:
     groups = find_groups(Net(2, 3))
     expected = [

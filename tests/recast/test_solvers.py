@@ -367,21 +367,37 @@ def test_the_authors_recipe_for_linear_layers_and_for_convolutions(
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert gradient.num_steps(weights, None) == steps
     assert gradient.num_steps(weights, 7) == 7
-    drops: list[int] = []
-    schedule = torch.optim.lr_scheduler.StepLR
+    drops: list[tuple[int, float, float]] = []
+    norms: set[float] = set()
+    schedule, clip = torch.optim.lr_scheduler.StepLR, nn.utils.clip_grad_norm_
 
     def noted(optimizer: Any, size: int, gamma: float) -> object:
-        drops.append(size)
+        drops.append((optimizer.param_groups[0]["lr"], size, gamma))
         return schedule(optimizer, size, gamma)
 
+    def clipped(parameters: Any, most: float) -> object:
+        norms.add(most)
+        return clip(parameters, most)
+
     monkeypatch.setattr(torch.optim.lr_scheduler, "StepLR", noted)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clipped)
     default = gradient.solve(weights, 2, 2, 1, seed=1, steps=5)
     explicit = gradient.solve(weights, 2, 2, 1, seed=1, steps=5, lr=lr, step_size=step_size, noise=noise)
     other = gradient.solve(weights, 2, 2, 1, seed=1, steps=5, lr=lr, step_size=step_size, noise=noise + 0.1)
-    assert drops == [step_size] * 3
+    assert drops == [(lr, step_size, 0.1)] * 3
+    assert norms == {1.0}
     assert torch.equal(default.templates, explicit.templates)
     assert torch.equal(default.coefficients, explicit.coefficients)
     assert not torch.equal(other.coefficients, explicit.coefficients)
+
+
+def test_the_noise_is_added_to_the_first_coefficients() -> None:
+    weights = random(3, 8, 6)
+    found = gradient.solve(weights, 2, 2, 1, seed=4, steps=1, noise=0.5)
+    generator = torch.Generator().manual_seed(4)
+    templates, start = authors_start(weights, 2, 2, 1, generator)
+    assert torch.equal(found.templates, templates)
+    torch.testing.assert_close(found.coefficients, start + 0.5 * torch.randn(start.shape, generator=generator))
 
 
 def test_the_authors_start_is_kaiming_normal_with_unit_vectors() -> None:

@@ -149,7 +149,9 @@ def test_a_file_of_banks_and_of_a_task(tmp_path: Path, templates: str, mixing: s
 
 @pytest.mark.parametrize(("templates", "mixing"), [pair for pair in KINDS if pair[0] != "tasks"])
 def test_templates_are_made_again_from_the_weights_alone(templates: str, mixing: str) -> None:
-    banks = banks_of("vit", templates, mixing)
+    model = stock("vit")
+    groups = find_groups(model, templates=templates, mixing=mixing)
+    banks = mimic(model, groups, templates=templates, mixing=mixing, num_sets=3, seed=7)
     assert banks.origin is not None
     assert banks.origin.repeatable
     assert remake(stock("vit"), banks.groups, banks.origin).hash == banks.hash
@@ -357,6 +359,21 @@ def test_the_gate_is_a_silu_that_starts_at_one() -> None:
     assert not combine_factors(start, factors, 0, (6, 4), "gated").any()
     closed = torch.zeros_like(start)  # SiLU(0) = 0: what the layer has in the basis is gone
     torch.testing.assert_close(combine_factors(closed, factors, 0, (6, 4), "gated"), -factors[:, :6].T @ factors[:, 6:])
+
+
+def test_how_many_templates_there_are_usually() -> None:
+    """Of two groups of two layers of a ViT with 24 × 72 and 24 × 24 weights."""
+    model = stock("vit")
+    numbers = {
+        (templates, mixing): find_groups(model, targets=["*.attn.proj"], templates=templates, mixing=mixing)[0]
+        for templates, mixing in KINDS
+    }
+    width = model.get_submodule("blocks.0.attn.proj").weight.shape[0]  # type: ignore[union-attr, index]
+    found = {pair: group.num_templates for pair, group in numbers.items()}
+    assert found["layers", "sum"] == found["random", "sum"] == len(numbers["layers", "sum"].layers)
+    assert found["singular", "scales"] == found["basis", "scales"] == width
+    assert found["singular", "matrix"] == 4 * 4
+    assert found["tasks", "sum"] == 1
 
 
 def test_random_templates_are_as_long_as_the_weights_and_those_of_the_seed() -> None:
