@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from recast_exp.errors import UserError
 from recast_exp.heads import Features, Moments, choose, temperature
 from recast_exp.heads._base import Solution
-from recast_exp.heads._choice import Trial, _folds, _order, _trial
+from recast_exp.heads._choice import Trial, _folds, _order, _trial, describe
 from recast_exp.heads.best import Best
 from recast_exp.heads.lda import LDA, discriminants, ledoit_wolf
 from recast_exp.heads.logistic import Logistic
@@ -259,6 +259,32 @@ def test_sums_of_batches_are_those_of_all(features: Features) -> None:
     centred = features.values.double() - features.moments.means[features.labels]
     expected = (centred * weights.double()[features.labels, None]).T @ centred / weights.double()[features.labels].sum()
     torch.testing.assert_close(whole.within(), expected)
+
+
+def test_sums_of_two_tasks_are_those_of_all_their_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(8, 3, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0])
+    parts = [
+        Moments.of(Features(values[:4], labels[:4], 2), weights[:2]),
+        Moments.of(Features(values[4:], labels[4:] - 2, 2), weights[2:]),
+    ]
+    joined, whole = Moments.joined(parts), Moments.of(Features(values, labels, 4), weights)
+    for name in ("counts", "sums", "gram", "weights"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"shrinkage": 0.5}, "shrinkage=0.5"),
+        ({"shrinkage": "ledoit_wolf"}, "shrinkage=ledoit_wolf"),
+        ({"head": "lda", "shrinkage": 0.0001}, "lda shrinkage=0.0001"),
+        ({"head": "ridge", "penalty": 10.0, "centre": "mean"}, "ridge penalty=10 centre=mean"),
+    ],
+)
+def test_a_setting_in_one_line(setting: dict[str, float | str], expected: str) -> None:
+    assert describe(setting) == expected
 
 
 def test_sums_take_batches_that_lack_classes() -> None:

@@ -104,3 +104,19 @@ def test_an_origin_says_how_its_templates_make_a_weight() -> None:
     Origin("random", 0, 1, {}, "0" * 64).check()
     with pytest.raises(UserError, match=r"^mixing: expected .*, got 'nope'"):
         Origin("random", 0, 1, {"mixing": "nope"}, "0" * 64).check()
+
+
+@pytest.mark.parametrize("templates", ["layers", "singular"])
+def test_banks_without_values_have_the_shapes_of_those_with_them(templates: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 6)}) for _ in range(4)])})
+    groups = find_groups(model, templates=templates)
+    whole = mimic(model, groups, templates=templates, num_sets=3)
+    empty = Banks.without_values(model, iter(groups), 3, whole.added, whole.mixing)
+    assert (empty.groups, empty.added, empty.mixing) == (whole.groups, whole.added, whole.mixing)
+    for kind in ("templates", "coefficients"):
+        own, found = getattr(whole, kind), getattr(empty, kind)
+        assert list(found) == list(own)
+        assert all(found[name].shape == own[name].shape for name in own)
+        assert all(tensor.is_meta for tensor in found.values())
+    assert Banks.without_values(model, find_groups(model)).coefficients["blocks.0.layer"].shape == (1, 1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recast_exp.recast import find_groups, mimic
 from recast_exp.recast.bank import weight_report
-from recast_exp.recast.formulas import combine, project, relative_error
+from recast_exp.recast.formulas import combine, from_relative, project, relative, relative_error
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 
@@ -88,6 +88,23 @@ def test_projection_survives_dependent_templates() -> None:
     bank = random(1, 12, 10).repeat(3, 1, 1)
     found = project(2 * bank[0], bank, 2, 1)
     torch.testing.assert_close(combine(found, bank), 2 * bank[0])
+
+
+@pytest.mark.parametrize(("sets", "blocks"), [(1, 1), (3, 1), (2, 4)])
+def test_the_relative_form_rebuilds_the_weights_from_the_pretrained_ones_and_leads_back(sets: int, blocks: int) -> None:
+    layers = 3
+    bank, start = random(layers, 12, 10), random(layers, sets, blocks, layers, seed=1)
+    learned = start + 0.3 * random(*start.shape, seed=2)
+    shares = relative(learned, start)
+    assert shares.shape == (layers, blocks, layers)
+    pretrained = torch.stack([combine(each, bank) for each in start]).double().reshape(layers, blocks, -1)
+    expected = torch.stack([combine(each, bank) for each in learned]).double().reshape(layers, blocks, -1)
+    torch.testing.assert_close(torch.einsum("lbj,jbm->lbm", shares, pretrained), expected, rtol=1e-4, atol=1e-4)
+    back = from_relative(shares, start)
+    assert back.shape == start.shape
+    assert back.dtype == start.dtype
+    torch.testing.assert_close(back, learned.mean(1, keepdim=True).expand_as(back), rtol=1e-4, atol=1e-4)
+    assert from_relative(shares, start.double()).dtype == torch.float64
 
 
 def test_relative_error_is_that_of_each_layer_at_any_scale() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import UserError
 from recast_exp.recast import Group, find_groups, inject, mimic
+from recast_exp.recast.grouping import numbered_blocks
 
 
 class Block(nn.Module):
@@ -58,6 +59,12 @@ def test_a_pattern_without_layers_is_told_the_nearest_places(pattern: str, near:
     one_line(
         error, f"targets: expected patterns over the layers of Net that can be grouped ({near}", f"got {pattern!r}"
     )
+
+
+def test_the_blocks_of_all_stages_in_their_order() -> None:
+    blocks = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert numbered_blocks(blocks) == ["0", "1"]
+    assert numbered_blocks(nn.ModuleDict({"norm": nn.LayerNorm(2), "blocks": blocks})) == ["blocks.0", "blocks.1"]
 
 
 def test_layers_of_one_place_and_shape_within_a_stage_are_grouped_and_nothing_else() -> None:

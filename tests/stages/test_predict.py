@@ -24,7 +24,6 @@ from recast_exp.data import load_dataset
 from recast_exp.data.listing import images_at
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment import prediction
-from recast_exp.runs.task_header import task_files
 from support.helpers import assert_one_line
 from support.running import run_commands, run_stage
 
@@ -205,15 +204,6 @@ def test_wrong_commands(trained: dict[str, Path], digits: Path, tmp_path: Path) 
     assert lines("stage=predict", task, f"stage.images={digits}", "stage.top=0")[0] == [
         "stage.top: expected an integer ≥ 1, got 0"
     ]
-
-
-def test_task_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert task_files("a.safetensors") == [Path("a.safetensors")]
-    assert task_files("[a b.safetensors, 'c.safetensors']") == [Path("a b.safetensors"), Path("c.safetensors")]
-    assert task_files("") == []
-    Path("[a,b]").touch()
-    assert task_files("[a,b]") == [Path("[a,b]")]
 
 
 @pytest.mark.slow
