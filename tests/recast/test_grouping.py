@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import UserError
 from recast_exp.recast import Group, find_groups, inject, mimic
-from recast_exp.recast.grouping import numbered_blocks
+from recast_exp.recast.grouping import _num_blocks, classifier_modules, numbered_blocks
 
 
 class Block(nn.Module):
@@ -59,6 +59,42 @@ def test_a_pattern_without_layers_is_told_the_nearest_places(pattern: str, near:
     one_line(
         error, f"targets: expected patterns over the layers of Net that can be grouped ({near}", f"got {pattern!r}"
     )
+
+
+class Attention(nn.Module):
+    """Projections under every name that timm gives them, of 12 rows for 4 heads but where said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        for name in ("q", "k", "v", "q_proj", "k_proj", "v_proj", "proj"):
+            self.add_module(name, nn.Linear(5, 12))
+        self.qkv = nn.Linear(5, 36)
+
+
+@pytest.mark.parametrize("place", ["q", "k", "v", "q_proj", "k_proj", "v_proj"])
+def test_each_projection_is_divided_by_heads(place: str) -> None:
+    model = nn.Sequential(Attention())
+    assert _num_blocks(model, f"0.{place}", "head") == 4
+    assert _num_blocks(model, f"0.{place}", "projection") == 1
+    model[0].num_heads = 5  # which do not divide 12 rows
+    assert _num_blocks(model, f"0.{place}", "head") == 1
+
+
+def test_fused_projections_are_divided_in_three_and_other_layers_are_not() -> None:
+    model = nn.Sequential(Attention())
+    assert [_num_blocks(model, f"0.{place}", "projection") for place in ("qkv", "proj")] == [3, 1]
+    assert [_num_blocks(model, f"0.{place}", "head") for place in ("qkv", "proj")] == [12, 1]
+    assert [_num_blocks(model, f"0.{place}", "row") for place in ("qkv", "proj")] == [36, 12]
+    model[0].qkv = nn.Linear(5, 16)  # no multiple of three, as with shared keys and values
+    assert _num_blocks(model, "0.qkv", "projection") == 1
+    assert _num_blocks(model, "0.qkv", "head") == 1
+
+
+def test_both_classifiers_of_a_distilled_model_are_none_of_its_layers() -> None:
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
+    assert classifier_modules(model) == {model.head, model.head_dist}
+    assert classifier_modules(nn.Linear(2, 2)) == set()
 
 
 def test_the_blocks_of_all_stages_in_their_order() -> None:
