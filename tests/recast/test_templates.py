@@ -362,7 +362,7 @@ def test_the_gate_is_a_silu_that_starts_at_one() -> None:
 
 
 def test_how_many_templates_there_are_usually() -> None:
-    """Of two groups of two layers of a ViT with 24 × 72 and 24 × 24 weights."""
+    """Of a group of square weights."""
     model = stock("vit")
     numbers = {
         (templates, mixing): find_groups(model, targets=["*.attn.proj"], templates=templates, mixing=mixing)[0]
