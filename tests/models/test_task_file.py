@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.count import count
 from recast_exp.models.loading import load_task
 from recast_exp.models.task_file import copy_into, for_banks, input_of_record, input_record, read_task, write_task
+from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, find_groups, mimic
 
 Build = Callable[..., Any]
@@ -193,6 +195,32 @@ def test_the_record_says_all_that_a_task_needs(task: tuple[Any, Path]) -> None:
     assert config["dataset"]["name"] == "digits"
     assert record["metrics"] == {"test/accuracy": 0.5}
     assert "weights" not in config["model"]  # a path on this machine
+
+
+def test_the_relative_form_is_kept_and_the_templates_record_has_only_what_is_not_usual(task: tuple[Any, Path]) -> None:
+    run, path = task
+    tensors, record = read_task(path)
+    banks = run.adapted.banks
+    assert len(tensors["relative"]) == sum(group.num_blocks * len(group.layers) ** 2 for group in banks.groups)
+    assert record["templates"].keys() == {"groups", "solver", "seed", "num_sets", "weights"}
+
+
+def test_the_checksum_covers_record_and_tensors_in_any_order(task: tuple[Any, Path], tmp_path: Path) -> None:
+    path, other = task[1], tmp_path / "other.safetensors"
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["recast_exp"])
+    tensors = load_file(path)
+
+    def write(record: dict[str, Any]) -> None:
+        save_file(tensors, other, {"recast_exp": json.dumps(record)})
+
+    write(dict(reversed(record.items())))
+    assert equal(read_task(other)[0], tensors)
+    write(record | {"classes": [*record["classes"][:-1], "another"]})
+    with pytest.raises(UserError, match="is damaged: its content is not that of its checksum"):
+        read_task(other)
+    text = json.dumps({name: record[name] for name in sorted(record) if name != "checksum"}, sort_keys=True)
+    assert record["checksum"] == hashlib.sha256((text + content_hash(tensors)).encode()).hexdigest()
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.recast import Banks, find_groups, mimic
-from recast_exp.recast.bank import Origin
+from recast_exp.recast.bank import Origin, weights_hash
 
 Change = Callable[[dict[str, Any], dict[str, Tensor]], object]
 FIRST = "blocks.layer.0"
@@ -120,3 +121,35 @@ def test_banks_without_values_have_the_shapes_of_those_with_them(templates: str)
         assert all(found[name].shape == own[name].shape for name in own)
         assert all(tensor.is_meta for tensor in found.values())
     assert Banks.without_values(model, find_groups(model)).coefficients["blocks.0.layer"].shape == (1, 1, 2)
+    plain = Banks.without_values(model, find_groups(model))
+    assert (plain.added, plain.mixing) == (False, "sum")
+
+
+def test_the_record_of_recasts_own_templates_has_no_entries_of_other_kinds(tmp_path: Path) -> None:
+    """So that earlier versions read it."""
+    found: list[set[str]] = []
+    path = changed(tmp_path, lambda record, _: found.append(set(record)))
+    assert found == [{"format", "groups", "settings", "origin"}]
+    assert Banks.load(path).dtype == "float32"
+
+
+def test_integers_of_convolutions_have_a_scale_for_each_row_and_none_is_zero(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"c": nn.Conv2d(3, 4, 2)}) for _ in range(2)])})
+    ours = mimic(model, find_groups(model), template_dtype="int8")
+    path = tmp_path / "bank.safetensors"
+    ours.save(path)
+    read = Banks.load(path)
+    assert read.hash == ours.hash
+    scales = ours.scales["blocks.c.0"]
+    assert torch.equal(read.scales["blocks.c.0"], scales) and scales.shape == (2, 4, 1, 1, 1)
+    scales[0, 0] = 0
+    ours.save(path)
+    with pytest.raises(UserError, match=r"the scales of blocks\.c\.0 are"):
+        Banks.load(path)
+
+
+def test_the_hash_of_weights_is_half_of_a_sha256() -> None:
+    model = nn.Linear(3, 2)
+    own = hashlib.sha256(b" (2, 3)" + model.weight.detach().numpy().tobytes()).hexdigest()
+    assert weights_hash(model, [""]) == own[:32]

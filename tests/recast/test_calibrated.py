@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -217,3 +218,32 @@ def test_layers_that_it_does_not_take() -> None:
     with pytest.raises(UserError) as error:
         mimic(model, groups, solver="calibrated", images=images(4))
     assert_one_line(error, "granularity: expected at most 64 blocks of rows with mimicry=calibrated, got 96")
+
+
+def test_a_group_of_one_layer_stays_exact_next_to_one_that_is_fitted() -> None:
+    model = network(depth=3)
+    single = find_groups(model, targets=["blocks.0.attn.qkv"])
+    pair = find_groups(model, targets=["blocks.[12].attn.qkv"], num_templates=1)
+    groups = [dataclasses.replace(single[0], name="first"), pair[0]]
+    plain, fitted = mimic(model, groups), mimic(model, groups, solver="calibrated", images=images())
+    assert torch.equal(fitted.templates["first"], plain.templates["first"])
+    assert not torch.equal(fitted.templates[pair[0].name], plain.templates[pair[0].name])
+
+
+def test_without_options_it_damps_by_a_hundredth() -> None:
+    model = network(depth=2)
+    groups = find_groups(model, targets=["*.qkv"], num_templates=1)
+    plain, given, more = (
+        mimic(model, groups, solver="calibrated", images=images(), **options).hash
+        for options in ({}, {"damping": 1e-2, "passes": 2, "rounds": 2}, {"damping": 1e-1})
+    )
+    assert plain == given != more
+
+
+def test_a_convolution_in_two_groups_is_not_taken_and_64_blocks_of_rows_are() -> None:
+    start = Mimicked(torch.ones(1, 4, 2, 1, 1), torch.ones(1, 1, 1, 1))
+    with pytest.raises(UserError, match=r"^targets: expected linear layers, or convolutions without groups"):
+        calibrated._check("layer", nn.Conv2d(4, 4, 1, groups=2), start)
+    calibrated._check("layer", nn.Linear(3, 64), Mimicked(torch.ones(1, 64, 3), torch.ones(1, 1, 64, 1)))
+    with pytest.raises(UserError, match=r"^granularity: expected at most 64 blocks .*, got 65 \(layer\)$"):
+        calibrated._check("layer", nn.Linear(3, 65), Mimicked(torch.ones(1, 65, 3), torch.ones(1, 1, 65, 1)))

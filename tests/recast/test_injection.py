@@ -13,9 +13,11 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from recast_exp.errors import UserError
 from recast_exp.recast import find_groups, inject, merge, mimic
+from recast_exp.recast.combination import TemplateBank
 
 TOLERANCE = 1e-5
 SMALL = {"embed_dim": 96, "num_heads": 3}
@@ -273,6 +275,33 @@ def test_after_merging_the_same_layers_can_be_injected_again(enliven: Enliven) -
     assert distance(model(images), expected) <= TOLERANCE
 
 
+def test_banks_of_one_name_are_counted(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    with torch.no_grad():
+        expected = model(images)
+    for first in (0, 2, 4):
+        groups = find_groups(model, targets=[f"blocks.[{first}{first + 1}].attn.qkv"])
+        inject(model, mimic(model, groups))
+    assert list(model.banks) == ["blocks-attn-qkv-0", "blocks-attn-qkv-0-2", "blocks-attn-qkv-0-3"]
+    with torch.no_grad():
+        assert distance(model(images), expected) <= TOLERANCE
+
+
+def test_a_bias_that_is_parametrised_does_not_matter(enliven: Enliven) -> None:
+    model, images = create("vit", enliven)
+    banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    for layer in (model.blocks[0].attn.qkv, model.blocks[0].mlp.fc1):
+        parametrize.register_parametrization(layer, "bias", nn.Identity())
+    with torch.no_grad():
+        expected = model(images)
+        inject(model, banks)
+        assert distance(model(images), expected) <= TOLERANCE
+        merge(model)
+        assert distance(model(images), expected) <= TOLERANCE
+    assert not parametrize.is_parametrized(model.blocks[0].attn.qkv, "weight")
+    assert parametrize.is_parametrized(model.blocks[0].attn.qkv, "bias")
+
+
 def test_an_attribute_of_the_model_is_not_overwritten(enliven: Enliven) -> None:
     model, _ = create("vit", enliven)
     model.banks = nn.Linear(2, 2)
@@ -387,6 +416,28 @@ def test_assigning_a_weight_projects_it_onto_the_templates(granularity: str, enl
         assert products.abs().max() < 1e-3 * residual.norm() * templates.norm()
         assert torch.isfinite(model(images)).all()
     assert torch.equal(templates, before)
+
+
+def test_assigning_a_weight_to_a_layer_whose_templates_are_added(enliven: Enliven) -> None:
+    """The change is projected onto the templates."""
+    model, _ = create("vit", enliven)
+    groups = find_groups(model, targets=["*.attn.qkv"], templates="random", num_templates=3)
+    inject(model, mimic(model, groups, templates="random"))
+    layer, bank = model.blocks[0].attn.qkv, model.banks["blocks-attn-qkv-0"]
+    with torch.no_grad():
+        target = layer.weight + 0.3 * bank.templates[1]
+        layer.weight = target
+        torch.testing.assert_close(layer.weight, target, rtol=1e-4, atol=1e-6)
+    model, _ = create("vit", enliven)
+    groups = find_groups(model, targets=["*.attn.qkv"], templates="singular")
+    inject(model, mimic(model, groups, templates="singular"))
+    with pytest.raises(UserError, match=r"^weight: a layer with mixing=scales takes none of another model; merge"):
+        model.blocks[0].attn.qkv.weight = target
+
+
+def test_a_bank_sums_its_templates_if_nothing_else_is_said() -> None:
+    bank = TemplateBank(torch.tensor([[[1.0, 2.0]], [[3.0, 5.0]]]))
+    assert torch.equal(bank.combine(torch.tensor([[[2.0, 10.0]]]), 0, (1, 2)), torch.tensor([[32.0, 54.0]]))
 
 
 # Gradients

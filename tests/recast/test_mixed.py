@@ -170,6 +170,29 @@ def test_a_convolution_takes_what_costs_less(monkeypatch: pytest.MonkeyPatch) ->
             assert taken == [way] * 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_image(kind: str) -> None:
+    model, coefficients, images = setting(kind, True, "layer")
+    first = {name: each[:1] for name, each in coefficients.items()}
+    with torch.no_grad():
+        expected = loop(model, coefficients, images)[:1]
+        with per_task(model, first, [1]):
+            torch.testing.assert_close(model(images[:1]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_one_channel() -> None:
+    torch.manual_seed(0)
+    model = Two(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
+    banks = mimic(model, find_groups(model, targets=["blocks.*"], num_groups=1))
+    images = torch.randn(3, 1, 5, 5)
+    with torch.no_grad():
+        expected = model(images)
+        inject(model, banks)
+        coefficients = {name: torch.stack([start] * 2) for name, start in banks.coefficients.items()}
+        with per_task(model, coefficients, [1, 2]):
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_templates_that_are_added(kind: str, bias: bool) -> None:

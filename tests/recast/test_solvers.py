@@ -407,3 +407,26 @@ def test_the_authors_start_is_kaiming_normal_with_unit_vectors() -> None:
     assert templates.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.01)
     assert coefficients.shape == (3, 2, 5, 4) and coefficients.dtype == torch.float64
     torch.testing.assert_close(coefficients.norm(dim=-1), torch.ones(3, 2, 5, dtype=torch.float64))
+
+
+def test_the_authors_start_for_one_layer_and_for_one_row() -> None:
+    for shape in ((1, 30, 40), (3, 1, 40)):
+        templates, _ = authors_start(torch.zeros(shape), 50, 1, 1, torch.Generator().manual_seed(0))
+        assert templates.std().item() == pytest.approx((2 / 40) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "gradient"])
+def test_each_group_has_the_next_seed_and_after_the_largest_comes_0(solver: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"layer": nn.Linear(4, 6)}) for _ in range(6)])})
+    options = {"steps": 3} if solver == "gradient" else {}
+    groups = find_groups(model)
+    found = mimic(model, groups, solver=solver, seed=2**32 - 2, **options)
+    for group, seed in zip(groups, (2**32 - 2, 2**32 - 1, 0), strict=True):
+        alone = mimic(model, [group], solver=solver, seed=seed, **options)
+        assert torch.equal(found.templates[group.name], alone.templates[group.name])
+
+
+def test_the_closed_form_mixes_by_a_matrix_that_is_orthogonal_in_float64() -> None:
+    matrix = closed_form._random_orthogonal(7, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(7, dtype=torch.float64), rtol=0, atol=1e-13)
