@@ -114,6 +114,12 @@ def test_a_file_is_read_once_for_all_jobs(
             "/full/metrics.json cannot be written",
         ),
         (OSError(errno.EROFS, "Read-only file system"), "run cannot be written to (Read-only file system)"),
+        (OSError(errno.EFBIG, "File too large"), "run cannot be written to (File too large)"),
+        (OSError(errno.EIO, "Input/output error"), "run cannot be written to (Input/output error)"),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "too many files are open ([Errno 24] Too many open files); raise",
+        ),
         (MemoryError(), "memory: there is not enough (MemoryError); lower dataset.batch_size"),
         (
             RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9\nmore"),

@@ -60,6 +60,25 @@ def test_a_reader_that_goes_away(sweep: bool, tmp_path: Path) -> None:
         assert record(folder)["state"] == "finished"
 
 
+def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    program = "import os; os.chdir('gone'); os.rmdir('../gone'); from recast_exp.cli.main import run; exit(run([]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: the current folder does not exist any more; change to another\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no ulimit")
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command("hydra.run.dir=run")]  # 20 kB
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot be written to (File too large); what was written before is whole: make room" in done.stderr
+    assert record(tmp_path / "run")["state"] == "failed"
+
+
 # What Windows lacks of the standard library, as far as this project and its libraries may ask for it
 WINDOWS = """
 import os, sys

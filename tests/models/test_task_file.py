@@ -205,6 +205,20 @@ def test_the_relative_form_is_kept_and_the_templates_record_has_only_what_is_not
     assert record["templates"].keys() == {"groups", "solver", "seed", "num_sets", "weights"}
 
 
+def test_a_task_goes_with_other_templates_of_the_same_groups(task: tuple[Any, Path]) -> None:
+    run, path = task
+    banks = run.adapted.banks
+    with torch.no_grad():
+        turned = {name: tensor.flip(0) for name, tensor in banks.templates.items()}
+        swapped = {name: tensor.flip(-1) for name, tensor in banks.coefficients.items()}
+    other = dataclasses.replace(banks, templates=turned, coefficients=swapped)
+    assert other.hash != banks.hash
+    own, found = (for_banks(*read_task(path), each) for each in (banks, other))
+    for layer in banks.coefficients:
+        name = f"coefficients/{layer}"
+        torch.testing.assert_close(found[name].mean(0).flip(-1).float(), own[name].mean(0), rtol=1e-4, atol=1e-4)
+
+
 def test_the_checksum_covers_record_and_tensors_in_any_order(task: tuple[Any, Path], tmp_path: Path) -> None:
     path, other = task[1], tmp_path / "other.safetensors"
     with safe_open(path, "pt") as file:

@@ -86,6 +86,8 @@ def test_fused_projections_are_divided_in_three_and_other_layers_are_not() -> No
     assert [_num_blocks(model, f"0.{place}", "projection") for place in ("qkv", "proj")] == [3, 1]
     assert [_num_blocks(model, f"0.{place}", "head") for place in ("qkv", "proj")] == [12, 1]
     assert [_num_blocks(model, f"0.{place}", "row") for place in ("qkv", "proj")] == [36, 12]
+    model[0].num_heads, model[0].qkv = 2, nn.Linear(5, 33)
+    assert _num_blocks(model, "0.qkv", "head") == 1
     model[0].qkv = nn.Linear(5, 16)  # no multiple of three, as with shared keys and values
     assert _num_blocks(model, "0.qkv", "projection") == 1
     assert _num_blocks(model, "0.qkv", "head") == 1

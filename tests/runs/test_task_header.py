@@ -14,6 +14,7 @@ def test_task_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert task_files("a.safetensors") == [Path("a.safetensors")]
     assert task_files("[a b.safetensors, 'c.safetensors']") == [Path("a b.safetensors"), Path("c.safetensors")]
     assert task_files('["a.safetensors", ]') == [Path("a.safetensors")]
+    assert task_files("[a,b]") == [Path("a"), Path("b")]
     assert task_files("[a,'XX']") == [Path("a"), Path("XX")]
     assert task_files("[a.safetensors") == [Path("[a.safetensors")]
     assert task_files("a.safetensors]") == [Path("a.safetensors]")]

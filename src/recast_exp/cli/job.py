@@ -30,7 +30,10 @@ from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
 
-_UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE),  # a disk, or a network's, that fails
+)
 
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 """What torch says, on a GPU and on a CPU."""
@@ -112,6 +115,11 @@ def out_of_room(error: Exception, folder: Path) -> str | None:
             f"continue it (a run with resume={folder}, a sweep with the same command)"
         )
     text = str(error)
+    if code in (errno.EMFILE, errno.ENFILE):
+        return (
+            f"too many files are open ({text}); raise the limit (ulimit -n) or set dataset.num_workers=0, and continue "
+            f"it (a run with resume={folder}, a sweep with the same command)"
+        )
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return (
             f"dataset.num_workers: a loader process was stopped ({first_line(text)}), perhaps for want of memory; what "

@@ -12,6 +12,7 @@ import os
 import string
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -24,7 +25,7 @@ from recast_exp.cli.outcome import guarded, report_errors
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.variants import Variants
-from recast_exp.errors import RecastError, UnfitError, UserError
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
 from recast_exp.runs.plan import Planned, cause, recipe_sources
 from recast_exp.system import steady_output
 
@@ -48,6 +49,11 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    try:
+        Path.cwd()
+    except OSError:  # another process has removed it
+        line = "the current folder does not exist any more; change to another"
+        return report_errors([line], MissingInputError.exit_code)
     if argv[:1] == ["doctor"]:
         from recast_exp.cli.doctor import doctor
 

@@ -120,7 +120,8 @@ def read_record(path: str | Path) -> TaskRecord:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which does not exist")
+        state = "is not a file" if path.exists() else "does not exist"
+        raise MissingInputError(f"task: expected the task.safetensors of a run, got {path}, which {state}")
     header = _header(path)
     try:
         content = parse(header.get("__metadata__", {})[RECORD_KEY], dict[str, Any])
