@@ -52,8 +52,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         Path.cwd()
     except OSError:  # another process has removed it
-        line = "the current folder does not exist any more; change to another"
-        return report_errors([line], MissingInputError.exit_code)
+        gone = "the current folder does not exist any more; change to another"
+        return report_errors([gone], MissingInputError.exit_code)
     if argv[:1] == ["doctor"]:
         from recast_exp.cli.doctor import doctor
 
