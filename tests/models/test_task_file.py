@@ -28,7 +28,15 @@ from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
 from recast_exp.models.count import count
 from recast_exp.models.loading import load_task
-from recast_exp.models.task_file import copy_into, for_banks, input_of_record, input_record, read_task, write_task
+from recast_exp.models.task_file import (
+    copy_into,
+    for_banks,
+    input_of_record,
+    input_record,
+    read_task,
+    relative_form,
+    write_task,
+)
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, find_groups, mimic
 
@@ -202,6 +210,9 @@ def test_the_relative_form_is_kept_and_the_templates_record_has_only_what_is_not
     tensors, record = read_task(path)
     banks = run.adapted.banks
     assert len(tensors["relative"]) == sum(group.num_blocks * len(group.layers) ** 2 for group in banks.groups)
+    shares = relative_form(tensors, record)
+    assert torch.equal(torch.cat([shares[layer].flatten() for layer in banks.coefficients]), tensors["relative"])
+    assert relative_form({}, record) == {}
     assert record["templates"].keys() == {"groups", "solver", "seed", "num_sets", "weights"}
 
 
