@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from absl import logging as absl_logging
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,6 +26,10 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.runs.plan import Asked
 from recast_exp.training.recipe import Recipe
+
+# TensorBoard brings absl, whose handler closes its stream when Hydra sets up logging: be it that of pytest, which was
+# there when absl was imported
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 TINY = (
     "training=joint",

@@ -77,16 +77,24 @@ def digits_resnet(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 def _timm_kwargs(kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments without those that timm passes to every model for its own bookkeeping."""
-    return {name: value for name, value in kwargs.items() if not name.startswith("pretrained_") and name != "cache_dir"}
+    own = {name: value for name, value in kwargs.items() if not name.startswith("pretrained_") and name != "cache_dir"}
+    if (config := _from_elsewhere(kwargs)) and "num_classes" in config:
+        own.setdefault("num_classes", config["num_classes"])
+    return own
+
+
+def _from_elsewhere(kwargs: Mapping[str, object]) -> dict[str, Any] | None:
+    """The record of a model in a folder or on the Hub, where timm was asked for one."""
+    given: Any = kwargs.get("pretrained_cfg")  # a mapping, or timm's PretrainedCfg
+    config: dict[str, Any] | None = given if isinstance(given, dict | None) else given.to_dict()
+    return config if config and config.get("source") in ("hf-hub", "local-dir") else None
 
 
 def _registered(name: str, network: nn.Module, pretrained: bool, kwargs: Mapping[str, object]) -> nn.Module:
     """The model with its record; and with the weights of a folder or of the Hub, where timm was asked for these."""
     model = timm_model(network)
     model.pretrained_cfg = model.default_cfg = {"architecture": name, **PRETRAINED_CFG}
-    given: Any = kwargs.get("pretrained_cfg")  # a mapping, or timm's PretrainedCfg
-    config = given if isinstance(given, dict | None) else given.to_dict()
-    if pretrained and config and config.get("source") in ("hf-hub", "local-dir"):
+    if pretrained and (config := _from_elsewhere(kwargs)):
         model.pretrained_cfg = config
         load_pretrained(network, pretrained_cfg=config, num_classes=model.num_classes)
     return network
