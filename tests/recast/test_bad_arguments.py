@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from recast_exp.errors import UserError
-from recast_exp.recast import Banks, find_groups, inject, mimic
+from recast_exp.recast import Banks, find_groups, inject, merge, mimic
 
 QKV = ["*.attn.qkv"]
 
@@ -82,6 +82,54 @@ def test_weights(change: Callable[[torch.Tensor], torch.Tensor], expected: str) 
         mimic(with_weight(change), groups)
     assert "blocks.1.attn.qkv" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_weight_that_is_computed_from_others_is_left_alone() -> None:
+    model = vit()
+    banks = mimic(model, find_groups(model, targets=QKV))
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model.get_submodule("blocks.0.attn.qkv"))
+    with pytest.raises(UserError, match=r"^banks: expected .*, got blocks\.0\.attn\.qkv, whose weight is computed"):
+        inject(model, banks)
+    assert not hasattr(model, "banks")
+    assert {group.layers for group in find_groups(model, targets=["*.qkv", "*.fc1"])} == {
+        ("blocks.1.attn.qkv",),
+        ("blocks.0.mlp.fc1", "blocks.1.mlp.fc1"),
+    }
+
+
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = vit()
+    banks = mimic(model, find_groups(model, targets=QKV))
+    with pytest.raises(UserError, match=r"^model: expected weights that can change, got blocks\.0\.attn\.qkv, made"):
+        inject(model, banks)
+    assert not hasattr(model, "banks")
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "gradient"])
+def test_a_model_that_was_rewritten_in_inference_mode_can_train(solver: str) -> None:
+    model, plain = vit(), vit()
+    plain.load_state_dict(model.state_dict())
+    options = {"steps": 2} if solver == "gradient" else {}
+    with torch.inference_mode():
+        names = inject(model, mimic(model, find_groups(model, targets=QKV), solver=solver, **options))
+    model(torch.ones(1, 3, 32, 32)).sum().backward()
+    assert all(model.get_parameter(name).grad is not None for name in names.values())
+    with torch.inference_mode():
+        merge(model)
+    model.requires_grad_(True)(torch.ones(1, 3, 32, 32)).sum().backward()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_layers_that_banks_do_not_have() -> None:
+    model = vit()
+    banks = mimic(model, find_groups(model, targets=QKV))
+    with pytest.raises(UserError, match=r"^layer: expected one of the banks' groups, got 'nowhere'$"):
+        banks.rebuilt("nowhere")
+    some = {"blocks.0.attn.qkv": banks.coefficients["blocks.0.attn.qkv"]}
+    with pytest.raises(UserError, match=r"^coefficients: expected those of every .*, got none of blocks\.1\.attn"):
+        banks.relative(some)
 
 
 def test_a_weight_that_has_two_places_stays_whole() -> None:

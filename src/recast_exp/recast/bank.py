@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recast_exp.errors import MissingInputError, UserError
+from recast_exp.errors import MissingInputError, UnknownNameError, UserError
 from recast_exp.files import replacing, user_path
 from recast_exp.plugins import TEMPLATES
 from recast_exp.recast.combination import TemplateBank
@@ -212,8 +212,13 @@ class Banks:
         Args:
             layer: The layer.
             weight: Its pretrained weight, to which the templates are added; RECAST's own need none.
+
+        Raises:
+            UnknownNameError: If no group has this layer.
         """
-        group = next(group for group in self.groups if layer in group.layers)
+        group = next((group for group in self.groups if layer in group.layers), None)
+        if group is None:
+            raise UnknownNameError(f"layer: expected one of the banks' groups, got {layer!r}")
         if weight is None:
             return combine(self.coefficients[layer], self.templates[group.name])
         bank = self.bank(group, weight.device)
@@ -281,6 +286,8 @@ class Banks:
 
     def _by_group(self, values: Mapping[str, Tensor], formula: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        if missing := [layer for layer in self.coefficients if layer not in values]:
+            raise UserError(f"coefficients: expected those of every layer of the banks, got none of {missing[0]}")
         for group in self.groups:
             given, start = (
                 torch.stack([kind[layer] for layer in group.layers]) for kind in (values, self.coefficients)

@@ -170,8 +170,8 @@ def _columns(model: nn.Module) -> dict[tuple[str, str, tuple[int, ...]], list[st
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d) or module in classifier:
             continue
-        # A weight that is shared by two layers, or already parametrised, cannot be rewritten for one of them alone.
-        if parametrize.is_parametrized(module) or len(places[id(module.weight)]) > 1:
+        # A weight that is shared by two layers, or computed from other parameters, cannot be rewritten for one alone
+        if parametrize.is_parametrized(module) or len(places.get(id(module.weight), [])) != 1:
             continue
         parts = name.split(".")
         # The deepest stage in which the layer lies inside a block, not as the block itself.

@@ -30,6 +30,7 @@ from recast_exp.recast.templates import kind_of, rank_of
 BANKS = "banks"  # where the template banks are registered in the model
 
 
+@torch.inference_mode(False)  # whatever the caller's mode, so that coefficients can train
 @torch.no_grad()
 def mimic(
     model: nn.Module,
@@ -242,6 +243,7 @@ def remake(model: nn.Module, groups: Iterable[Group], origin: Origin) -> Banks:
     return made.rounded_to(origin.dtype)
 
 
+@torch.inference_mode(False)
 def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     """Rewrite the grouped layers of a model in place: their weights become combinations of the banks' templates.
 
@@ -294,6 +296,7 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     return names
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
     """Turn the combinations back into plain weights, in place; the model is a stock timm model again.
@@ -357,7 +360,17 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                     f"banks: expected layers with weights of their own, got {layer}, whose weight is parametrised "
                     "already; merge the model first"
                 )
-            if len(tied := places[id(module.weight)]) > 1:
+            if "weight" not in dict(module.named_parameters(recurse=False)):  # as torch.nn.utils.weight_norm leaves it
+                raise UserError(
+                    f"banks: expected layers with weights of their own, got {layer}, whose weight is computed from "
+                    "other parameters; remove what computes it first"
+                )
+            if module.weight.is_inference():
+                raise UserError(
+                    f"model: expected weights that can change, got {layer}, made under torch.inference_mode(); make "
+                    "the model outside of it"
+                )
+            if len(tied := places.get(id(module.weight), [])) > 1:
                 raise UserError(
                     f"banks: expected layers with weights of their own, got {layer}, whose weight has several places: "
                     f"{', '.join(tied[:3])}; leave it out of the targets"
