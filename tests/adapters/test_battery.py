@@ -209,6 +209,18 @@ def test_a_model_of_another_dtype(make: Make, name: str, kind: str, base: str, d
 
 
 @pytest.mark.parametrize(("name", "kind"), ONCE)
+def test_what_was_injected_in_inference_mode_can_train(make: Make, name: str, kind: str) -> None:
+    network = make("none", kind, "recast").network.eval()
+    with torch.inference_mode():
+        trained = inject_adapter(network, adapters.load(name)())
+    network(images()).square().sum().backward()
+    assert all(network.get_parameter(path).grad is not None for path in trained.values())
+    with torch.inference_mode():
+        adapters.merge(merge(network))
+    network.requires_grad_(True)(images()).square().sum().backward()
+
+
+@pytest.mark.parametrize(("name", "kind"), ONCE)
 def test_it_compiles_as_a_whole(make: Make, name: str, kind: str) -> None:
     adapted = make(name, kind, "recast")
     train(adapted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import zipfile
@@ -14,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError
+from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError, apply_task, load_task
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
@@ -186,3 +187,34 @@ def test_a_model_that_no_file_can_name_is_not_saved(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="expected a timm model, which a file can name, got Own"):
         RecastModel.wrap(Own(), width=4).save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("other", [{"embed_dim": 24, "num_heads": 2}, {"depth": 2}, {"init_values": 0.1}])
+def test_a_model_that_its_name_does_not_tell_is_not_saved(other: dict[str, Any], tmp_path: Path) -> None:
+    """It could not be loaded again."""
+    made = RecastModel.wrap(timm.create_model("vit_tiny_patch16_224", img_size=32, **other))
+    made.add_task("pets", 2)
+    with pytest.raises(UserError, match=r"^model: expected vit_tiny_\S+ as timm .* could not be loaded again"):
+        made.save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    assert made.save_task("pets", tmp_path / "pets.safetensors").is_file()
+
+
+def test_a_model_that_was_made_in_inference_mode_goes_on_outside(tmp_path: Path, images: Tensor) -> None:
+    network = timm.create_model("vit_tiny_patch16_224", **VIT)
+    stock = copy.deepcopy(network)
+    with torch.inference_mode():
+        made = RecastModel.wrap(network)
+        made.add_task("pets", 2, adapter=MeLo(rank=2))
+        made.add_task("birds", 3)
+        assert [len(row) for row in made(images[:2], tasks=["pets", "birds"])] == [2, 3]
+    for name in made.tasks:
+        made.set_task(name)
+        made(images).sum().backward()
+    path = made.save_task("pets", tmp_path / "pets.safetensors")
+    with torch.inference_mode():
+        made.load_task(path, "again")
+        plain = apply_task(stock, load_task(path))
+    made.set_task("again")
+    made(images).sum().backward()
+    plain.requires_grad_(True)(images).sum().backward()

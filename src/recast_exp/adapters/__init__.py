@@ -142,6 +142,7 @@ def from_config(node: Mapping[str, object]) -> Adapter:
         return adapter_class(**options)
 
 
+@torch.inference_mode(False)  # whatever the caller's mode, so that the adapter can train
 def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 42) -> dict[str, str]:
     """Add an adapter to a network, in place; its output stays the same until the adapter is trained.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -80,6 +81,7 @@ class Task:
         return task_file.relative_form(self.tensors, self.record)
 
 
+@torch.inference_mode(False)
 def load_task(path: str | Path) -> Task:
     """Read a task file, of `save_task` or of a run of the command line.
 
@@ -124,6 +126,7 @@ def load_task(path: str | Path) -> Task:
     )
 
 
+@torch.inference_mode(False)
 def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None = None) -> nn.Module:
     """Give a plain timm model the head, templates, adapter and trained parameters of a task, in place.
 

@@ -31,6 +31,7 @@ from recast_exp.models import task_file
 from recast_exp.models.create import check_name, create_network
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
+from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.inject import BANKS
 from recast_exp.torch_state import seeded
 
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECORD = "model.json"
 _NAME = re.compile(r"[0-9a-f]{64}")
-_COEFFICIENTS = ".parametrizations.weight.original"
+_REWRITTEN = ".parametrizations.weight."
+_COEFFICIENTS = f"{_REWRITTEN}original"
 
 
 _Hash: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -69,8 +71,9 @@ def save(model: RecastModel, path: Path) -> None:
     """Write a model: into a folder, or into a zip file where the path ends with `.zip`.
 
     Raises:
-        UserError: If the backbone is not a timm model.
+        UserError: If the backbone is not a timm model, or not as timm makes it by its name.
     """
+    _check_named(model)
     if path.suffix == ".zip":
         with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
             _save(model, Path(folder))
@@ -82,9 +85,30 @@ def save(model: RecastModel, path: Path) -> None:
         _save(model, path)
 
 
-def _save(model: RecastModel, folder: Path) -> None:
+def _check_named(model: RecastModel) -> None:
+    """Refuse a backbone that `load` could not make again from what the record says of it."""
     if model.input is None:
         raise UserError(f"model: expected a timm model, which a file can name, got {model.backbone}")
+    with torch.device("meta"):
+        plain = create_network(model.backbone, model.input.size)
+    network = model._trunk.network
+    found = {
+        name: tensor.shape
+        for name, tensor in network.state_dict().items()
+        if name.partition(".")[0] != BANKS and _REWRITTEN not in name
+    }
+    found |= {f"{name}.weight": layer_module(network, name).weight.shape for name in model._trunk.layers}
+    expected = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    different = sorted(found.keys() ^ expected.keys()) or [name for name in found if found[name] != expected[name]]
+    if different:
+        raise UserError(
+            f"model: expected {model.backbone} as timm makes it by this name, got another, which differs in "
+            f"{different[0]} and could not be loaded again; save its tasks (save_task) and make it yourself"
+        )
+
+
+def _save(model: RecastModel, folder: Path) -> None:
+    assert model.input is not None
     trunk = model._trunk
     bank_file = folder / f"{trunk.banks.hash}.safetensors"
     if not bank_file.is_file():

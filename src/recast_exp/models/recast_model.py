@@ -110,6 +110,7 @@ class RecastModel(nn.Module):
         )
 
     @classmethod
+    @torch.inference_mode(False)
     def from_timm(
         cls,
         name: str,
@@ -144,6 +145,7 @@ class RecastModel(nn.Module):
         return cls._wrapped(made.network, recast, _width(made.network), made.name, made.fingerprint, made.input, seed)
 
     @classmethod
+    @torch.inference_mode(False)
     def wrap(
         cls, model: nn.Module, *, recast: RecastConfig | None = None, width: int | None = None, seed: int = 42
     ) -> RecastModel:
@@ -212,6 +214,7 @@ class RecastModel(nn.Module):
         """The name of the active task; None for the pretrained backbone."""
         return self._active
 
+    @torch.inference_mode(False)
     def add_task(
         self,
         name: str,
@@ -247,6 +250,7 @@ class RecastModel(nn.Module):
         update = batchnorm_statistics == "update"
         self._tasks[name] = KeptTask.new(self._trunk, names, adapter or NoAdapter(), update, seed)
 
+    @torch.inference_mode(False)
     def set_task(self, name: str | None) -> None:
         """Make a task the active one; None is the pretrained backbone.
 
@@ -281,6 +285,7 @@ class RecastModel(nn.Module):
         """Within the block, the model is the pretrained backbone and gives its features [N, D]."""
         return self.task(None)
 
+    @torch.inference_mode(False)
     def remove_task(self, name: str) -> None:
         """Remove a task. If it is the active one, none is active afterwards.
 
@@ -295,6 +300,7 @@ class RecastModel(nn.Module):
 
     # Files
 
+    @torch.inference_mode(False)
     def load_task(self, path: str | Path, name: str | None = None) -> str:
         """Add the task of a task file: of `save_task`, or of a run of the command line.
 
@@ -357,7 +363,7 @@ class RecastModel(nn.Module):
             `path`.
 
         Raises:
-            UserError: If the backbone is not a timm model.
+            UserError: If the backbone is not a timm model, or was made with arguments that its name does not tell.
 
         Example:
             >>> import tempfile
@@ -373,6 +379,7 @@ class RecastModel(nn.Module):
         return path
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | Path) -> RecastModel:
         """Load a model of `save`, to the bit. No task is active, and nothing is downloaded.
 
@@ -382,6 +389,7 @@ class RecastModel(nn.Module):
         """
         return model_file.load(cls, user_path(path))
 
+    @torch.inference_mode(False)
     def merge(self, name: str) -> nn.Module:
         """A plain timm model with the weights of a task, in evaluation mode; this model is unchanged.
 
