@@ -406,10 +406,28 @@ def test_an_adapter_that_cannot_be_injected(stock: dict[str, nn.Module]) -> None
     with pytest.raises(recast_exp.UnfitError) as error:
         recast_exp.inject_adapter(model, recast_exp.MeLo())
     assert_one_line(error, "adapter: melo does not fit ResNet; it needs attention")
-    for seed in (-1, 2**32):
+    for seed in (-1, 2**32, 1.5):
         with pytest.raises(recast_exp.UserError) as error:
-            recast_exp.inject_adapter(model, recast_exp.BitFit(), seed=seed)
-        assert_one_line(error, f"seed: expected an integer from 0 to 2³² - 1, got {seed}")
+            recast_exp.inject_adapter(model, recast_exp.BitFit(), seed=seed)  # type: ignore[arg-type]
+        assert_one_line(error, f"seed: expected an integer ≥ 0 and < 4294967296, got {seed}")
+    for wrong in ("melo", recast_exp.MeLo):
+        with pytest.raises(recast_exp.UserError) as error:
+            recast_exp.inject_adapter(model, wrong)  # type: ignore[arg-type]
+        assert_one_line(error, "adapter: expected an adapter, such as MeLo(rank=4), got ")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (3, "model.img_size: expected a multiple of 16, the patch size of vit_tiny_patch16_224, got 3; 16 is one"),
+        (0, "img_size: expected an integer ≥ 1, got 0"),
+        ("32", "img_size: expected an integer ≥ 1, got '32'"),
+    ],
+)
+def test_an_image_size_that_a_backbone_does_not_take(size: Any, expected: str) -> None:
+    with pytest.raises(recast_exp.UserError) as error:
+        recast_exp.RecastModel.from_timm("vit_tiny_patch16_224", pretrained=False, img_size=size)
+    assert str(error.value) == expected
 
 
 # What belongs to the whole process

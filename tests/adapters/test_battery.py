@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp import adapters
 from recast_exp.adapters import NORMS, Adapter, check_adapter, fitting, inject_adapter, names
-from recast_exp.errors import UnfitError
+from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import CHANGE
 from recast_exp.models.count import count
 from recast_exp.models.task_file import copy_into
@@ -206,6 +206,22 @@ def test_a_model_of_another_dtype(make: Make, name: str, kind: str, base: str, d
     assert all(network.get_parameter(path).grad is not None for path in trained.values())
     with torch.no_grad():
         torch.testing.assert_close(adapters.merge(merge(network))(batch), expected)
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in ONCE if pair[0] != "none"])
+def test_a_second_one_of_the_same_kind_is_refused_until_the_first_is_merged(make: Make, name: str, kind: str) -> None:
+    """Its parameters would hide those of the first, which would still count in the output."""
+    adapted = make(name, kind, "recast")
+    train(adapted)
+    network = adapted.network
+    before = logits(network)
+    with pytest.raises(UserError) as error:
+        inject_adapter(network, adapters.load(name)())
+    assert_one_line(error, f"adapter: expected a network without {name}, got one that has it; merge it, or take a new")
+    assert torch.equal(logits(network), before)
+    adapters.merge(merge(network))
+    if becomes_weights(name, kind):
+        assert inject_adapter(network, adapters.load(name)())
 
 
 @pytest.mark.parametrize(("name", "kind"), ONCE)

@@ -34,7 +34,7 @@ from recast_exp.adapters._base import (
     parametrize_weight,
 )
 from recast_exp.adapters.none import NoAdapter
-from recast_exp.errors import RecastError, UnfitError, UserError
+from recast_exp.errors import RecastError, UnfitError, UserError, check_integer
 from recast_exp.plugins import ADAPTERS
 from recast_exp.torch_state import seeded
 
@@ -159,7 +159,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
 
     Raises:
         UnfitError: If the adapter finds no layer to change in the network.
-        UserError: If the seed is out of range, or the adapter's library is not installed or refuses the network.
+        UserError: If the network has an adapter of this kind already, the seed is out of range, or the library of the
+            adapter is not installed or refuses the network.
 
     Example:
         >>> import timm
@@ -169,8 +170,15 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         >>> trained["blocks.0.attn.qkv.melo.a"]
         'blocks.0.attn.qkv.melo.a'
     """
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"seed: expected an integer from 0 to 2³² - 1, got {seed}")
+    if not isinstance(adapter, Adapter):
+        raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
+    if seed is not None:
+        check_integer("seed", seed, 0, 2**32)
+    if any(isinstance(record.adapter, type(adapter)) for record in injected(network)):
+        # A second one would hide the parameters of the first, which would still count
+        raise UserError(
+            f"adapter: expected a network without {adapter.name}, got one that has it; merge it, or take a new network"
+        )
     before = dict(network.named_parameters())
     known = {id(tensor) for _, tensor in named_tensors(network)}
     plain = copy.deepcopy(network) if adapter.keeps_fixed else None

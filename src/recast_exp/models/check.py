@@ -47,7 +47,7 @@ def check_model(
         UnfitError: If the adapter does not fit the backbone.
     """
     backbone_name(model)
-    _check_size(model)
+    check_size(model)
     chosen = from_config(adapter)
     if model.method == "recast":
         with section("mimicry."):
@@ -162,8 +162,12 @@ def check_task(path: Path, cache: Path | None = None) -> None:
         )
 
 
-def _check_size(model: ModelConfig) -> None:
-    """Refuse an input size that the backbone does not take, or of which it would leave out a part without a word."""
+def check_size(model: ModelConfig) -> None:
+    """Refuse an input size that the backbone does not take, or of which it would leave out a part without a word.
+
+    Raises:
+        UserError: One line with a size that it takes.
+    """
     if model.img_size is None or (network := _blueprint(model)) is None:
         return
     name, size = model.backbone, model.img_size

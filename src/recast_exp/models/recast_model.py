@@ -27,6 +27,7 @@ from recast_exp.models import library, loading, model_file
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import changed_by, groups_of
+from recast_exp.models.check import check_size
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.kept_task import KeptTask, TaskInfo
@@ -132,15 +133,19 @@ class RecastModel(nn.Module):
             seed: Seed of the templates, from 0 to 2³² - 1.
 
         Raises:
-            UserError: If timm knows no such model, the weights do not fit it, or its layers cannot be grouped so.
+            UserError: If timm knows no such model, it takes no images of this size, the weights do not fit it, or its
+                layers cannot be grouped so.
             MissingInputError: If the weights cannot be had.
         """
+        if img_size is not None:
+            check_integer("img_size", img_size, 1)
         settings = ModelConfig(
             backbone=name,
             img_size=img_size,
             pretrained=pretrained,
             weights=None if weights is None else str(weights),
         )
+        check_size(settings)
         made = create_backbone(settings)
         return cls._wrapped(made.network, recast, _width(made.network), made.name, made.fingerprint, made.input, seed)
 
