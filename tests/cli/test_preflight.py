@@ -115,6 +115,7 @@ def test_a_file_is_read_once_for_all_jobs(
         ),
         (OSError(errno.EROFS, "Read-only file system"), "run cannot be written to (Read-only file system)"),
         (OSError(errno.EFBIG, "File too large"), "run cannot be written to (File too large)"),
+        (RuntimeError("basic_ios::clear: iostream error"), "run cannot be written to (Input/output error)"),
         (OSError(errno.EIO, "Input/output error"), "run cannot be written to (Input/output error)"),
         (
             OSError(errno.EMFILE, "Too many open files"),

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -75,7 +76,9 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "cannot be written to (File too large); what was written before is whole: make room" in done.stderr
+    # torch's own writer does not say why
+    line = r"cannot be written to \((File too large|Input/output error)\); what was written before is whole: make room"
+    assert re.search(line, done.stderr)
     assert record(tmp_path / "run")["state"] == "failed"
 
 

@@ -151,6 +151,8 @@ def _code_in(text: str) -> int:
     if found := re.search(r"os error (\d+)", text):  # safetensors
         return int(found[1])
     # torch.save, whose streams do not say why
+    if "iostream error" in text:
+        return errno.EIO
     return errno.ENOSPC if "PytorchStreamWriter failed" in text or "No space left on device" in text else 0
 
 
