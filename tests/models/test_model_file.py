@@ -218,3 +218,15 @@ def test_a_model_that_was_made_in_inference_mode_goes_on_outside(tmp_path: Path,
     made.set_task("again")
     made(images).sum().backward()
     plain.requires_grad_(True)(images).sum().backward()
+
+
+def test_a_model_that_was_loaded_in_inference_mode_can_train(
+    model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    path = model.save(tmp_path / "model")
+    with torch.inference_mode():
+        loaded = RecastModel.load(path)
+    for name in loaded.tasks:
+        loaded.set_task(name)
+        loaded(images).sum().backward()
+        assert all(parameter.grad is not None for parameter in loaded.parameters() if parameter.requires_grad)

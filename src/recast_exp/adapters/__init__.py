@@ -174,7 +174,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
     if seed is not None:
         check_integer("seed", seed, 0, 2**32)
-    if any(isinstance(record.adapter, type(adapter)) for record in injected(network)):
+    if any(record.adapter.name == adapter.name for record in injected(network)):
         # A second one would hide the parameters of the first, which would still count
         raise UserError(
             f"adapter: expected a network without {adapter.name}, got one that has it; merge it, or take a new network"

@@ -360,7 +360,8 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                     f"banks: expected layers with weights of their own, got {layer}, whose weight is parametrised "
                     "already; merge the model first"
                 )
-            if "weight" not in dict(module.named_parameters(recurse=False)):  # as torch.nn.utils.weight_norm leaves it
+            tied = places.get(id(module.weight), [])
+            if not tied:  # no parameter, as torch.nn.utils.weight_norm leaves it
                 raise UserError(
                     f"banks: expected layers with weights of their own, got {layer}, whose weight is computed from "
                     "other parameters; remove what computes it first"
@@ -370,7 +371,7 @@ def _check_fit(model: nn.Module, banks: Banks) -> None:
                     f"model: expected weights that can change, got {layer}, made under torch.inference_mode(); make "
                     "the model outside of it"
                 )
-            if len(tied := places.get(id(module.weight), [])) > 1:
+            if len(tied) > 1:
                 raise UserError(
                     f"banks: expected layers with weights of their own, got {layer}, whose weight has several places: "
                     f"{', '.join(tied[:3])}; leave it out of the targets"
