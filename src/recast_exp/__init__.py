@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from recast_exp.adapters.transformed import Transformed
     from recast_exp.config.schema import RecastConfig
     from recast_exp.errors import MissingInputError, RecastError, UnfitError, UnknownNameError, UserError
-    from recast_exp.models.kept_task import TaskInfo
-    from recast_exp.models.library import merge, save_task
     from recast_exp.models.loading import Task, apply_task, load_task
-    from recast_exp.models.merging import MergedTasks, merge_tasks
-    from recast_exp.models.prediction import Predicted
-    from recast_exp.models.recast_model import RecastModel
     from recast_exp.recast import Banks, Group, TemplateBank, find_groups, inject, mimic
+    from recast_exp.tasks.kept_task import TaskInfo
+    from recast_exp.tasks.library import merge, save_task
+    from recast_exp.tasks.merging import MergedTasks, merge_tasks
+    from recast_exp.tasks.model import RecastModel
+    from recast_exp.tasks.prediction import Predicted
 else:  # not for type checkers, to which every misspelt name would be one of this package
 
     def __getattr__(name: str) -> object:
@@ -127,12 +127,12 @@ _NAMES = {
     "adapters.piggyback": ("Piggyback",),
     "config.schema": ("RecastConfig",),
     "errors": ("MissingInputError", "RecastError", "UnfitError", "UnknownNameError", "UserError"),
-    "models.kept_task": ("TaskInfo",),
-    "models.library": ("merge", "save_task"),
+    "tasks.kept_task": ("TaskInfo",),
+    "tasks.library": ("merge", "save_task"),
     "models.loading": ("Task", "apply_task", "load_task"),
-    "models.merging": ("MergedTasks", "merge_tasks"),
-    "models.prediction": ("Predicted",),
-    "models.recast_model": ("RecastModel",),
+    "tasks.merging": ("MergedTasks", "merge_tasks"),
+    "tasks.prediction": ("Predicted",),
+    "tasks.model": ("RecastModel",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

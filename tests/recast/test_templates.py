@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from recast_exp import MeLo, RecastConfig, RecastModel, UserError, apply_task, inject_adapter, load_task, save_task
 from recast_exp.models.count import count
-from recast_exp.models.library import _task_of
 from recast_exp.plugins import SOLVERS, TEMPLATES
 from recast_exp.recast import Banks, find_groups, inject, merge, mimic, remake
 from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import MIXINGS, OPEN, combine_factors, first_coefficients, rounded, unrounded
 from recast_exp.recast.mixed import per_task
 from recast_exp.recast.templates import coefficients_of, kind_of, rank_of
+from recast_exp.tasks.library import _task_of
 from support.helpers import assert_one_line
 
 VIT = {"img_size": 32, "depth": 4, "embed_dim": 24, "num_heads": 2}

@@ -28,10 +28,10 @@ from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.bank_cache import Material, bank_for
 from recast_exp.models.create import backbone_name
-from recast_exp.models.task_differences import differences_of
 from recast_exp.models.task_file import input_record, make_record
 from recast_exp.recast import Banks
 from recast_exp.recast.solvers import needs_images
+from recast_exp.tasks.differences import differences_of
 from recast_exp.training import objectives
 from recast_exp.training.objectives import Objective
 from recast_exp.training.objectives.joint import Joint

@@ -9,10 +9,10 @@ from recast_exp.config.schema import Config
 from recast_exp.display import console
 from recast_exp.experiment.trained import pristine_backbone
 from recast_exp.files import cache_folder, write_json
-from recast_exp.models.merging import merge_tasks
 from recast_exp.runs import layout
 from recast_exp.runs.results import MergedTask, Metrics
 from recast_exp.runs.task_header import task_files
+from recast_exp.tasks.merging import merge_tasks
 
 log = logging.getLogger(__name__)
 

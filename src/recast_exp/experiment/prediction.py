@@ -33,10 +33,10 @@ from recast_exp.display import console, image_plots
 from recast_exp.errors import RecastError, UserError
 from recast_exp.experiment.trained import Trained, open_tasks
 from recast_exp.files import json_hash, user_path, write_json
-from recast_exp.models.prediction import Predicted, prepared, top_of
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics
 from recast_exp.system import usable_cores
+from recast_exp.tasks.prediction import Predicted, prepared, top_of
 from recast_exp.torch_state import threads
 from recast_exp.training.environment import check_device, device_name, thread_count
 

@@ -19,7 +19,7 @@ from recast_exp.experiment.sequence_tasks import SequenceTask
 from recast_exp.heads import Features
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.loading import load_task, restore
-from recast_exp.models.recast_model import RecastModel
+from recast_exp.tasks.model import RecastModel
 from recast_exp.training.features import collect, extract
 from recast_exp.training.loop import Tested, test
 

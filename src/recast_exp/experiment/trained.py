@@ -14,8 +14,8 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.backbones import Backbone, create_backbone, is_embedded
 from recast_exp.models.create import backbone_name
 from recast_exp.models.loading import Task, load_task, restore
-from recast_exp.models.merging import names_of
 from recast_exp.runs.task_header import task_files
+from recast_exp.tasks.merging import names_of
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from recast_exp import adapters
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
-from recast_exp.models import library
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.loading import Task
+from recast_exp.tasks import library
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
-from recast_exp.models.trunk import Trunk
 from recast_exp.recast import Banks
 from recast_exp.runs.task_header import FROZEN
+from recast_exp.tasks.trunk import Trunk
 from recast_exp.torch_state import seeded
 
 

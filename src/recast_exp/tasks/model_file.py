@@ -36,7 +36,7 @@ from recast_exp.recast.inject import BANKS
 from recast_exp.torch_state import seeded
 
 if TYPE_CHECKING:
-    from recast_exp.models.recast_model import RecastModel
+    from recast_exp.tasks.model import RecastModel
 
 FORMAT = 1
 RECORD = "model.json"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.errors import UserError, section
-from recast_exp.models import library
 from recast_exp.models.loading import Task, load_task, restore
+from recast_exp.tasks import library
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,15 +22,15 @@ from recast_exp.adapters import NoAdapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError, check_integer
 from recast_exp.files import cache_folder, user_path
-from recast_exp.models import library
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.loading import Task, check_timm, load_task
-from recast_exp.models.task_differences import Changes, changes_of, weighted_layers
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, Group, Origin
 from recast_exp.recast.bank import weights_hash
 from recast_exp.recast.solvers import closed_form
+from recast_exp.tasks import library
+from recast_exp.tasks.differences import Changes, changes_of, weighted_layers
 
 
 @dataclass(frozen=True, eq=False)

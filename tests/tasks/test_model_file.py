@@ -108,7 +108,7 @@ def test_a_save_that_is_interrupted_leaves_the_old_model(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("recast_exp.models.model_file.write_json", full)
+        patch.setattr("recast_exp.tasks.model_file.write_json", full)
         with pytest.raises(OSError, match="No space"):
             model.save(tmp_path)
     found = outputs(RecastModel.load(tmp_path), images)

@@ -23,21 +23,22 @@ from recast_exp.data.pixels import normalize
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.files import cache_folder, user_path
-from recast_exp.models import library, loading, model_file
+from recast_exp.models import loading
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import changed_by, groups_of
 from recast_exp.models.check import check_size
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
-from recast_exp.models.kept_task import KeptTask, TaskInfo
-from recast_exp.models.prediction import Picture, Predicted, pictures_of, prepared, top_of
-from recast_exp.models.task_differences import differences_of
 from recast_exp.models.timm_model import timm_model
-from recast_exp.models.trunk import Trunk
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, mimic
 from recast_exp.recast.mixed import per_task
+from recast_exp.tasks import library, model_file
+from recast_exp.tasks.differences import differences_of
+from recast_exp.tasks.kept_task import KeptTask, TaskInfo
+from recast_exp.tasks.prediction import Picture, Predicted, pictures_of, prepared, top_of
+from recast_exp.tasks.trunk import Trunk
 
 
 class _Turn:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from recast_exp import MeLo, RecastConfig, RecastModel, UnknownNameError, UserError
-from recast_exp.models.prediction import prepared
+from recast_exp.tasks.prediction import prepared
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 

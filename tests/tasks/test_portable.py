@@ -21,9 +21,10 @@ from torch import nn
 
 import recast_exp
 from recast_exp import RecastConfig, RecastModel
-from recast_exp.models import library, loading
+from recast_exp.models import loading
 from recast_exp.recast import Banks, Origin
 from recast_exp.runs.task_header import read_record
+from recast_exp.tasks import library
 from support import task_files
 from support.adapted import create, images, logits, train
 from support.helpers import assert_one_line
