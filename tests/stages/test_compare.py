@@ -15,6 +15,7 @@ from PIL import Image
 
 from conftest import TINY
 from recast_exp import MeLo, adapters
+from recast_exp.cli.job import job_label
 from recast_exp.config import recipes
 from recast_exp.config.compose import Composer
 from recast_exp.config.schema import Config
@@ -121,6 +122,11 @@ def test_a_preset_is_taken_whole_and_a_folder_of_the_users_own_has_more(tiny: Co
     rows = methods(tiny, "model=vit_att", "optimizer.weight_decay=0.5", "recast.num_groups=3", config_dir=tmp_path)
     assert rows["RECAST-Heads"].optimizer.weight_decay == 0.5
     assert rows["RECAST-Att"].recast.num_groups == 3
+
+
+def test_its_job_goes_by_no_single_method(tiny: Compose) -> None:
+    assert job_label(tiny("stage=compare", "model=vit_att")) == "comparison"
+    assert job_label(tiny("model=vit_att")) == "RECAST-Att"
 
 
 def test_draws_of_the_images_in_place_of_seeds(

@@ -181,12 +181,18 @@ def run_job(
         return _run(stage, job, overrides, number, sources or {})
 
 
+def job_label(settings: Config) -> str:
+    """The name of a job in lists and records: that of its method, for most stages."""
+    from recast_exp.models.label import method_label  # heavy: it knows every adapter
+
+    return stages.from_config(settings.stage).label(method_label(settings.label, settings.model, settings.adapter))
+
+
 def _run(
     stage: stages.Stage, job: stages.Job, overrides: list[str], number: int | None, sources: Mapping[str, str]
 ) -> Metrics:
     # Heavy: torch, timm and Lightning
     from recast_exp import heads
-    from recast_exp.models.label import method_label
     from recast_exp.training.trainer import progress_bars, quiet
 
     settings, folder, sweep = job.settings, job.folder, job.group
@@ -206,8 +212,7 @@ def _run(
     with quiet(), progress_bars(sweep is None):
         if finished and settings.resume:
             return stage.run(job)
-        label = method_label(settings.label, settings.model, settings.adapter)
-        record.begin(folder, settings, label=label, number=number, overrides=overrides, sources=sources)
+        record.begin(folder, settings, label=job_label(settings), number=number, overrides=overrides, sources=sources)
         if sweep is not None and settings.skip_unfit and (reason := _unfit(settings)):
             record.update(folder, state=State.SKIPPED, reason=reason)
             return {}

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recast_exp.cli.check import Findings
-from recast_exp.cli.job import JobRunner
+from recast_exp.cli.job import JobRunner, job_label
 from recast_exp.cli.outcome import guarded, report_errors
 from recast_exp.config import hydra_api
 from recast_exp.display.console import show_failures, show_search, show_skipped, show_sweep
 from recast_exp.display.live import watching
 from recast_exp.errors import MissingInputError, RecastError
-from recast_exp.models.label import method_label
 from recast_exp.report.build import write_report
 from recast_exp.runs.plan import recipe_sources
 from recast_exp.runs.state import State
@@ -37,7 +36,7 @@ def run_sweep(argv: Sequence[str], findings: Findings) -> int:
     assert findings.sweep_dir is not None
     assert findings.composer is not None
     loader, jobs = findings.composer.loader, findings.jobs if findings.is_grid else []
-    labels = [method_label(job.settings.label, job.settings.model, job.settings.adapter) for job in jobs]
+    labels = [job_label(job.settings) for job in jobs]
     runner = JobRunner({job.asked.overrides: recipe_sources(job.sources) for job in jobs})
     loader.jobs = {job.asked.overrides: job.content for job in jobs}
     again = command_again(argv, findings.sweep_dir)

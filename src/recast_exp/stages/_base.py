@@ -77,6 +77,10 @@ class Stage(ABC):
         """
         inputs.check(settings, images=self.needs_images and self.reads_index)
 
+    def label(self, method: str) -> str:
+        """The name of its job in lists and records, given the label of its method."""
+        return method
+
     @abstractmethod
     def run(self, job: Job) -> Metrics:
         """Do it; the metrics, flat.

@@ -58,6 +58,10 @@ class Compare(Stage):
         if self.methods is not None or self.more:
             comparison.select(self.methods, comparison.methods(settings, variants(), self.more))
 
+    def label(self, method: str) -> str:
+        """It has many methods, each with a record of its own."""
+        return "comparison"
+
     def run(self, job: Job) -> Metrics:
         """Run every method with every seed or draw, and set the results next to each other."""
         from recast_exp.experiment import comparison
