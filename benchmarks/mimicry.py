@@ -17,8 +17,8 @@ import torch
 from measuring import Figure, Report, Spread, Times, arguments, interleaved, use_threads, write
 from models import TARGETS, stock
 from recast_exp.recast import Banks, Group, find_groups, mimic
-from recast_exp.recast.bank import reference
 from recast_exp.recast.formulas import relative_error
+from recast_exp.recast.weights import reference
 
 SECONDS, SPEEDUP = 0.5, 300
 ITERATIONS, SAMPLE = 1000, 20

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.recast import Banks, find_groups, mimic
-from recast_exp.recast.bank import Origin, weights_hash
+from recast_exp.recast.bank import Origin
+from recast_exp.recast.weights import weights_hash
 
 Change = Callable[[dict[str, Any], dict[str, Tensor]], object]
 FIRST = "blocks.layer.0"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.recast import find_groups, mimic
-from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import combine, from_relative, project, relative, relative_error
+from recast_exp.recast.weights import weight_report
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 

@@ -26,7 +26,7 @@ from recast_exp.models.check import check_model
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.recast.formulas import Mimicked, authors_start, combine, cosine_similarity, relative_error
-from recast_exp.recast.inject import remake
+from recast_exp.recast.mimicry import remake
 from recast_exp.recast.solvers import autoencoder, closed_form, gradient, options_of
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}

@@ -20,10 +20,10 @@ from recast_exp import MeLo, RecastConfig, RecastModel, UserError, apply_task, i
 from recast_exp.models.count import count
 from recast_exp.plugins import SOLVERS, TEMPLATES
 from recast_exp.recast import Banks, find_groups, inject, merge, mimic, remake
-from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import MIXINGS, OPEN, combine_factors, first_coefficients, rounded, unrounded
 from recast_exp.recast.mixed import per_task
 from recast_exp.recast.templates import coefficients_of, kind_of, rank_of
+from recast_exp.recast.weights import weight_report
 from recast_exp.tasks.library import _task_of
 from support.helpers import assert_one_line
 

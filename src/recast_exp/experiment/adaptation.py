@@ -32,7 +32,7 @@ from recast_exp.models.count import count
 from recast_exp.models.label import run_title, short_name
 from recast_exp.models.task_file import write_task
 from recast_exp.recast import Banks
-from recast_exp.recast.bank import weight_report
+from recast_exp.recast.weights import weight_report
 from recast_exp.runs import layout
 from recast_exp.runs.record import read_results
 from recast_exp.runs.results import Metrics

@@ -16,8 +16,8 @@ from recast_exp.display import console, plots
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.files import write_json
 from recast_exp.models.count import count
-from recast_exp.recast.bank import weight_report
 from recast_exp.recast.formulas import cosine_similarity
+from recast_exp.recast.weights import weight_report
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics, Reconstruction
 from recast_exp.system import is_main_process

@@ -1,4 +1,4 @@
-"""The method: `formulas` holds the mathematics, `grouping` chooses layers, `bank` and `inject` change a model in place.
+"""The method: `formulas` is the mathematics, `grouping` chooses layers, `mimicry` makes banks, `inject` puts them in.
 
 Example:
     >>> import timm
@@ -13,7 +13,8 @@ Example:
 from recast_exp.recast.bank import Banks, Origin
 from recast_exp.recast.combination import TemplateBank, TemplateCombination
 from recast_exp.recast.grouping import Group, find_groups
-from recast_exp.recast.inject import inject, merge, mimic, remake
+from recast_exp.recast.inject import inject, merge
+from recast_exp.recast.mimicry import mimic, remake
 
 __all__ = [
     "Banks",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -126,6 +126,23 @@ def find_groups(
             count = coefficients_of(num_templates or kind.usual(shape, size, mixing), mixing)
             groups.append(Group(name, members, count, blocks))
     return groups
+
+
+def check_distinct(groups: Sequence[Group]) -> None:
+    """Refuse two groups of one name, whose templates would be mixed up, and a layer in two groups.
+
+    Raises:
+        UserError: One line.
+    """
+    for what, names in (
+        ("names", [group.name for group in groups]),
+        ("layers", [layer for group in groups for layer in group.layers]),
+    ):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(
+                f"groups: expected groups with {what} of their own, got {twice[0]} twice; find all groups in one call, "
+                "or mimic and inject them one after the other"
+            )
 
 
 def layer_module(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:

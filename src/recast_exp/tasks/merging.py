@@ -27,8 +27,8 @@ from recast_exp.models.loading import Task, check_timm, load_task
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
 from recast_exp.recast import Banks, Group, Origin
-from recast_exp.recast.bank import weights_hash
 from recast_exp.recast.solvers import closed_form
+from recast_exp.recast.weights import weights_hash
 from recast_exp.tasks import library
 from recast_exp.tasks.differences import Changes, changes_of, weighted_layers
 
