@@ -19,16 +19,30 @@ from recast_exp.errors import RecastError, UserError
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder."""
+
 FIRST_WAIT, NEXT_WAIT = 2.0, 60.0
 """Seconds until a wait is said, and said again."""
 
 
 def user_path(text: str | Path) -> Path:
-    """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell."""
+    """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell.
+
+    Raises:
+        UserError: If a name in it is longer than file systems have them.
+    """
     try:
-        return Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
+        path = Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
     except ValueError:  # a NUL, which no path has; what opens it says so
         return Path(text)
+    # Asked for one, Python raises an error instead of saying that it is not there
+    if long := [part for part in path.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        size = len(os.fsencode(long[0]))
+        raise UserError(
+            f"expected a path whose names have at most {LONGEST_NAME} bytes, got {long[0][:40]}… of {size:,}"
+        )
+    return path
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def parse(text: str, schema: type[T]) -> T:
         ValueError: If it is no JSON, or does not fit the schema; the text says why, in one line.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except ValueError as error:
@@ -165,6 +165,13 @@ _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _integer(text: str) -> int:
+    # Before it is read: a text of thousands of digits takes long
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**63:
+        raise ValueError(f"{text[:20]} is too large for an integer")
+    return number
 
 
 def _finite(text: str) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recast_exp import adapters
+from recast_exp.adapters.peft import _takes_long
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import AdaptedModel
@@ -70,6 +71,30 @@ def test_what_peft_refuses_is_one_line(make: Make, options: dict[str, Any], expe
     with pytest.raises(UserError) as error:
         make("peft", "vit", "frozen", **options)
     assert_one_line(error, *expected)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "long"),
+    [
+        (r".*\.(qkv|fc1)", False),
+        (r"(.*\.)?blocks\.(\d+)\.attn\.qkv", False),
+        (r"blocks\.([02468]|1[02])\.mlp\.fc[12]", False),
+        (r"blocks\.\(a+\)+x", False),
+        ("gaussian", False),
+        ("(.+)+!", True),
+        ("(a|a)*b", True),
+        ("((ab)*c)+", True),
+        ("(?:a?a?){9}", True),
+        ("([^)]+)*x", True),
+        (".*.*.*.*.*!", True),
+    ],
+)
+def test_patterns_that_may_take_for_ever_are_refused(make: Make, pattern: str, long: bool) -> None:
+    assert _takes_long(pattern) is long
+    if long:
+        with pytest.raises(UserError) as error:
+            make("peft", "vit", "frozen", arguments={"target_modules": pattern})
+        assert_one_line(error, "adapter.arguments.target_modules: expected a pattern without repeated groups")
 
 
 @pytest.mark.parametrize("base", BASES)

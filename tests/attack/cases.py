@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -144,6 +145,29 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "launcher: expected one of", "-m", "launcher=cluster", "seed=1,2")
     yield typed(kind, "method: expected no adapter", "method=vit_melo", "adapter=bitfit")
     yield typed(kind, "cache_dir", "cache_dir=/proc/nowhere")
+    huge, long = "1" + "0" * 400, "x" * 300
+    for key in ("model.backbone", "model.img_size", "recast.num_groups", "optimizer.lr", "trainer.max_epochs"):
+        yield typed(kind, "", f"{key}={huge}")
+    yield typed(kind, "of 64 bits at most", "adapter=melo", "adapter.rank=1" + "0" * 30)
+    yield typed(kind, "adapter.start", "adapter=piggyback", "adapter.start=1e308")
+    yield typed(kind, "adapter.alpha", "adapter=melo", "adapter.alpha=1e308")
+    for key in ("model.mean", "model.std", "model.arguments", "recast.targets", "recast.tasks", "mimicry.options"):
+        yield typed(kind, f"{key}: expected", f"{key}=${{seed}}")
+    for key in ("model.mean", "model.std", "recast.targets", "recast.tasks", "dataset.classes"):
+        yield typed(kind, f"{key}: expected", f"{key}=[[1]]")
+    yield typed(kind, "model.mean: expected three numbers from 0 to 1", "model.mean=[2,2,2]", "model.std=[1,1,1]")
+    for key in ("bank", "resume", "model.weights", "dataset.path", "task"):
+        more = {
+            "dataset.path": ["dataset=folder"],
+            "model.weights": ["model.pretrained=true"],
+            "task": ["stage=evaluate"],
+        }
+        yield typed(kind, "255 bytes", *more.get(key, []), f"{key}={long}")
+    yield typed(kind, "255 bytes", "model=vit_tasks", f"recast.tasks=[{long}]")
+    yield typed(kind, "repeated groups", "adapter=peft", "adapter.arguments.target_modules='(.+)+!'")
+    yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.target_modules='['")
+    yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.megatron_config={a:1}")
+    yield typed(kind, "adapter.arguments.modules_to_save", "adapter=peft", "adapter.arguments.modules_to_save=none")
     yield typed(kind, "hydra.run.dir", "hydra.run.dir=/proc/nowhere/run")
     for deep in (60, 600):
         text = "adapter.arguments=" + "{a:" * deep + "1" + "}" * deep
@@ -243,6 +267,38 @@ def of_tasks() -> Iterator[Case]:
             name if name in ("model", "recast") else "task: ",
             evaluate(lambda record, tensors, n=name, v=value: record["config"].update({n: v})),
         )
+    for name, value in (
+        ("size", 17),
+        ("size", 16.5),
+        ("size", "x"),
+        ("size", 100_000),
+        ("size", None),
+        ("mean", None),
+        ("mean", [0.5] * 4),
+        ("mean", [1e308] * 3),
+        ("std", [0, 0, 0]),
+        ("std", [-1, 1, 1]),
+        ("crop_pct", 0),
+        ("crop_pct", 0.01),
+        ("interpolation", []),
+        ("interpolation", "magic"),
+        ("background", "x"),
+        ("squash", 3),
+        ("orient", "x"),
+        ("more", 1),
+    ):
+
+        def prepared(record: Any, _: Any, name: str = name, value: object = value) -> None:
+            record["input"][name] = value
+
+        yield Case(kind, f"input with {name}={value}", "task: ", evaluate(prepared))
+    for name, value in (("rank", 10**30), ("alpha", 1e308), ("arguments", {"target_modules": "(.+)+!"})):
+        adapter = {"name": "peft", "method": "LORA"} if name == "arguments" else {"name": "melo"}
+
+        def adapted(record: Any, _: Any, node: Any = {**adapter, name: value}) -> None:  # noqa: B006
+            record["config"]["adapter"] = node
+
+        yield Case(kind, f"an adapter with {name}={value}", "", evaluate(adapted))
     for name, value, code in (
         ("solver", "tasks", 3),  # whose bank is not there
         ("solver", "magic", 3),
@@ -433,6 +489,19 @@ def of_checkpoints() -> Iterator[Case]:
             yield Case(
                 kind, f"{name}: {what}", "resume: ", checkpoint(lambda found, n=name, v=value: found.update({n: v}))
             )
+    for what, rows in (("a list", [[]]), ("text", [{"val/loss": "x"}]), ("NaN", [{"val/loss": float("nan")}])):
+        yield Case(
+            kind,
+            f"a history of {what}",
+            "resume: ",
+            checkpoint(lambda found, r=rows: found["callbacks"]["History"].update(rows=r)),
+        )
+    for name in ("recast_exp.log", "plots", "metrics.csv", "checkpoints/last.ckpt"):
+        yield Case(kind, f"{name}: a link", "a link to", resumed(lambda run, n=name: _linked(run / n)))
+    yield Case(
+        kind, "no list of overrides", "resume: ",
+        resumed(lambda run: (run / ".hydra" / "overrides.yaml").write_text("null")),
+    )  # fmt: skip
     yield Case(
         kind,
         "NaN",
@@ -464,6 +533,16 @@ def of_checkpoints() -> Iterator[Case]:
             "resume: ",
             resumed(lambda run, o=override: (run / ".hydra" / "overrides.yaml").write_text(json.dumps([o]))),
         )
+
+
+def _linked(path: Path) -> None:
+    """Something else in the place of a file or folder, under a link."""
+    aside = path.parents[2] / "aside"
+    if path.exists():
+        path.rename(aside)
+    else:
+        aside.mkdir()
+    path.symlink_to(aside)
 
 
 def _cut_file(path: Path, share: float) -> None:
@@ -513,6 +592,9 @@ def of_weights() -> Iterator[Case]:
         ("NaN", {name: torch.full_like(value, torch.nan) for name, value in state.items()}),
     ):
         yield Case(kind, what, "model", weighted(content))
+    itself: dict[str, object] = {}
+    itself["model"] = itself
+    yield Case(kind, "a file that holds itself", "model.weights: ", weighted(itself))
     yield Case(
         kind,
         "not there",
@@ -710,6 +792,40 @@ def vit() -> nn.Module:
     return model
 
 
+def _model() -> recast_exp.RecastModel:
+    model = recast_exp.RecastModel.from_timm(
+        "vit_tiny_patch16_224", pretrained=False, img_size=32, recast=recast_exp.RecastConfig(targets=["*.qkv"])
+    )
+    model.add_task("a", 2)
+    model.set_task("a")
+    return model
+
+
+def _load_with_input(at: Materials, name: str, value: object) -> object:
+    """Load a model whose record says something else of the images."""
+    path = _model().save(at.here / "model") / "model.json"
+    record = json.loads(path.read_text())
+    record["input"][name] = value
+    path.write_text(json.dumps(record))
+    return recast_exp.RecastModel.load(path.parent)
+
+
+def _zipped(at: Materials, flag: int = 0, method: int = zipfile.ZIP_DEFLATED, zeros: int = 0) -> Path:
+    """A zip file with a record, whose headers say that it is encrypted or compressed in another way; or of zeros."""
+    path = at.here / "model.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("model.json", "{}")
+        if zeros:
+            file.writestr(f"{'0' * 64}.safetensors", bytes(zeros))
+    content = bytearray(path.read_bytes())
+    for start, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # flags, then the method, in both headers
+        at_header = content.index(start) + offset
+        content[at_header] |= flag
+        content[at_header + 2] = method
+    path.write_bytes(content)
+    return path
+
+
 def of_calls() -> Iterator[Case]:
     kind = "library calls"
     groups = recast_exp.find_groups
@@ -754,6 +870,33 @@ def of_calls() -> Iterator[Case]:
         ("NaN weights", "model", lambda _: _mimic_changed(lambda weight: weight.fill_(torch.nan))),
         ("weights on meta", "model", lambda _: recast_exp.mimic(vit().to("meta"), groups(vit(), targets=["*.qkv"]))),
         ("no timm model", "", lambda _: recast_exp.RecastModel.from_timm(nn.Linear(2, 2))),
+        ("a mapping for recast", "recast: ", lambda _: recast_exp.RecastModel.wrap(vit(), recast={})),  # type: ignore[arg-type]
+        ("too many classes", "classes: ", lambda _: _model().add_task("b", 10**30)),
+        ("true for classes", "classes: ", lambda _: _model().add_task("b", True)),
+        ("a number for an image", "images: ", lambda _: _model().predict([1, 2])),
+        ("an empty image", "images: ", lambda _: _model().predict(np.zeros((0, 20, 3), np.uint8))),
+        ("16 bits", "images: ", lambda _: _model().predict(np.zeros((20, 20, 3), ">u2"))),
+        (
+            "an image on meta",
+            "images: ",
+            lambda _: _model().predict(torch.zeros(3, 20, 20, dtype=torch.uint8, device="meta")),
+        ),
+        ("half a class", "top: ", lambda _: _model().predict(np.zeros((20, 20, 3), np.uint8), top=1.5)),  # type: ignore[arg-type]
+        ("a model below a file", "written", lambda at: _model().save(at.file("x", b"") / "model")),
+        ("a model in place of a file", "written", lambda at: _model().save(at.file("x", b""))),
+        ("an encrypted zip file", "zip file", lambda at: recast_exp.RecastModel.load(_zipped(at, flag=1))),
+        ("a zip file of an unknown method", "zip file", lambda at: recast_exp.RecastModel.load(_zipped(at, method=99))),
+        ("a zip bomb", "zip file", lambda at: recast_exp.RecastModel.load(_zipped(at, zeros=10_000_000))),
+        *(
+            (f"a model whose {name} is {value}", "model.json", lambda at, n=name, v=value: _load_with_input(at, n, v))
+            for name, value in (
+                ("size", 0),
+                ("mean", [1]),
+                ("std", [0, 0, 0]),
+                ("interpolation", {}),
+                ("crop_pct", "x"),
+            )
+        ),
     ]
     for name, says, call in calls:
         yield Case(kind, name, says, call=call)

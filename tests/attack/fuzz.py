@@ -40,7 +40,7 @@ TASK = {
     "templates": {"groups": [["g", 2, 1, "a", "b"]], "solver": "closed_form", "seed": 1, "num_sets": 2, "weights": "x"},
     "backbone": {"name": "vit", "fingerprint": "x"},
     "classes": ["cat", "dog"],
-    "input": {"size": 32},
+    "input": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9, "interpolation": "bicubic"},
     "eval_batch_size": 8,
     "metrics": {"test/accuracy": 0.5},
     "checksum": HASH,

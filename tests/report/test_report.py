@@ -175,6 +175,7 @@ DAMAGE = {
     "parameters.json": ('{"task_bits": 1, "head": 2}', "parameters.json has no number task_specific"),
     "job.json": ("", "job.json cannot be read"),
 }
+HUGE = '{"task_specific": 48, "task_bits": 1, "head": 1' + "0" * 30 + "}"
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -190,6 +191,30 @@ def test_a_damaged_file_is_a_failure_not_an_error(tmp_path: Path, name: str) -> 
     assert (job.folder, job.label, job.seed, job.state) == ("1", "RECAST-Att", 1, "damaged")
     assert reason in str(job.reason)
     assert set(results.rows[0].cells["cub"].values) == {(0, 0), (2, 0)}
+    write_report(tmp_path)
+
+
+def test_numbers_that_no_column_holds_are_damage(tmp_path: Path) -> None:
+    write_job(tmp_path / "0")
+    write_job(tmp_path / "1", seed=1)
+    (tmp_path / "1" / "parameters.json").write_text(HUGE)
+    [(_, job)] = results_of(tmp_path).unfinished
+    assert job.folder == "1" and "is too large for an integer" in str(job.reason)
+    write_report(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../elsewhere", "a/../../b"])
+def test_the_folders_of_a_sweep_are_below_it(tmp_path: Path, folder: str) -> None:
+    write_job(tmp_path / "sweep" / "0")
+    write_plan(tmp_path / "sweep", [{"folder": folder, "label": "RECAST-Att", "dataset": "cub", "seed": 1}])
+    assert f"sweep.json has a job in '{folder}'" in write_report(tmp_path).with_suffix(".md").read_text()
+
+
+def test_a_history_that_a_spreadsheet_has_saved(tmp_path: Path) -> None:
+    write_job(tmp_path / "0")
+    (tmp_path / "0" / "metrics.csv").write_text("epoch,val/accuracy\n1,0.5\n", encoding="utf-8-sig")
+    [job] = results_of(tmp_path).jobs
+    assert reading.read_history(job) == [{"epoch": 1.0, "val/accuracy": 0.5}]
     write_report(tmp_path)
 
 
@@ -525,6 +550,11 @@ def test_columns_of_several_kinds(tmp_path: Path) -> None:
         {"a": 1.0, "b": "x", "c": True, "d": None},
         {"a": 2.5, "b": "3", "c": None, "d": None},
     ]
+
+
+def test_half_a_surrogate_pair_is_written_as_its_code(tmp_path: Path) -> None:
+    exports.write_parquet(tmp_path / "t.parquet", [{"a": "\ud800", "b": 1}, {"a": 2, "b": 2}])
+    assert parquet.read_table(tmp_path / "t.parquet")["a"].to_pylist() == ["\\ud800", "2"]
 
 
 def test_latex_takes_any_name() -> None:

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from recast_exp.config.schema import Config
+from recast_exp.data.listing import images_at
 from recast_exp.errors import MissingInputError
+from recast_exp.models.loading import load_task
 from support.fixtures_data import make_cub, make_flowers, make_folder, write_image
 from support.helpers import assert_one_line
 from support.running import run_stage
@@ -97,6 +99,28 @@ def test_a_run_shows_its_images_and_its_mistakes(tiny: Compose, tmp_path: Path, 
     assert right / 15 == pytest.approx(metrics["test/accuracy"])
     assert sum(float(row["loss"]) for row in rows) / 15 == pytest.approx(metrics["test/loss"], rel=1e-5)
     assert bool(list((tmp_path / "cache").glob("images/*/pixels.bin"))) == (cache == "memmap")
+
+
+def test_a_class_may_have_any_name(tiny: Compose, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", count=10)
+    (root / "class2").rename(root / "${oc.env:HOME} ü")
+    typed = ("dataset=folder", "model=vit_frozen", "model.backbone=digits_vit", f"dataset.path={root}")
+    trained = run_stage(tiny(*typed), tmp_path / "run")
+    task = load_task(tmp_path / "run" / "task.safetensors")
+    assert "${oc.env:HOME} ü" in task.classes
+    again = run_stage(tiny("stage=evaluate", f"task={task.path}", f"dataset.path={root}"), tmp_path / "again")
+    assert again["test/accuracy"] == trained["test/accuracy"]
+
+
+def test_links_that_lead_round_in_a_circle_are_missing_images(tiny: Compose, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", count=10)
+    loop = root / "class2" / "loop.png"
+    loop.symlink_to(loop)
+    typed = ("dataset=folder", "stage=check", "model.backbone=digits_vit", f"dataset.path={root}")
+    with pytest.raises(MissingInputError, match="1 of 21 images are missing or damaged"):
+        run_stage(tiny(*typed), tmp_path / "refused")
+    run_stage(tiny(*typed, "dataset.bad_images=skip"), tmp_path / "skipped")
+    assert list(images_at(str(root))).count(loop) == 1  # a prediction names it among what cannot be read
 
 
 def test_other_test_images_are_noticed(tiny: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

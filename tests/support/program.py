@@ -51,7 +51,8 @@ def run(self, job):
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
     counts = dict.fromkeys(Counts.__annotations__, 0) | {"task_specific": 48, "layers": {}}
     (run_dir / "parameters.json").write_text(json.dumps(counts))
-    facts = {"backbone": {"name": "", "fingerprint": ""}, "classes": ["a"], "input": {}, "eval_batch_size": 1}
+    images = {"size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 1, "interpolation": "bicubic"}
+    facts = {"backbone": {"name": "", "fingerprint": ""}, "classes": ["a"], "input": images, "eval_batch_size": 1}
     record = json.dumps({"format": 2, "config": {"seed": settings.seed}, "bank": None, **facts})
     header = json.dumps({"__metadata__": {"recast_exp": record}}).encode()
     (run_dir / "task.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)

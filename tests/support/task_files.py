@@ -15,7 +15,7 @@ from recast_exp.runs.results import Counts
 FACTS: dict[str, Any] = {
     "backbone": {"name": "vit_tiny_patch16_224", "fingerprint": "0" * 64},
     "classes": ["a", "b"],
-    "input": {},
+    "input": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9, "interpolation": "bicubic"},
     "eval_batch_size": 256,
 }
 """The least that a record says, beyond the templates."""

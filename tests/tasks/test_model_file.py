@@ -109,7 +109,7 @@ def test_a_save_that_is_interrupted_leaves_the_old_model(
 
     with monkeypatch.context() as patch:
         patch.setattr("recast_exp.tasks.model_file.write_json", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match="No space"):
             model.save(tmp_path)
     found = outputs(RecastModel.load(tmp_path), images)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -46,6 +46,8 @@ def test_images_of_any_kind_are_the_same(model: RecastModel, pixels: np.ndarray,
     assert model.predict([Image.fromarray(image) for image in pixels]) == expected
     assert model.predict(pixels) == model.predict(torch.from_numpy(pixels)) == expected
     assert model.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2)) == expected
+    flipped = np.ascontiguousarray(pixels[..., ::-1])
+    assert model.predict(list(flipped[..., ::-1])) == expected  # a view that runs backwards
     one = model.predict(files[0])
     assert len(one) == 1 and one[0].label == expected[0].label
     assert model.predict([]) == []
@@ -98,11 +100,11 @@ def test_refusals(model: RecastModel, pixels: np.ndarray, tmp_path: Path) -> Non
             UserError,
             "tasks: expected 5 names, one for each image, got 1",
         ),
-        (lambda: model.predict(pixels, tasks="pets", top=0), UserError, "top: expected at least 1, got 0"),
+        (lambda: model.predict(pixels, tasks="pets", top=0), UserError, "top: expected an integer ≥ 1, got 0"),
         (lambda: model.predict(tmp_path / "text.png", tasks="pets"), UserError, "cannot be read as an image"),
         (lambda: model.predict(tmp_path / "gone.png", tasks="pets"), UserError, "expected an image file, got nothing"),
-        (lambda: model.predict(pixels.astype(float), tasks="pets"), UserError, "images: expected uint8"),
-        (lambda: model.predict(pixels[..., :2], tasks="pets"), UserError, "images: expected uint8"),
+        (lambda: model.predict(pixels.astype(float), tasks="pets"), UserError, "or uint8 [3, H, W] or [H, W, 3], got"),
+        (lambda: model.predict(pixels[..., :2], tasks="pets"), UserError, "or uint8 [3, H, W] or [H, W, 3], got"),
     ):
         with pytest.raises(kind, match=re.escape(message)) as error:
             call()

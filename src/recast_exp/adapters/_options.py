@@ -36,25 +36,28 @@ def check(owner: DataclassInstance) -> None:
     hints = typing.get_type_hints(type(owner))
     wrong = []
     for field in dataclasses.fields(owner):
-        value = getattr(owner, field.name)
+        value, named = getattr(owner, field.name), _named(field)
         try:
             converted = _convert(value, hints[field.name])
         except (TypeError, ValueError):
-            wrong.append(f"{field.name}: expected {_accepted(field)}, got {value!r}")
+            wrong.append(f"{field.name}: expected {fields.accepted(named)}, got {value!r}")
             continue
-        if fields.range_problem(field.name, field, converted):
-            wrong.append(f"{field.name}: expected {_accepted(field)}, got {converted!r}")
+        except OverflowError:
+            wrong.append(f"{field.name}: expected {fields.accepted(named)}, got a number that no float holds")
+            continue
+        if problem := fields.range_problem(field.name, named, converted):
+            wrong.append(problem)
         setattr(owner, field.name, converted)
     if wrong:
         raise UserError(*wrong)
 
 
-def _accepted(field: dataclasses.Field[object]) -> str:
-    """Describe the accepted values; without postponed annotations, the field's type is a class instead of its name."""
+def _named(field: dataclasses.Field[object]) -> dataclasses.Field[object]:
+    """A field with its type as text; without postponed annotations, it is a class."""
     named = copy.copy(field)
     if isinstance(field.type, type):
         named.type = field.type.__name__
-    return fields.accepted(named)
+    return named
 
 
 def _convert(value: object, hint: object) -> object:

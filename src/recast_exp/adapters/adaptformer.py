@@ -32,7 +32,7 @@ class AdaptFormer(Adapter):
     fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
 
     width: int = option(64, "width of the bottleneck", ge=1)
-    scale: float = option(0.1, "scale s of the bottleneck's output", gt=0)
+    scale: float = option(0.1, "scale s of the bottleneck's output", gt=0, le=10_000)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Add a bottleneck to every block."""

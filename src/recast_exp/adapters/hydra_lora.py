@@ -36,7 +36,7 @@ class HydraLoRA(Adapter):
     fits = "linear layers named attn.proj or mlp.fc2, as in timm's ViT, DeiT and Swin; adapter.layers names others"
 
     rank: int = option(2, "rank r of each branch", ge=1)
-    scale: float = option(1.0, "factor s of both branches", gt=0)
+    scale: float = option(1.0, "factor s of both branches", gt=0, le=10_000)
     layers: list[str] = option(["attn.proj", "mlp.fc2"], "ends of the names of the linear layers")
 
     @property

@@ -8,7 +8,8 @@ peft replaces each layer by its own module, which contains the frozen layer, wit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ class Peft(Adapter):
         try:
             config = config_class(**arguments)
             peft.get_peft_model(network, config)  # in place; the wrapper that it returns is not needed
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, re.error) as error:
             raise UserError(
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
             ) from error
@@ -121,14 +122,61 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         ("bias", "none; adapter=bitfit trains the biases"),
     )
     for name, expected in refused:
-        if (value := arguments.get(name)) not in (None, [], "none"):
+        if (value := arguments.get(name)) not in (None, []) and (name, value) != ("bias", "none"):
             raise UserError(f"adapter.arguments.{name}: expected {expected}, got {value!r}")
+    for name, value in arguments.items():
+        for text in _texts(value):
+            if _takes_long(text):
+                raise UserError(
+                    f"adapter.arguments.{name}: expected a pattern without repeated groups that repeat or choose, and "
+                    f"with at most {_REPEATS} repetitions (others may take for ever), got {text[:60]!r}; list names"
+                )
     init = arguments.get("init_lora_weights", True)
     if init not in _KEEPS_THE_WEIGHTS:
         raise UserError(
             "adapter.arguments.init_lora_weights: expected true, false, gaussian or orthogonal, which leave the frozen "
             f"weights as they are, got {init!r}"
         )
+
+
+_REPEATS = 4
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All strings in a value, which peft may read as regular expressions."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in (*value, *value.values()):
+            yield from _texts(each)
+    elif isinstance(value, list | tuple | set):
+        for each in value:
+            yield from _texts(each)
+
+
+def _takes_long(pattern: str) -> bool:
+    """Whether a regular expression may need steps that grow exponentially, or fast, with the length of a name.
+
+    It may if what a group repeats can be divided in several ways: if the group itself repeats or chooses. Such patterns
+    could come with a task file.
+    """
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "a", pattern)  # escaped letters and sets of letters are one letter
+    groups: list[bool] = []  # for each open group, whether it repeats or chooses
+    repeats = 0
+    for at, letter in enumerate(plain):
+        repeated = plain[at + 1 : at + 2] in ("*", "+", "{")
+        if letter == "(":
+            groups.append(False)
+        elif letter == ")" and groups:
+            inner = groups.pop()
+            if inner and repeated:
+                return True
+            if groups:
+                groups[-1] = groups[-1] or inner or repeated
+        elif groups and (letter in "*+{|" or (letter == "?" and plain[at - 1] != "(")):
+            groups[-1] = True
+        repeats += letter in "*+{"
+    return repeats > _REPEATS
 
 
 def _targets(network: nn.Module) -> list[str]:

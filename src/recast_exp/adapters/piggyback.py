@@ -33,8 +33,8 @@ class Piggyback(Adapter):
 
     fits = "linear layers and convolutions, as in all of timm's models"
 
-    start: float = option(1e-2, "initial value of the real-valued mask")
-    threshold: float = option(5e-3, "weights whose mask is above it are kept; less than `start`")
+    start: float = option(1e-2, "initial value of the real-valued mask", ge=-10_000, le=10_000)
+    threshold: float = option(5e-3, "weights whose mask is above it are kept; less than `start`", ge=-10_000, le=10_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

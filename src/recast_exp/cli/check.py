@@ -21,7 +21,8 @@ from recast_exp.cli.check_job import JobChecker
 from recast_exp.cli.check_override import OverrideChecker
 from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
-from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line, section
+from recast_exp.files import user_path
 from recast_exp.runs import adopt
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
@@ -151,8 +152,10 @@ class _Checker:
         if self.is_sweep or not folders or not isinstance(folders[-1], str) or not folders[-1]:
             return
         try:
-            self.findings.overrides = adopt.merged(adopt.resumed_overrides(Path(folders[-1])), typed)
-            self.resumed = Path(folders[-1])
+            with section("resume: "):
+                resumed = user_path(str(folders[-1]))
+            self.findings.overrides = adopt.merged(adopt.resumed_overrides(resumed), typed)
+            self.resumed = resumed
         except RecastError as error:
             self.findings.add(error)
 

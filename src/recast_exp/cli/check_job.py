@@ -16,7 +16,7 @@ from recast_exp.config.compose import Composed, Composer
 from recast_exp.config.fields import accepted
 from recast_exp.config.schema import Config, DatasetConfig, typed
 from recast_exp.data import check_dataset
-from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line
+from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line, section
 from recast_exp.files import user_path
 from recast_exp.report.reading import has_jobs
 from recast_exp.runs import adopt
@@ -89,6 +89,8 @@ class JobChecker:
             if unresolvable := list(_unresolvable(cfg)):
                 return Checked([*errors, *unresolvable])
             settings = typed(cfg)
+            if of_another_kind := rules.kind_problems(settings):
+                return Checked([*errors, *map(UserError, of_another_kind)])
             stage = stages.from_config(settings.stage)
         except RecastError as error:
             return Checked([*errors, error])
@@ -138,8 +140,14 @@ class JobChecker:
             return
         tasks = [("recast.tasks", path) for path in settings.recast.tasks if not path.startswith("hf://")]
         for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank), *tasks):
-            if path and not user_path(path).is_file():
-                yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
+            try:
+                with section(f"{key}: "):
+                    missing = path and not user_path(path).is_file()
+            except RecastError as wrong:
+                yield wrong
+            else:
+                if missing:
+                    yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
         if stage.needs_images and (error := self._dataset_problem(settings.dataset, settings.data_dir)):
             yield error
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.errors import UserError
+from recast_exp.files import user_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -126,6 +127,13 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
     if value is None:
         return None
     metadata = field.metadata
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"{name}: expected {accepted(field)}, of 64 bits at most, got one of {value.bit_length():,} bits"
+    if "path" in metadata and isinstance(value, str):
+        try:
+            user_path(value)
+        except UserError as error:
+            return f"{name}: {error}"
     wrong = "choices" in metadata and value not in metadata["choices"]
     if isinstance(value, int | float) and not isinstance(value, bool):
         wrong = wrong or (
@@ -138,6 +146,25 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
     if isinstance(value, Sequence) and not isinstance(value, str):
         wrong = wrong or any(isinstance(each, float) and not math.isfinite(each) for each in value)
     return f"{name}: expected {accepted(field)}, got {value!r}" if wrong else None
+
+
+_ITEMS: dict[str, tuple[type, ...]] = {"list[str]": (str,), "list[int]": (int,), "list[float]": (int, float)}
+
+
+def kind_problem(name: str, field: dataclasses.Field[object], value: object) -> str | None:
+    """Say in one line that a list, its items or a mapping are something else; a nested list or a `${…}` may hide it."""
+    kind = str(field.type).removesuffix(" | None")
+    if value is None:
+        return None
+    if kind.startswith("dict["):
+        sound = isinstance(value, Mapping)
+    elif kind in _ITEMS:
+        sound = isinstance(value, list) and all(
+            isinstance(each, _ITEMS[kind]) and not isinstance(each, bool) for each in value
+        )
+    else:
+        return None
+    return None if sound else f"{name}: expected {accepted(field)}, got {value!r}"
 
 
 def build(kind: type[Options], values: Mapping[str, object], prefix: str, owner: str) -> Options:

@@ -166,8 +166,9 @@ def value_problems(key: str, value: object) -> Iterator[str]:
         schema = _schema()
         OmegaConf.update(schema, key, value, force_add=is_open(key))
         converted = OmegaConf.select(schema, key)
-        problem = range_problem(key, field, value if isinstance(value, int | float) else converted)
-    except (OmegaConfBaseException, ValueError):
+        as_given = isinstance(value, int | float) and "str" not in str(field.type)
+        problem = range_problem(key, field, value if as_given else converted)
+    except (OmegaConfBaseException, ValueError, OverflowError):
         problem = f"{key}: expected {accepted(field)}, got {shown(value)}"
     if problem:
         yield problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from recast_exp.config.fields import range_problem
+from recast_exp.config.fields import kind_problem, range_problem
 from recast_exp.config.keys import FIELDS
 from recast_exp.config.schema import BACKGROUNDS, Config, is_background
 from recast_exp.plugins import ADAPTERS, DATASETS, HEADS, OBJECTIVES, SOLVERS, STAGES, TEMPLATES, TRACKERS, Registry
@@ -43,6 +43,12 @@ def problems(settings: Config, *, multirun: bool = False) -> list[str]:
     return found or list(_combinations(settings, multirun))  # which take each value for sound
 
 
+def kind_problems(settings: Config) -> list[str]:
+    """What is no list or mapping where one is expected, one line each; all other checks take it for one."""
+    found = (kind_problem(name, field, value_of(settings, name)) for name, field in FIELDS.items())
+    return [problem for problem in found if problem]
+
+
 def value_of(settings: Config, name: str) -> object:
     """The value of a dotted key; of an entry of a mapping, too."""
     node: object = settings
@@ -79,9 +85,10 @@ def _combinations(settings: Config, multirun: bool) -> Iterator[str]:
     if model.weights and not model.pretrained:
         yield "model.pretrained: expected true together with model.weights, got false; leave one of them out"
     for name, values in (("mean", model.mean), ("std", model.std)):
-        if values is not None and (len(values) not in (1, 3) or (name == "std" and min(values) <= 0)):
-            above = " above 0" if name == "std" else ""
-            yield f"model.{name}: expected three numbers{above}, got {list(values)}"
+        low = 1e-6 if name == "std" else 0  # the bounds of `runs.task_header.InputRecord`
+        if values is not None and (len(values) not in (1, 3) or not low <= min(values) <= max(values) <= 1):
+            above = "above 0, up to 1" if name == "std" else "from 0 to 1"
+            yield f"model.{name}: expected three numbers {above}, got {list(values)}"
     if (model.mean is None) != (model.std is None):
         yield "model.mean and model.std: expected both or neither, got one of them"
     if model.method != "recast" and settings.bank:

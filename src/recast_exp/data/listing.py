@@ -60,6 +60,22 @@ def images_at(where: str) -> Iterator[Path]:
     yield from found
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads round in a circle is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file, or a link to one."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -70,7 +86,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     entries = _entries(folder)
-    yield from (Path(entry.path) for entry in entries if not entry.is_dir())
+    yield from (Path(entry.path) for entry in entries if not is_folder(entry))
     for entry in entries:
         if entry.is_dir(follow_symlinks=False) and not is_of_system(entry.name):
             yield from _walk(Path(entry.path))
@@ -86,9 +102,9 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
         return
     for entry in _entries(folder):
         if fnmatch.fnmatchcase(entry.name, part):
-            if rest and entry.is_dir():
+            if rest and is_folder(entry):
                 yield from _matches(Path(entry.path), rest)
-            elif not rest and not entry.is_dir():
+            elif not rest and not is_folder(entry):
                 yield Path(entry.path)
 
 

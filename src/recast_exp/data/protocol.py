@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recast_exp.data.images import damaged_files
+from recast_exp.data.listing import is_file
 from recast_exp.data.preprocessing import Decoding, InputSpec
 from recast_exp.data.types import SPLITS, ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, UserError
@@ -86,7 +87,7 @@ def missing_files(paths: Sequence[Path]) -> list[Path]:
     for folder in {path.parent for path in paths}:
         if folder.is_dir():
             with os.scandir(folder) as entries:
-                existing.update(Path(entry.path) for entry in entries if entry.is_file())
+                existing.update(Path(entry.path) for entry in entries if is_file(entry))
     return [path for path in paths if path not in existing]
 
 

@@ -122,7 +122,10 @@ def check_task(path: Path, cache: Path | None = None) -> None:
     task = load_task(path)
     if cache is not None and task.origin is not None:  # else the configuration says how they were made
         check_bank(task, cache)
-    if (network := _blueprint(dataclasses.replace(task.settings, img_size=task.input.size))) is None:
+    settings = dataclasses.replace(task.settings, img_size=task.input.size)
+    with section(f"task: {path}: "):
+        check_size(settings)
+    if (network := _blueprint(settings)) is None:
         return
     groups, origin = groups_and_origin(task.record)
     layers = {name for name, _ in network.named_modules()}
@@ -184,6 +187,16 @@ def check_size(model: ModelConfig) -> None:
     # A few models do not compute without values at all; a model's own size is right
     if own != size and _refused(network, own) is None:
         raise UserError(f"model.img_size: expected a size that {name} takes, such as {own}, got {size} ({reason})")
+
+
+def check_images(model: ModelConfig, size: int) -> None:
+    """Refuse images of a size that a backbone, made for its own, does not take.
+
+    Raises:
+        UserError: One line.
+    """
+    if (network := _blueprint(model)) is not None and (reason := _refused(network, size)) is not None:
+        raise UserError(f"input.size: expected {model.img_size}, that of {model.backbone}, got {size} ({reason})")
 
 
 def _refused(network: nn.Module, size: int) -> str | None:

@@ -6,21 +6,24 @@ pretrained weights; one of another solver lies next to the file, or in the cache
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_exp import adapters
+from recast_exp import adapters, schemas
 from recast_exp.adapters import Adapter
+from recast_exp.config.fields import range_problem
 from recast_exp.config.schema import Config, ModelConfig
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import MissingInputError, RecastError, UserError, first_line, section
+from recast_exp.errors import MissingInputError, RecastError, UserError, check_integer, first_line, one_line, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
@@ -102,11 +105,17 @@ def load_task(path: str | Path) -> Task:
     tensors, record = task_file.read_task(path)
     try:
         config, backbone = record["config"], record["backbone"]
-        settings = ModelConfig(**config.get("model", {}))
+        settings = _model_of(config)
         adapter = adapters.from_config(config.get("adapter") or {"name": "none"})
-        spec, seed = task_file.input_of_record(record["input"]), int(config.get("seed", Config.seed))
+        with section(f"task: {path}: input."):
+            spec = task_file.input_of_record(record["input"])
+        seed = config.get("seed", Config.seed)
+        with section(f"task: {path}: "):
+            check_integer("seed", seed, 0, 2**32)
+    except RecastError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"task: expected the entries of a task file in {path}, got others ({error!r})") from error
+        raise UserError(f"task: expected the record of a task in {path}, got another ({one_line(error)})") from error
     groups, origin = task_file.groups_and_origin(record)
     return Task(
         path=path,
@@ -124,6 +133,23 @@ def load_task(path: str | Path) -> Task:
         metrics=dict(record.get("metrics", {})),
         record=record,
     )
+
+
+def _model_of(config: Mapping[str, object]) -> ModelConfig:
+    """What a record says of the model.
+
+    Raises:
+        ValueError: If an entry is unknown, of another type, or out of its range.
+    """
+    given = schemas.checked(config.get("model", {}), dict[str, Any])
+    fields = {each.name: each for each in dataclasses.fields(ModelConfig)}
+    if unknown := [name for name in given if name not in fields]:
+        raise ValueError(f"model.{unknown[0][:80]} is unknown")
+    settings = schemas.checked(given, ModelConfig)
+    for name, each in fields.items():
+        if problem := range_problem(f"model.{name}", each, getattr(settings, name)):
+            raise ValueError(problem)
+    return settings
 
 
 @torch.inference_mode(False)

@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ from recast_exp.files import replacing
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, Group, Origin
-from recast_exp.runs.task_header import FORMAT, RECORD_KEY, TaskRecord, Templates, read_record
+from recast_exp.runs.task_header import FORMAT, RECORD_KEY, InputRecord, TaskRecord, Templates, read_record
 
 COEFFICIENTS, RELATIVE, FIXED = "coefficients", "relative", "fixed/"
 
@@ -228,16 +228,17 @@ def copy_into(adapted: AdaptedModel, tensors: dict[str, Tensor]) -> None:
             packers[name].unpack(tensors[name])
 
 
-def input_record(spec: InputSpec) -> dict[str, object]:
+def input_record(spec: InputSpec) -> InputRecord:
     """The preprocessing as the record keeps it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
+    entries = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
+    return cast(InputRecord, entries)
 
 
-def input_of_record(entries: Mapping[str, object]) -> InputSpec:
+def input_of_record(entries: InputRecord) -> InputSpec:
     """The inverse of `input_record`.
 
     Raises:
-        TypeError: If an entry is missing or unknown.
+        UserError: If the background is unknown.
     """
     values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in entries.items()}
     return InputSpec(**values)

@@ -189,9 +189,11 @@ def _read(path: Path, key: str) -> Mapping[str, object]:
 
 def _unwrapped(content: Mapping[str, object]) -> dict[str, Tensor]:
     """The mapping of names to tensors within a checkpoint."""
+    seen: set[int] = set()  # a checkpoint may hold itself
     while not all(isinstance(value, Tensor) for value in content.values()):
+        seen.add(id(content))
         inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if not isinstance(inner, Mapping):
+        if not isinstance(inner, Mapping) or id(inner) in seen:
             return {}
         content = inner
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -192,5 +192,12 @@ def _column(values: Sequence[str | float | None]) -> pa.Array:
     if kinds == {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     if len(kinds) > 1:
-        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
-    return pa.array(values)
+        return _texts([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+    return _texts(values) if kinds == {str} else pa.array(values)
+
+
+def _texts(values: Sequence[object]) -> pa.Array:
+    """Strings, in which what is no text (half a surrogate pair) is written as its code."""
+    return pa.array(
+        [None if value is None else str(value).encode(errors="backslashreplace").decode() for value in values]
+    )

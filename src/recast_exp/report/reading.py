@@ -127,7 +127,7 @@ def read_jobs(folder: Path) -> Contents:
         try:
             sweep = read_json(path, SweepRecord)
             commands.append(sweep["command"] or f"(not recorded in {_relative(path, folder)})")
-            plan = [(path.parent / entry["folder"], entry) for entry in sweep["jobs"]]
+            plan = [(path.parent / _below(entry["folder"]), entry) for entry in sweep["jobs"]]
             planned |= {
                 job_dir: (len(planned) + at, _planned(job_dir, entry, folder))
                 for at, (job_dir, entry) in enumerate(plan)
@@ -169,7 +169,7 @@ def read_history(job: Job) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet may have put a mark at its start
             return [
                 {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)
             ]
@@ -197,6 +197,17 @@ def read_json(path: Path, schema: type[T]) -> T:
         return schemas.checked(content, schema)
     except ValueError as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error
+
+
+def _below(name: str) -> str:
+    """The folder of a job, which is below that of its sweep.
+
+    Raises:
+        DamagedError: If it is not.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise DamagedError(f"{SWEEP} has a job in {name[:80]!r}, which is not below its folder")
+    return name
 
 
 def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recast_exp import errors
 from recast_exp.config import grammar, keys
 from recast_exp.errors import MissingInputError, UserError, one_line
+from recast_exp.runs import layout
 from recast_exp.runs.task_header import read_record
 from recast_exp.schemas import check_yaml
 
@@ -143,9 +144,12 @@ def resumed_overrides(folder: Path) -> list[str]:
     for name in ("config.yaml", "overrides.yaml"):
         if not (folder / ".hydra" / name).is_file():
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
+    _check_links(folder)
     path = folder / ".hydra" / "overrides.yaml"
     saved = _load(path)
-    found = grammar.without_start(str(text) for text in (saved if isinstance(saved, list | dict) else []))
+    if not isinstance(saved, list):
+        raise UserError(f"resume: {path} holds no list; expected the overrides that the run was started with")
+    found = grammar.without_start(map(str, saved))
     for text in found:
         override = grammar.parse(text)
         key = override.key_or_group if override else ""
@@ -157,6 +161,22 @@ def resumed_overrides(folder: Path) -> list[str]:
     if isinstance(configuration, dict) and "training" not in configuration:
         found.insert(0, "training=joint")  # all that older versions could do, whatever is the default now
     return found
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links in place of what a run writes: it would write elsewhere.
+
+    Raises:
+        UserError: If there is one.
+    """
+    within = [folder / name for name in (layout.HYDRA, layout.CHECKPOINTS, layout.PLOTS)]
+    for place in (folder, *(each for each in within if each.is_dir())):
+        for path in place.iterdir():
+            if path.is_symlink():
+                raise UserError(
+                    f"resume: expected the files of a run in {folder}, got {path.relative_to(folder)}, a link to "
+                    f"{path.readlink()}; put that in its place"
+                )
 
 
 def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
+from recast_exp.config.schema import is_background
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import user_path
 from recast_exp.runs import hub
@@ -66,7 +67,7 @@ class Templates(TypedDict):
 class _Group(TypedDict):
     """What an entry of `Templates.groups` holds, sorted by type."""
 
-    names: Annotated[list[str], Meta(min_length=2)]
+    names: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=2)]
     numbers: list[Count]
 
 
@@ -74,6 +75,23 @@ class _Versioned(TypedDict):
     """What is read of a record before its version is known."""
 
     format: Count
+
+
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Scale = Annotated[float, Meta(ge=1e-6, le=1)]
+
+
+class InputRecord(TypedDict):
+    """How images are prepared: `data.preprocessing.InputSpec`. Files before version 0.1 lack the last three."""
+
+    size: Annotated[int, Meta(ge=8, le=4096)]
+    mean: Annotated[list[_Share], Meta(min_length=3, max_length=3)]
+    std: Annotated[list[_Scale], Meta(min_length=3, max_length=3)]
+    crop_pct: Annotated[float, Meta(ge=0.1, le=2)]
+    interpolation: Literal["bilinear", "bicubic"]
+    squash: NotRequired[bool]
+    background: NotRequired[str]
+    orient: NotRequired[bool]
 
 
 class TaskRecord(TypedDict):
@@ -87,7 +105,7 @@ class TaskRecord(TypedDict):
     backbone: Pretrained
     classes: Annotated[list[str], Meta(min_length=1)]
     test_images: NotRequired[str]
-    input: dict[str, Any]
+    input: InputRecord
     eval_batch_size: Count
     metrics: NotRequired[dict[str, int | float]]
     checksum: NotRequired[Hash]
@@ -134,7 +152,10 @@ def read_record(path: str | Path) -> TaskRecord:
         raise UserError(
             f"task: {path} has format {version}, this version reads up to {FORMAT}; update recast_exp to read it"
         )
-    if unknown := [key for key in content if key not in TaskRecord.__annotations__]:
+    unknown = [key for key in content if key not in TaskRecord.__annotations__]
+    if isinstance(content.get("input"), dict):
+        unknown += [f"input.{key}" for key in content["input"] if key not in InputRecord.__annotations__]
+    if unknown:
         raise UserError(f"task: {path} has the entry {unknown[0][:80]!r}, which this version does not know")
     try:
         record = checked(content, TaskRecord)
@@ -143,7 +164,8 @@ def read_record(path: str | Path) -> TaskRecord:
         raise UserError(
             f"task: expected the task.safetensors of a run, got {path}, whose record is damaged ({error})"
         ) from error
-    if _has_interpolation(record):
+    # Names of classes are never resolved, and a folder may be called anything
+    if _has_interpolation({name: value for name, value in record.items() if name != "classes"}):
         raise UserError(f"task: {path} holds an interpolation (${{…}}); expected plain values, so it is not used")
     return record
 
@@ -156,12 +178,17 @@ def _check(record: TaskRecord) -> None:
     """
     if len(set(record["classes"])) < len(record["classes"]):
         raise ValueError("classes: expected different names")
+    if not is_background(record["input"].get("background", "drop")):
+        raise ValueError(f"input.background: expected a colour, got {record['input']['background'][:40]!r}")
+    # Names of folders that are no UTF-8 are kept as Python keeps them
+    "".join(record["classes"]).encode(errors="surrogateescape")
     if (templates := record.get("templates")) is None:
         return
     for index, group in enumerate(templates["groups"]):
         try:
             name, num_templates, num_blocks, *layers = group
             checked({"names": [name, *layers], "numbers": [num_templates, num_blocks]}, _Group)
+            "".join([name, *layers]).encode()  # half a surrogate pair is no text
         except ValueError as error:
             raise ValueError(
                 f"templates.groups[{index}]: expected a name, the numbers of templates and of blocks, and layers"

@@ -21,13 +21,13 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.pixels import normalize
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import UnknownNameError, UserError, check_integer
+from recast_exp.errors import UnknownNameError, UserError, check_integer, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import loading
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import changed_by, groups_of
-from recast_exp.models.check import check_size
+from recast_exp.models.check import check_images, check_size
 from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
@@ -39,6 +39,8 @@ from recast_exp.tasks.differences import differences_of
 from recast_exp.tasks.kept_task import KeptTask, TaskInfo
 from recast_exp.tasks.prediction import Picture, Predicted, pictures_of, prepared, top_of
 from recast_exp.tasks.trunk import Trunk
+
+MAX_CLASSES = 10_000_000
 
 
 class _Turn:
@@ -139,7 +141,7 @@ class RecastModel(nn.Module):
             MissingInputError: If the weights cannot be had.
         """
         if img_size is not None:
-            check_integer("img_size", img_size, 1)
+            check_integer("img_size", img_size, 1, 2**31)
         settings = ModelConfig(
             backbone=name,
             img_size=img_size,
@@ -190,7 +192,9 @@ class RecastModel(nn.Module):
         spec: InputSpec | None,
         seed: int,
     ) -> RecastModel:
-        chosen = recast or RecastConfig()
+        chosen = RecastConfig() if recast is None else recast
+        if not isinstance(chosen, RecastConfig):
+            raise UserError(f"recast: expected a RecastConfig, got {type(chosen).__name__}")
         groups = groups_of(network, chosen)
         differences: list[dict[str, Tensor]] = []
         if chosen.templates == "tasks":
@@ -244,7 +248,10 @@ class RecastModel(nn.Module):
             UnfitError: If the adapter finds no layer to change. The model is unchanged then.
         """
         self._check_new(name)
-        names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
+        if isinstance(classes, int):
+            check_integer("classes", classes, 1, MAX_CLASSES)
+            classes = [str(number) for number in range(classes)]
+        names = tuple(map(str, classes))
         if not names:
             raise UserError("classes: expected at least one, got none")
         if len(set(names)) < len(names):
@@ -325,6 +332,9 @@ class RecastModel(nn.Module):
         loaded = loading.load_task(path)
         name = loaded.path.stem if name is None else name
         self._check_new(name)
+        if self.input is not None and loaded.input.size != self.input.size:
+            with section(f"task: {loaded.path}: "):
+                check_images(ModelConfig(backbone=self.backbone, img_size=self.input.size), loaded.input.size)
         with self._turn.lock:
             self._keep()
             try:
@@ -470,8 +480,7 @@ class RecastModel(nn.Module):
                 image cannot be read, or nothing says how images are prepared: the backbone is not a timm model.
         """
         pictures = pictures_of(images)
-        if top < 1:
-            raise UserError(f"top: expected at least 1, got {top}")
+        check_integer("top", top, 1)
         names = self._names_for(len(pictures), tasks)
         if not pictures:
             return []

@@ -14,9 +14,8 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypedDict
 
 import torch
 from msgspec import Meta
@@ -25,14 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import __version__, schemas
-from recast_exp.errors import MissingInputError, UserError
-from recast_exp.files import replacing, write_json
+from recast_exp.errors import MissingInputError, UserError, first_line
+from recast_exp.files import replacing, write_json, writing
 from recast_exp.models import task_file
 from recast_exp.models.create import check_name, create_network
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
 from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.inject import BANKS
+from recast_exp.runs.task_header import InputRecord
 from recast_exp.torch_state import seeded
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECORD = "model.json"
 _NAME = re.compile(r"[0-9a-f]{64}")
+_LARGEST_RATIO = 20
+"""Of what a zip file unpacks to, to its own size: weights hardly compress."""
 _REWRITTEN = ".parametrizations.weight."
 _COEFFICIENTS = f"{_REWRITTEN}original"
 
@@ -61,7 +63,7 @@ class _Record(_Versioned):
     fingerprint: str
     width: _Count
     dtype: _Dtype
-    input: dict[str, Any]
+    input: InputRecord
     bank: _Hash
     weights: _Hash
     tasks: dict[str, _Hash]
@@ -75,14 +77,15 @@ def save(model: RecastModel, path: Path) -> None:
     """
     _check_named(model)
     if path.suffix == ".zip":
-        with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
+        with writing(path), tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
             _save(model, Path(folder))
             with zipfile.ZipFile(temporary, "w") as archive:
                 for file in sorted(Path(folder).iterdir()):
                     archive.write(file, file.name)
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        _save(model, path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            _save(model, path)
 
 
 def _check_named(model: RecastModel) -> None:
@@ -132,7 +135,7 @@ def _save(model: RecastModel, folder: Path) -> None:
         "fingerprint": trunk.weights,
         "width": trunk.width,
         "dtype": str(next(trunk.network.parameters()).dtype).removeprefix("torch."),
-        "input": asdict(model.input),
+        "input": task_file.input_record(model.input),
         "bank": trunk.banks.hash,
         "weights": weights,
         "tasks": tasks,
@@ -165,9 +168,7 @@ def load(cls: type[RecastModel], path: Path) -> RecastModel:
             width=record["width"],
             backbone=record["backbone"],
             weights=record["fingerprint"],
-            input=task_file.input_of_record(
-                {name: list(value) if isinstance(value, tuple) else value for name, value in record["input"].items()}
-            ),
+            input=task_file.input_of_record(record["input"]),
         )
         _fill(network, rest, path)
         model.to(getattr(torch, record["dtype"]))
@@ -187,12 +188,22 @@ def _unpacked(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    # Nothing else is in such a file, and nothing leaves the folder
-                    if name == RECORD or (name.endswith(".safetensors") and _NAME.fullmatch(name[:-12])):
-                        archive.extract(name, folder)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path}: expected a zip file of RecastModel.save, got another file ({error})") from error
+                # Nothing else is in such a file, and nothing leaves the folder
+                members = [
+                    member
+                    for member in archive.infolist()
+                    if member.filename == RECORD
+                    or (member.filename.endswith(".safetensors") and _NAME.fullmatch(member.filename[:-12]))
+                ]
+                size, packed = sum(member.file_size for member in members), path.stat().st_size
+                if size > _LARGEST_RATIO * packed:
+                    raise zipfile.BadZipFile(f"it holds {size:,} bytes in {packed:,}")
+                for member in members:
+                    archive.extract(member, folder)
+        except Exception as error:  # a damaged archive can raise anything
+            raise UserError(
+                f"{path}: expected a zip file of RecastModel.save, got another file ({first_line(error)})"
+            ) from error
         yield Path(folder)
 
 

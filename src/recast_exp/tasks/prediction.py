@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +64,18 @@ def _pixels(picture: Picture, decoding: Decoding) -> Tensor:
         return read_image(path, decoding)
     if isinstance(picture, Image.Image):
         return pixels_of(picture, decoding)
-    tensor = torch.from_numpy(picture) if isinstance(picture, np.ndarray) else picture
-    if tensor.ndim == 3 and tensor.dtype == torch.uint8:
-        if tensor.shape[0] == 3:
-            return tensor.cpu()
-        if tensor.shape[2] == 3:
-            return tensor.permute(2, 0, 1).cpu()
-    raise UserError(f"images: expected uint8 [3, H, W] or [H, W, 3], got {tensor.dtype} {list(tensor.shape)}")
+    expected = "images: expected files, images of PIL, or uint8 [3, H, W] or [H, W, 3]"
+    if not isinstance(picture, np.ndarray | Tensor):
+        raise UserError(f"{expected}, got {type(picture).__name__}")
+    if str(picture.dtype).removeprefix("torch.") != "uint8" or picture.ndim != 3 or 0 in picture.shape:
+        raise UserError(f"{expected}, got {picture.dtype} {list(picture.shape)}")
+    # A view such as image[..., ::-1] has negative strides, which torch does not know
+    tensor = torch.from_numpy(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
+    if not tensor.is_meta and tensor.shape[0] == 3:
+        return tensor.cpu()
+    if not tensor.is_meta and tensor.shape[2] == 3:
+        return tensor.permute(2, 0, 1).cpu()
+    raise UserError(f"{expected}, got {list(tensor.shape)}{' without values' if tensor.is_meta else ''}")
 
 
 def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
@@ -78,7 +83,9 @@ def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
     if isinstance(images, str | Path | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
-        return [images] if images.ndim == 3 else list(images)
+        return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images: expected one or several, got {type(images).__name__}")
     return list(images)
 
 

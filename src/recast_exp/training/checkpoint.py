@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,12 +24,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = schemas.checked(content, dict[str, Any])
         parts = schemas.checked(content, _Checkpoint)
+        history = schemas.checked(parts["callbacks"].get("History", {"rows": []}), _History)
+        if not all(math.isfinite(value) for row in history["rows"] for value in row.values()):
+            raise ValueError("its history holds NaN or infinity")
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{expected}, which is damaged ({first_line(error)}); start the run from scratch") from error
     for name, tensor in parts["state_dict"].items():
         if not isinstance(tensor, Tensor) or not torch.isfinite(tensor).all():
             raise UserError(f"{expected}, in which {name} is not made of finite numbers; start the run from scratch")
     return checkpoint
+
+
+class _History(TypedDict):
+    """The state of `training.history.History`: a row for each epoch."""
+
+    rows: list[dict[str, int | float]]
 
 
 class _Checkpoint(TypedDict):
