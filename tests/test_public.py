@@ -420,8 +420,8 @@ def test_an_adapter_that_cannot_be_injected(stock: dict[str, nn.Module]) -> None
     ("size", "expected"),
     [
         (3, "model.img_size: expected a multiple of 16, the patch size of vit_tiny_patch16_224, got 3; 16 is one"),
-        (0, "img_size: expected an integer ≥ 1, got 0"),
-        ("32", "img_size: expected an integer ≥ 1, got '32'"),
+        (0, "img_size: expected an integer ≥ 1 and < 2147483648, got 0"),
+        ("32", "img_size: expected an integer ≥ 1 and < 2147483648, got '32'"),
     ],
 )
 def test_an_image_size_that_a_backbone_does_not_take(size: Any, expected: str) -> None:

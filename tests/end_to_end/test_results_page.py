@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import runpy
-import shutil
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -54,7 +53,6 @@ def test_the_differences_are_those_of_the_paired_t_test(script: SimpleNamespace)
 def test_records_are_taken_from_a_folder_once(
     script: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(script.RECORDS, tmp_path / "records.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(script.add.__globals__, "RECORDS", tmp_path / "records.csv")
         before = len(script.read())
