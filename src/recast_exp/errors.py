@@ -26,7 +26,7 @@ class RecastError(Exception):
 
     def __str__(self) -> str:
         # KeyError would show the text in quotes
-        return "; ".join(map(str, self.args)) or type(self).__name__
+        return printable("; ".join(map(str, self.args))) or type(self).__name__
 
 
 class UserError(RecastError, ValueError):
@@ -58,6 +58,14 @@ class Pruned(Exception):  # noqa: N818 - nothing went wrong
 
     def __str__(self) -> str:
         return f"pruned after epoch {self.epoch} of {self.epochs} at {100 * self.accuracy:.1f} % validation accuracy"
+
+
+def printable(text: str) -> str:
+    """A text on one line, without what a terminal would obey: names in a file of others may hold anything."""
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def one_line(error: object, limit: int | None = None) -> str:

@@ -167,6 +167,8 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "repeated groups", "adapter=peft", "adapter.arguments.target_modules='(.+)+!'")
     yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.target_modules='['")
     yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.megatron_config={a:1}")
+    yield typed(kind, "lora_dropout: expected a finite", "adapter=peft", "adapter.arguments.lora_dropout=nan")
+    yield typed(kind, "(5,002 characters)", f"trainer.max_epochs={'x' * 5000}")
     yield typed(kind, "adapter.arguments.modules_to_save", "adapter=peft", "adapter.arguments.modules_to_save=none")
     yield typed(kind, "hydra.run.dir", "hydra.run.dir=/proc/nowhere/run")
     for deep in (60, 600):

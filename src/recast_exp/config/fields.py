@@ -21,6 +21,9 @@ from recast_exp.files import user_path
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+LONGEST = 200
+"""Characters of a value in a message."""
+
 Default = TypeVar("Default")
 Options = TypeVar("Options", bound="DataclassInstance")
 
@@ -134,6 +137,8 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
             user_path(value)
         except UserError as error:
             return f"{name}: {error}"
+    if isinstance(value, float) and not math.isfinite(value) and str(field.type).startswith("dict"):  # an entry of it
+        return f"{name}: expected a finite number, got {value}"
     wrong = "choices" in metadata and value not in metadata["choices"]
     if isinstance(value, int | float) and not isinstance(value, bool):
         wrong = wrong or (
@@ -145,7 +150,13 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
         )
     if isinstance(value, Sequence) and not isinstance(value, str):
         wrong = wrong or any(isinstance(each, float) and not math.isfinite(each) for each in value)
-    return f"{name}: expected {accepted(field)}, got {value!r}" if wrong else None
+    return f"{name}: expected {accepted(field)}, got {shortened(value)}" if wrong else None
+
+
+def shortened(value: object) -> str:
+    """The `repr` of a value for a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 _ITEMS: dict[str, tuple[type, ...]] = {"list[str]": (str,), "list[int]": (int,), "list[float]": (int, float)}
@@ -164,7 +175,7 @@ def kind_problem(name: str, field: dataclasses.Field[object], value: object) -> 
         )
     else:
         return None
-    return None if sound else f"{name}: expected {accepted(field)}, got {value!r}"
+    return None if sound else f"{name}: expected {accepted(field)}, got {shortened(value)}"
 
 
 def build(kind: type[Options], values: Mapping[str, object], prefix: str, owner: str) -> Options:

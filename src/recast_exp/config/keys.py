@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.config import grammar, presets
-from recast_exp.config.fields import Role, accepted, range_problem
+from recast_exp.config.fields import Role, accepted, range_problem, shortened
 from recast_exp.config.schema import Config, fields
 
 FIELDS = dict(fields())
@@ -175,10 +175,9 @@ def value_problems(key: str, value: object) -> Iterator[str]:
 
 
 def shown(value: object) -> str:
-    """A value as a user would type it, strings in quotes."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
+    """A value as a user would type it, strings in quotes; the start of a long one."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else shortened(value)
 
 
 def _is_lossy(field: dataclasses.Field[object], value: object) -> bool:
