@@ -7,7 +7,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,23 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "repeated groups", "adapter=peft", "adapter.arguments.target_modules='(.+)+!'")
     yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.target_modules='['")
     yield typed(kind, "adapter: peft", "adapter=peft", "adapter.arguments.megatron_config={a:1}")
+    for argument in ("num_heads=0", "embed_dim=0", "norm_layer=x", "num_heads=5", "patch_size=0", "mlp_ratio=x"):
+        yield typed(kind, "model.arguments: expected", f"+model.arguments.{argument}")
+    yield typed(kind, "head.strengths: expected", "head=ridge", "head.strengths=[-1]")
+    yield typed(kind, "head.strengths: expected at least one", "head=ridge", "head.strengths=[]")
+    yield typed(kind, "head.shrinkages: expected", "head=lda", "head.shrinkages=[2]")
+    yield typed(kind, "head.shrinkages: expected at least", "head=lda", "head.shrinkages=[]", "head.ledoit_wolf=false")
+    yield typed(kind, "head.tolerance: expected", "head=logistic", "head.tolerance=1e300")
+    yield typed(kind, "training.strength: expected", "training=through_head", "training.strength=1e-300")
+    yield typed(kind, "optimizer.lr: expected", "optimizer.lr=1e308")
+    for option in ("damping=-1", "damping=0", "rounds=x", "passes=-1"):
+        name = option.partition("=")[0]
+        yield typed(kind, f"mimicry.options.{name}: expected", "mimicry=calibrated", f"+mimicry.options.{option}")
+    for method in ("POLY", "TRAINABLE_TOKENS", "LILY"):
+        yield typed(kind, "adapter.method: expected", "model=vit_frozen", "adapter=peft", f"adapter.method={method}")
+    for name in ("solvers", "dtypes", "sizes"):
+        sweep = ("stage=reconstruct", "stage.sweep=true", f"stage.{name}=[]")
+        yield typed(kind, f"stage.{name}: expected at least one", *sweep)
     yield typed(kind, "lora_dropout: expected a finite", "adapter=peft", "adapter.arguments.lora_dropout=nan")
     yield typed(kind, "(5,002 characters)", f"trainer.max_epochs={'x' * 5000}")
     yield typed(kind, "adapter.arguments.modules_to_save", "adapter=peft", "adapter.arguments.modules_to_save=none")
@@ -500,6 +517,8 @@ def of_checkpoints() -> Iterator[Case]:
         )
     for name in ("recast_exp.log", "plots", "metrics.csv", "checkpoints/last.ckpt"):
         yield Case(kind, f"{name}: a link", "a link to", resumed(lambda run, n=name: _linked(run / n)))
+    for what in ("seed=7", "optimizer.lr=0.123", "stage=check"):
+        yield Case(kind, f"another command in its folder: {what}", "choose a new folder", in_folder_of(what))
     yield Case(
         kind, "no list of overrides", "resume: ",
         resumed(lambda run: (run / ".hydra" / "overrides.yaml").write_text("null")),
@@ -535,6 +554,15 @@ def of_checkpoints() -> Iterator[Case]:
             "resume: ",
             resumed(lambda run, o=override: (run / ".hydra" / "overrides.yaml").write_text(json.dumps([o]))),
         )
+
+
+def in_folder_of(*typed: str) -> Typed:
+    """A command in the folder of a finished run, which was another."""
+
+    def prepare(at: Materials) -> Sequence[object]:
+        return [*typed, f"hydra.run.dir={at.copy('run')}"]
+
+    return prepare
 
 
 def _linked(path: Path) -> None:
@@ -803,6 +831,11 @@ def _model() -> recast_exp.RecastModel:
     return model
 
 
+def _mimic_group(**changed: Any) -> object:
+    (group, *_) = recast_exp.find_groups(vit(), targets=["*.qkv"])
+    return recast_exp.mimic(vit(), [replace(group, **changed)])
+
+
 def _load_with_input(at: Materials, name: str, value: object) -> object:
     """Load a model whose record says something else of the images."""
     path = _model().save(at.here / "model") / "model.json"
@@ -873,6 +906,30 @@ def of_calls() -> Iterator[Case]:
         ("weights on meta", "model", lambda _: recast_exp.mimic(vit().to("meta"), groups(vit(), targets=["*.qkv"]))),
         ("no timm model", "", lambda _: recast_exp.RecastModel.from_timm(nn.Linear(2, 2))),
         ("a mapping for recast", "recast: ", lambda _: recast_exp.RecastModel.wrap(vit(), recast={})),  # type: ignore[arg-type]
+        ("a compiled model", "model: ", lambda _: recast_exp.RecastModel.wrap(torch.compile(vit()))),
+        ("a model on meta", "model: ", lambda _: recast_exp.RecastModel.wrap(vit().to("meta"))),
+        *(
+            (f"width={width}", "width: ", lambda _, w=width: recast_exp.RecastModel.wrap(vit(), width=w))
+            for width in (-1, 0, True, 8.0, 2**63)
+        ),
+        ("text for classes", "classes: ", lambda _: _model().add_task("b", "abc")),
+        ("None for classes", "classes: ", lambda _: _model().add_task("b", None)),  # type: ignore[arg-type]
+        ("a number for targets", "targets: ", lambda _: groups(vit(), targets=5)),  # type: ignore[arg-type]
+        ("None among targets", "targets: ", lambda _: groups(vit(), targets=[None])),  # type: ignore[list-item]
+        ("a group of text", "groups: ", lambda _: recast_exp.mimic(vit(), ["x"])),  # type: ignore[list-item]
+        *(
+            (f"a group with {changed}", "", lambda _, c=changed: _mimic_group(**c))
+            for changed in (
+                {"layers": ()},
+                {"name": ""},
+                {"name": None},
+                {"num_blocks": 0},
+                {"num_blocks": 7},
+                {"num_templates": 0},
+                {"layers": ("blocks.0.attn.qkv", "blocks.0.mlp.fc1")},
+            )
+        ),
+        ("groups of two for tasks", "groups: ", mimicked(templates="tasks")),
         ("too many classes", "classes: ", lambda _: _model().add_task("b", 10**30)),
         ("true for classes", "classes: ", lambda _: _model().add_task("b", True)),
         ("a number for an image", "images: ", lambda _: _model().predict([1, 2])),

@@ -64,6 +64,10 @@ class Peft(Adapter):
             if name not in takes:
                 listed = ", ".join(takes)
                 raise UserError(f"adapter.arguments.{name}: unknown argument; {config_class.__name__} takes {listed}")
+        if reason := _NOT_FOR_A_BACKBONE.get(methods[self.method].value):
+            raise UserError(
+                f"adapter.method: expected one that suits a vision backbone, got {self.method}, which {reason}"
+            )
         arguments = dict(self.arguments)
         _check_arguments(arguments)
         arguments.setdefault("target_modules", _targets(network))
@@ -80,7 +84,16 @@ class Peft(Adapter):
         try:
             config = config_class(**arguments)
             peft.get_peft_model(network, config)  # in place; the wrapper that it returns is not needed
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, re.error) as error:
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            RuntimeError,
+            AttributeError,
+            ImportError,
+            re.error,
+        ) as error:
             raise UserError(
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
             ) from error
@@ -106,6 +119,12 @@ class Peft(Adapter):
                 parent, _, name = path.rpartition(".")
                 setattr(network.get_submodule(parent), name, layer.get_base_layer())
 
+
+_NOT_FOR_A_BACKBONE = {
+    "POLY": "needs the number of a task with each image",
+    "TRAINABLE_TOKENS": "trains embeddings of words",
+    "LILY": "peft cannot merge",
+}
 
 _KEEPS_THE_WEIGHTS = True, False, "gaussian", "orthogonal"
 """Values of `init_lora_weights` that leave the frozen weights as they are; pissa, olora and others change them."""

@@ -23,7 +23,7 @@ from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line, section
 from recast_exp.files import user_path
-from recast_exp.runs import adopt
+from recast_exp.runs import adopt, record
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
 from recast_exp.search.space import Parameter
@@ -133,6 +133,8 @@ class _Checker:
         self._check_jobs(planned)
         if self.is_sweep:
             self._place_sweep(own)
+        elif not self.resumed:
+            self._look_at_folder()
         if self.resumed:
             # The last of two values counts, so this folder wins over any other.
             run_dir = f"hydra.run.dir={grammar.quote(str(self.resumed))}"
@@ -349,6 +351,18 @@ class _Checker:
             return
         self.findings.is_grid = whole.hydra.runtime.choices.get("hydra/sweeper") == "basic"
         self.findings.overrides.append(f"hydra.sweep.dir={grammar.quote(str(self.findings.sweep_dir))}")
+
+    def _look_at_folder(self) -> None:
+        """Refuse the folder of another run now: Hydra would write over what it was started with."""
+        typed = [found for text in self.findings.overrides if (found := grammar.parse(text))]
+        folders = [found.value() for found in typed if found.key_or_group == "hydra.run.dir"]
+        if self.findings.wrong or not self.findings.jobs or not folders or "${" in str(folders[-1]):
+            return
+        folder = Path(str(folders[-1]))
+        try:
+            record.check_same(folder, record.read(folder), self.findings.jobs[0].settings, "hydra.run.dir")
+        except RecastError as error:
+            self.findings.add(error)
 
     def _is_consequence(self, line: str) -> bool:
         """Whether a line speaks of a key or group with a line of its own: here its default stands in for it."""

@@ -197,9 +197,7 @@ def _run(
 
     settings, folder, sweep = job.settings, job.folder, job.group
     known = record.read(folder)
-    if known is not None and known["stage"] == "adapt" and (different := list(record.differences(known, settings))):
-        key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
-        raise UserError(f"{key}: the job in {folder} was {different[0]}; choose a new folder")
+    record.check_same(folder, known, settings, "hydra.run.dir" if sweep is None else "hydra.sweep.dir")
     if known is None and not settings.resume and settings.stage["name"] == "adapt":
         record.clear(folder)
     if sweep is None and known is not None:

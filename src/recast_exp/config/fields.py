@@ -21,6 +21,9 @@ from recast_exp.files import user_path
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""The size of a number that is not 0, which single precision can hold."""
+
 LONGEST = 200
 """Characters of a value in a message."""
 
@@ -140,16 +143,19 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
     if isinstance(value, float) and not math.isfinite(value) and str(field.type).startswith("dict"):  # an entry of it
         return f"{name}: expected a finite number, got {value}"
     wrong = "choices" in metadata and value not in metadata["choices"]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    for each in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+        if not isinstance(each, int | float) or isinstance(each, bool):
+            continue
         wrong = wrong or (
-            not math.isfinite(value)
-            or ("ge" in metadata and value < metadata["ge"])
-            or ("gt" in metadata and value <= metadata["gt"])
-            or ("le" in metadata and value > metadata["le"])
-            or ("lt" in metadata and value >= metadata["lt"])
+            not math.isfinite(each)
+            or ("ge" in metadata and each < metadata["ge"])
+            or ("gt" in metadata and each <= metadata["gt"])
+            or ("le" in metadata and each > metadata["le"])
+            or ("lt" in metadata and each >= metadata["lt"])
         )
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        wrong = wrong or any(isinstance(each, float) and not math.isfinite(each) for each in value)
+        if not wrong and isinstance(each, float) and each and not SMALLEST <= abs(each) <= LARGEST:
+            kind = "a number" if str(field.type).startswith("dict") else accepted(field)
+            return f"{name}: expected {kind}, from {SMALLEST:g} to {LARGEST:g} in size, got {each}"
     return f"{name}: expected {accepted(field)}, got {shortened(value)}" if wrong else None
 
 

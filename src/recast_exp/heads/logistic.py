@@ -25,12 +25,12 @@ class Logistic(Head):
     """Cross-entropy with an L2 penalty, converged."""
 
     strengths: list[float] = option(
-        [float(f"{10 ** (power / 2):.3g}") for power in range(-8, 5)], "inverse penalties C, from small to large"
+        [float(f"{10 ** (power / 2):.3g}") for power in range(-8, 5)], "inverse penalties C, from small to large", gt=0
     )
     MOST_CLASSES: ClassVar[int] = 1000
     """With more, `best` leaves it out: its time grows with images × classes × iterations."""
 
-    tolerance: float = option(1e-5, "largest gradient at which it has converged", gt=0)
+    tolerance: float = option(1e-5, "largest gradient at which it has converged", gt=0, lt=1)
     max_iterations: int = option(2000, "iterations of L-BFGS at most", ge=1)
 
     def settings(self) -> list[Setting]:

@@ -27,6 +27,7 @@ class Ridge(Head):
     strengths: list[float] = option(
         [1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
         "penalties, of the mean variance of a feature",
+        gt=0,
     )
 
     def settings(self) -> list[Setting]:

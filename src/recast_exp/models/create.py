@@ -120,10 +120,14 @@ def create_network(
                 raise _refused(name, more, error) from error
             log.debug("%s accepts any input size (%s)", name, error)
         except AssertionError as error:
+            if more and _can_be_made(name):
+                raise _refused(name, more, error) from error
             raise UserError(f"model.img_size: expected a size that {name} takes, got {img_size} ({error})") from error
+        except Exception as error:
+            raise _refused(name, more, error) from error
     try:
         return timm.create_model(name, num_classes=0, pretrained=pretrained, **more)
-    except TypeError as error:
+    except Exception as error:
         raise _refused(name, more, error) from error
 
 
@@ -136,10 +140,24 @@ _OURS = {
 }
 
 
-def _refused(name: str, arguments: Mapping[str, object], error: TypeError) -> Exception:
-    """An unknown argument as one line, with those that are near; any other error as it is."""
+def _can_be_made(name: str) -> bool:
+    """Whether timm makes a model without arguments of one's own."""
+    try:
+        timm.create_model(name, num_classes=0)
+    except Exception:
+        return False
+    return True
+
+
+def _refused(name: str, arguments: Mapping[str, object], error: Exception) -> Exception:
+    """An argument that is unknown, with those that are near, or that the model does not take; else the error itself."""
     if not (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) or found[1] not in arguments:
-        return error
+        if not arguments or isinstance(error, RecastError) or not _can_be_made(name):
+            return error
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return UserError(
+            f"model.arguments: expected arguments that {name} takes, got {given[:200]} ({first_line(error)})"
+        )
     with torch.device("meta"):
         takes = inspect.signature(type(timm.create_model(name, num_classes=0)).__init__).parameters
     near = get_close_matches(found[1], takes, n=3, cutoff=0.4) or [key for key in takes if key not in ("self", *_OURS)]

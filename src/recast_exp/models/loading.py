@@ -153,12 +153,12 @@ def _model_of(config: Mapping[str, object]) -> ModelConfig:
 
 
 @torch.inference_mode(False)
-def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None = None) -> nn.Module:
+def apply_task(model: nn.Module, task: Task | str | Path, *, banks: Banks | str | Path | None = None) -> nn.Module:
     """Give a plain timm model the head, templates, adapter and trained parameters of a task, in place.
 
     Args:
         model: The backbone that the task was trained on: a fresh timm model with the same pretrained weights.
-        task: The task.
+        task: The task, or its file.
         banks: Its template bank, or the file of it. None looks next to the task file, then in the cache of the command
             line.
 
@@ -179,6 +179,7 @@ def apply_task(model: nn.Module, task: Task, *, banks: Banks | str | Path | None
         >>> task.classes[model(images).argmax(-1)[0]]  # doctest: +SKIP
     """
     _check_plain(model)
+    task = task if isinstance(task, Task) else load_task(task)
     timm_model(model).reset_classifier(0)
     restore(model, task, banks=banks)
     return model.eval()

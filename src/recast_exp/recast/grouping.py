@@ -94,12 +94,14 @@ def find_groups(
     if last_blocks is not None:
         columns = _of_last_blocks(columns, last_blocks)
     if targets is not None:
-        targets = [targets] if isinstance(targets, str) else list(targets)
-        _check_patterns(model, targets, columns)
+        patterns = [targets] if isinstance(targets, str) else list(targets) if isinstance(targets, Iterable) else [None]
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise UserError(f"targets: expected patterns over names of layers, got {targets!r}")
+        _check_patterns(model, patterns, columns)
         columns = {
             place: chosen
             for place, layers in columns.items()
-            if (chosen := [name for name in layers if any(fnmatchcase(name, pattern) for pattern in targets)])
+            if (chosen := [name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)])
         }
     elif not kind.PER_LAYER:
         columns = {place: layers for place, layers in columns.items() if len(layers) > 1}

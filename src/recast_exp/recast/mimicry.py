@@ -90,6 +90,8 @@ def mimic(
     groups = tuple(groups)
     if not groups:
         raise UserError("groups: expected at least one, got none")
+    for group in groups:
+        _check_sound(model, group, templates)
     check_distinct(groups)
     for group in groups:
         _check_number(model, group, templates, mixing)
@@ -186,6 +188,24 @@ def _made(
             f"{group.num_templates} coefficients ({list(made.shape)} instead of {list(expected)})"
         )
     return Mimicked(made, first_coefficients(len(weights), num_sets, group.num_blocks, group.num_templates, mixing))
+
+
+def _check_sound(model: nn.Module, group: Group, templates: str) -> None:
+    """Refuse what `find_groups` would not have found."""
+    if not isinstance(group, Group) or not (group.name and isinstance(group.name, str) and group.layers):
+        raise UserError(f"groups: expected those of find_groups, got {group!r}")
+    check_integer(f"num_templates of {group.name}", group.num_templates, 1)
+    check_integer(f"num_blocks of {group.name}", group.num_blocks, 1)
+    shapes = {tuple(layer_module(model, layer).weight.shape) for layer in group.layers}
+    if len(shapes) > 1:
+        raise UserError(f"groups: expected layers of one shape in {group.name}, got {sorted(shapes)}")
+    if (rows := shapes.pop()[0]) % group.num_blocks:
+        raise UserError(f"groups: expected blocks that divide the {rows} rows of {group.name}, got {group.num_blocks}")
+    if templates == "tasks" and len(group.layers) > 1:
+        raise UserError(
+            f"groups: expected one layer in each, as find_groups makes them for templates=tasks, got {group.name} with "
+            f"{len(group.layers)}"
+        )
 
 
 def _check_number(model: nn.Module, group: Group, templates: str, mixing: str) -> None:

@@ -18,7 +18,7 @@ from typing import NotRequired, TypedDict
 from recast_exp import schemas
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
-from recast_exp.errors import Pruned, RecastError
+from recast_exp.errors import Pruned, RecastError, UserError
 from recast_exp.files import write_json
 from recast_exp.runs import layout
 from recast_exp.runs.results import Counts, Metrics, Results
@@ -181,6 +181,22 @@ def clear(folder: Path) -> None:
     """Remove what another job has left in a folder and this one would take for its own."""
     for left in (folder / layout.METRICS, folder / layout.VALIDATION, layout.checkpoint(folder)):
         left.unlink(missing_ok=True)
+
+
+def check_same(folder: Path, known: Record | None, settings: Config, key: str) -> None:
+    """Refuse to run a job in the folder of another one.
+
+    Args:
+        folder: The folder.
+        known: Its record; None if it has none.
+        settings: What is asked for now.
+        key: The key that chooses the folder, for the message.
+
+    Raises:
+        UserError: If a run was started there with other settings.
+    """
+    if known is not None and known["stage"] == "adapt" and (different := next(differences(known, settings), None)):
+        raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
 
 
 def differences(record: Record, settings: Config) -> Iterator[str]:

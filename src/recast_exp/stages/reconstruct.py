@@ -31,8 +31,12 @@ class Reconstruct(Stage):
             ("solvers", self.solvers, SOLVERS.names()),
             ("dtypes", self.dtypes, DTYPES),
         ):
+            if not values:
+                yield f"stage.{name}: expected at least one, got an empty list"
             if unknown := [value for value in values if value not in known]:
                 yield f"stage.{name}: expected some of {', '.join(known)}, got {unknown[0]!r}"
+        if self.sizes == []:
+            yield "stage.sizes: expected at least one, or null for all, got an empty list"
         if wrong := [size for size in self.sizes or [] if size < 1]:
             yield f"stage.sizes: expected integers ≥ 1, got {wrong[0]}"
         if settings.model.method != "recast":

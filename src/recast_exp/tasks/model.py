@@ -11,7 +11,7 @@ import contextlib
 import copy
 import difflib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -171,6 +171,10 @@ class RecastModel(nn.Module):
         """
         spec: InputSpec | None = None
         name: str = type(model).__name__
+        if hasattr(model, "_orig_mod"):
+            raise UserError("model: expected one that is not compiled, got torch.compile's; compile it afterwards")
+        if any(tensor.is_meta for tensor in model.state_dict().values()):
+            raise UserError("model: expected weights with values, got a model on the meta device")
         if hasattr(model, "reset_classifier"):
             classifier(model)
             settings = library.described(model)
@@ -179,6 +183,7 @@ class RecastModel(nn.Module):
             width = _width(model) if width is None else width
         if width is None:
             raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
+        check_integer("width", width, 1, 2**31)
         return cls._wrapped(model, recast, width, name, fingerprint(model), spec, seed)
 
     @classmethod
@@ -251,6 +256,8 @@ class RecastModel(nn.Module):
         if isinstance(classes, int):
             check_integer("classes", classes, 1, MAX_CLASSES)
             classes = [str(number) for number in range(classes)]
+        if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
+            raise UserError(f"classes: expected their names, or their number, got {classes!r}")
         names = tuple(map(str, classes))
         if not names:
             raise UserError("classes: expected at least one, got none")

@@ -22,10 +22,11 @@ package adds a solver through an entry point:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping
 from types import ModuleType
 
-from recast_exp.errors import UnknownNameError
+from recast_exp.errors import UnknownNameError, UserError, check_integer
 from recast_exp.plugins import SOLVERS
 
 
@@ -41,18 +42,30 @@ def needs_images(name: str) -> bool:
     return hasattr(SOLVERS.load(name), "refine")
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Refuse options that a solver does not take.
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options that a solver does not take, and integers and numbers that are none, or not positive.
 
     Args:
         name: The solver.
-        options: Names of options.
+        options: Option → value; None is the solver's own choice.
 
     Raises:
         UnknownNameError: If there is no such solver, or it has no such option.
+        UserError: If a value is of another type than the solver's signature says, or out of range.
     """
-    accepted = options_of(SOLVERS.load(name))
-    for option in options:
+    solver = SOLVERS.load(name)
+    accepted = options_of(solver)
+    types = inspect.signature(getattr(solver, "refine", solver.solve)).parameters
+    for option, value in options.items():
         if option not in accepted:
             expected = f"one of {', '.join(accepted)}" if accepted else "no options"
             raise UnknownNameError(f"options.{option}: expected {expected} (solver {name}), got {option}")
+        kind = str(types[option].annotation)
+        if value is None and "None" in kind:
+            continue
+        if kind.startswith("int"):
+            check_integer(f"options.{option}", value, 1, 2**31)
+        elif kind.startswith("float"):
+            number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+            if not 0 <= number < 1e30 or (number == 0 and option != "noise"):
+                raise UserError(f"options.{option}: expected a number > 0, got {value!r}")
