@@ -18,7 +18,6 @@ from recast_exp import (
     find_groups,
     inject,
     inject_adapter,
-    load_task,
     merge_tasks,
     mimic,
     save_task,
@@ -72,7 +71,7 @@ def test_with_as_many_templates_as_tasks_each_comes_back(tasks: list[tuple[Path,
         [*(path.name for path in paths), f"{merged.banks.hash}.safetensors"]
     )
     for path, (_, expected) in zip(paths, tasks, strict=True):
-        found = apply_task(network(), load_task(path))
+        found = apply_task(network(), path)
         torch.testing.assert_close(found(images()), expected, rtol=1e-4, atol=1e-4)
         assert path.stat().st_size < 8_000
 
