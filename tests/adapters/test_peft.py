@@ -15,6 +15,7 @@ from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.check import check_model
 from recast_exp.recast import merge
+from recast_exp.tasks.library import merge as library_merge
 from support import task_files
 from support.adapted import BASES, Make, create, logits, train
 from support.helpers import assert_one_line
@@ -24,7 +25,7 @@ from support.helpers import assert_one_line
     ("method", "arguments"),
     [
         ("IA3", {}), ("OFT", {}), ("BOFT", {}), ("LOHA", {}), ("LOKR", {}), ("HIRA", {}), ("DELORA", {}),
-        ("GRALORA", {}),
+        ("GRALORA", {}), ("FOURIERFT", {"n_frequency": 50}),
         ("MISS", {"r": 8}), ("RANDLORA", {}), ("LORA", {"r": 2, "use_rslora": True, "target_modules": ["fc1"]}),
         ("LORA", {"use_dora": True}), ("VERA", {"r": 16}), ("PVERA", {"r": 16}), ("TINYLORA", {}),
     ],
@@ -71,6 +72,14 @@ def test_what_peft_refuses_is_one_line(make: Make, options: dict[str, Any], expe
     with pytest.raises(UserError) as error:
         make("peft", "vit", "frozen", **options)
     assert_one_line(error, *expected)
+
+
+def test_what_peft_cannot_merge_is_one_line() -> None:
+    network = create("vit")
+    adapters.inject_adapter(network, adapters.from_config({"name": "peft", "method": "LILY", "arguments": {"r": 2}}))
+    with pytest.raises(UserError) as error:
+        library_merge(network)
+    assert_one_line(error, "adapter: expected a method that peft can merge, got lily")
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def of_words() -> Iterator[Case]:
     for option in ("damping=-1", "damping=0", "rounds=x", "passes=-1"):
         name = option.partition("=")[0]
         yield typed(kind, f"mimicry.options.{name}: expected", "mimicry=calibrated", f"+mimicry.options.{option}")
-    for method in ("POLY", "TRAINABLE_TOKENS", "LILY"):
+    for method in ("POLY", "TRAINABLE_TOKENS"):
         yield typed(kind, "adapter.method: expected", "model=vit_frozen", "adapter=peft", f"adapter.method={method}")
     for name in ("solvers", "dtypes", "sizes"):
         sweep = ("stage=reconstruct", "stage.sweep=true", f"stage.{name}=[]")

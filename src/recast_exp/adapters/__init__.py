@@ -300,10 +300,16 @@ def merge(network: nn.Module) -> nn.Module:
     Returns:
         The same network. Adapters without weights that could take their place stay in it as modules: `injected` lists
         them afterwards.
+
+    Raises:
+        UserError: If there is an adapter of peft that peft cannot merge.
     """
     for name in names():
-        with contextlib.suppress(RecastError):  # an adapter that cannot be imported is not in the network either
-            load(name).merge(network)
+        try:
+            adapter = load(name)
+        except RecastError:  # one that cannot be imported is not in the network either
+            continue
+        adapter.merge(network)
     if staying := [found for found in injected(network) if found.stays]:
         vars(network)[_INJECTED] = staying
     else:

@@ -77,6 +77,8 @@ class Peft(Adapter):
             ]
         if not arguments["target_modules"]:
             return {}
+        if methods[self.method].value == "FOURIERFT":  # else it starts from random frequencies, not from the model
+            arguments.setdefault("init_weights", True)
         if "feedforward_modules" in takes:  # required by IA3
             arguments.setdefault("feedforward_modules", [])
         before = {id(parameter) for parameter in network.parameters()}
@@ -115,7 +117,12 @@ class Peft(Adapter):
             return
         for path, layer in list(network.named_modules()):
             if isinstance(layer, BaseTunerLayer):
-                layer.merge()
+                try:
+                    layer.merge()
+                except NotImplementedError as error:
+                    raise UserError(
+                        f"adapter: expected a method that peft can merge, got {type(layer).__module__.split('.')[-2]}"
+                    ) from error
                 parent, _, name = path.rpartition(".")
                 setattr(network.get_submodule(parent), name, layer.get_base_layer())
 
@@ -123,7 +130,6 @@ class Peft(Adapter):
 _NOT_FOR_A_BACKBONE = {
     "POLY": "needs the number of a task with each image",
     "TRAINABLE_TOKENS": "trains embeddings of words",
-    "LILY": "peft cannot merge",
 }
 
 _KEEPS_THE_WEIGHTS = True, False, "gaussian", "orthogonal"

@@ -27,7 +27,7 @@ class Publish(Stage):
 
     def problems(self, settings: Config) -> Iterator[str]:
         """The repository."""
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
             yield f"stage.repo: expected owner/name with stage=publish, got {self.repo or 'nothing'}"
 
     def run(self, job: Job) -> Metrics:
