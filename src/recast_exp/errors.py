@@ -24,9 +24,14 @@ class RecastError(Exception):
 
     exit_code = 2
 
+    @property
+    def lines(self) -> list[str]:
+        """Each problem by itself, on one line."""
+        return [printable(str(problem)) for problem in self.args]
+
     def __str__(self) -> str:
         # KeyError would show the text in quotes
-        return printable("; ".join(map(str, self.args))) or type(self).__name__
+        return "; ".join(self.lines) or type(self).__name__
 
 
 class UserError(RecastError, ValueError):

@@ -221,7 +221,7 @@ def test_folds_need_two_images_of_each_class(head: Head) -> None:
     [
         ({"name": "svm"}, r"head\.name: expected one of best, .*, got 'svm'"),
         ({"name": "lda", "shrinkage": 0.5}, r"head\.shrinkage: unknown option; head=lda takes .*shrinkages"),
-        ({"name": "ridge", "strengths": "many"}, r"head\.strengths: expected a list of numbers, got 'many'"),
+        ({"name": "ridge", "strengths": "many"}, r"head\.strengths: expected a list of numbers > 0, got 'many'"),
         ({"name": "lda", "refit": "test"}, r"head\.refit: expected one of train, train_val, got 'test'"),
         ({"name": "logistic", "max_iterations": 0}, r"head\.max_iterations: expected an integer ≥ 1, got 0"),
     ],

@@ -26,7 +26,7 @@ def guarded(start: Callable[[], object], runner: JobRunner) -> int:
     try:
         start()
     except RecastError as error:  # not of a job, which reports its own
-        return max([report_errors(str(error).splitlines(), error.exit_code), *runner.failures])
+        return max([report_errors(error.lines, error.exit_code), *runner.failures])
     except (HydraException, OmegaConfBaseException) as error:
         if not runner.failures:  # Hydra refused: no job has started
             return report_errors([compose.describe(error)], UserError.exit_code)

@@ -52,7 +52,7 @@ def run_sweep(argv: Sequence[str], findings: Findings) -> int:
             loader.file = plan.file
             code = guarded(start, runner)
     except RecastError as error:
-        return report_errors(str(error).splitlines(), error.exit_code)
+        return report_errors(error.lines, error.exit_code)
     except KeyboardInterrupt:
         print(f"interrupted; continue with: {again}", file=sys.stderr)
         return 130

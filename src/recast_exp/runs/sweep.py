@@ -143,7 +143,7 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
     command, again = shlex.join(["python", "-m", "recast_exp", *argv]), command_again(argv, folder)
     plan = Plan(folder, command, [], again, searched(folder))
     if different := list(_differences(folder, planned)):
-        raise UserError("\n".join(different))
+        raise UserError(*different)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
