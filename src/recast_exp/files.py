@@ -37,11 +37,11 @@ def user_path(text: str | Path) -> Path:
     except ValueError:  # a NUL, which no path has; what opens it says so
         return Path(text)
     # Asked for one, Python raises an error instead of saying that it is not there
-    if long := [part for part in path.parts if len(os.fsencode(part)) > LONGEST_NAME]:
-        size = len(os.fsencode(long[0]))
-        raise UserError(
-            f"expected a path whose names have at most {LONGEST_NAME} bytes, got {long[0][:40]}… of {size:,}"
-        )
+    for name in path.parts:
+        if (size := len(name.encode(errors="surrogatepass"))) > LONGEST_NAME:
+            raise UserError(
+                f"expected a path whose names have at most {LONGEST_NAME} bytes, got {name[:40]}… of {size:,}"
+            )
     return path
 
 

@@ -26,7 +26,7 @@ class LDA(Head):
     """Gaussian classes that share a covariance."""
 
     shrinkages: list[float] = option(
-        [1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9], "shrinkages of the covariance", gt=0, le=1
+        [1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9], "shrinkages of the covariance", ge=0, le=1
     )
     ledoit_wolf: bool = option(True, "try the shrinkage of Ledoit and Wolf, too")
 
