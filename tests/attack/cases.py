@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,22 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "stage.dtypes: expected some of", "stage=reconstruct", "stage.dtypes=[int4]")
     yield typed(kind, "stage.sizes: expected integers", "stage=reconstruct", "stage.sizes=[0]")
     yield typed(kind, "stage.sweep: expected false", "stage=reconstruct", "stage.sweep=true", "model=vit_random")
+    yield typed(kind, "stage.sizes: expected at most 2", "stage=reconstruct", "stage.sweep=true", "stage.sizes=[1,99]")
+    yield typed(kind, "stage.splits: expected at most 2", "stage=sequence", "stage.splits=5")
+    yield typed(kind, "at least two of its 5 classes", "stage=sequence", "stage.tasks=['digits[0:0]','digits[0:2]']")
+    yield typed(kind, "at least two of its 5 classes", "stage=sequence", "stage.tasks=['digits[0:2]','digits[2:3]']")
     yield typed(kind, "task: expected", "stage=merge")
+    yield Case(
+        kind,
+        "merge one file twice",
+        "more than once",
+        lambda at: ["stage=merge", f"task=[{at.copy('task.safetensors')},inputs/../../inputs/task.safetensors]"],
+    )
+    for name, value in (("drop_path_rate", 5), ("drop_rate", 1.0), ("drop_rate", -0.1)):
+        yield typed(kind, f"model.arguments.{name}: expected", f"+model.arguments.{name}={value}")
+    for objective in ("through_head", "alternating", "lp_ft"):
+        yield typed(kind, "training.scale: expected", f"training={objective}", "training.scale=1e20")
+    yield typed(kind, "trainer.precision: expected", "trainer.precision=16-mixed")
     yield typed(
         kind, "adapter.nested", "model=vit_frozen", "adapter=melo", "adapter.nested=true", "adapter.rank_gates=true"
     )
@@ -429,6 +445,8 @@ def of_banks() -> Iterator[Case]:
             "bank: ",
             with_bank(lambda record, _, n=name, v=value: record["groups"][0].update({n: v})),
         )
+    for number in (0, -1):
+        yield Case(kind, f"format {number}", "bank: ", with_bank(lambda record, _, n=number: record.update(format=n)))
     for text in ("", "null", "[" * 100_000, "NaN", '{"format": 1e999}'):
         yield Case(kind, f"a record {text[:12]!r}", "bank: ", with_bank(lambda record, _, t=text: t))
     for name, value in (("added", True), ("mixing", "gated"), ("mixing", "x"), ("dtype", "int8"), ("dtype", 3)):
@@ -883,6 +901,9 @@ def of_calls() -> Iterator[Case]:
         ("an unknown solver", "solver", mimicked(solver="magic")),
         ("an unknown option", "", mimicked(magic=3)),
         ("num_sets=0", "num_sets", mimicked(num_sets=0)),
+        ("a billion sets", "num_sets", mimicked(num_sets=10**9)),
+        ("pickle", "model.save(", lambda _: pickle.dumps(_model())),
+        ("torch.save", "model.save(", lambda _: torch.save(_model(), io.BytesIO())),
         ("no images", "images", mimicked(solver="calibrated")),
         ("images of another shape", "images", mimicked(solver="calibrated", images=torch.zeros(3))),
         ("an unknown kind of templates", "templates", mimicked(templates="magic")),

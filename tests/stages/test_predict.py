@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from recast_exp.cli import main as cli
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config.schema import Config, DatasetConfig
 from recast_exp.data import load_dataset
@@ -204,6 +208,27 @@ def test_wrong_commands(trained: dict[str, Path], digits: Path, tmp_path: Path) 
     assert lines("stage=predict", task, f"stage.images={digits}", "stage.top=0")[0] == [
         "stage.top: expected an integer ≥ 1, got 0"
     ]
+
+
+@pytest.mark.parametrize("stage", [("evaluate",), ("predict", "stage.images=DIGITS")])
+def test_other_weights_are_refused_before_anything_is_written(
+    stage: tuple[str, ...],
+    trained: dict[str, Path],
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(7)
+    save_file(timm.create_model("digits_vit", num_classes=0).state_dict(), tmp_path / "other.safetensors")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    more = [text.replace("DIGITS", str(digits)) for text in stage[1:]]
+    given = [f"stage={stage[0]}", *more, f"task={trained['att']}", f"model.weights={tmp_path}/other.safetensors"]
+    assert cli.run(given) == 2
+    error = capsys.readouterr().err
+    assert "error: model: expected digits_vit with the weights that" in error and "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ class OptimizerConfig:
     nesterov: bool = key(Role.TRAINING, False, "Nesterov momentum (sgd)")
     coefficients_lr: float | None = key(Role.TRAINING, None, "learning rate of the coefficients", gt=0)
     coefficients_weight_decay: float | None = key(Role.TRAINING, 0.0, "weight decay of the coefficients", ge=0)
-    coefficients_pull: float = key(Role.TRAINING, 0.0, "weight of the squared distance of the coefficients to their mimicked values, added to the loss", ge=0)
+    coefficients_pull: float = key(Role.TRAINING, 0.0, "weight of the squared distance of the coefficients to their mimicked values, added to the loss", ge=0, le=1e6)
     adapter_lr: float | None = key(Role.TRAINING, None, "learning rate of the adapter", gt=0)
     adapter_weight_decay: float | None = key(Role.TRAINING, None, "weight decay of the adapter", ge=0)
     backbone_lr: float | None = key(Role.TRAINING, None, "learning rate of the backbone, where it trains", gt=0)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from recast_exp.config.schema import Config, with_values
 from recast_exp.display import console, plots
-from recast_exp.errors import section
+from recast_exp.errors import UserError, section
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.reconstruction import feature_similarity, outputs_of
 from recast_exp.files import write_json, write_text
 from recast_exp.heads import Features, choose
 from recast_exp.heads.best import Best
 from recast_exp.models.bank_cache import groups_of
+from recast_exp.models.check import smallest_group
 from recast_exp.recast import Banks, inject
 from recast_exp.recast.formulas import cosine_similarity
 from recast_exp.recast.grouping import layer_module
@@ -47,6 +48,17 @@ class Grid:
     sizes: Sequence[int] | None
     solvers: Sequence[str]
     dtypes: Sequence[str]
+
+
+def check(settings: Config, sizes: Sequence[int]) -> None:
+    """Refuse banks with more templates than a group has layers.
+
+    Raises:
+        UserError: One line.
+    """
+    smallest = smallest_group(settings.model, dataclasses.replace(settings.recast, num_templates=None))
+    if smallest is not None and (largest := max(sizes)) > (most := len(smallest.layers)):
+        raise UserError(f"stage.sizes: expected at most {most} (the layers of {smallest.name}), got {largest}")
 
 
 def run(settings: Config, run_dir: Path, grid: Grid) -> Metrics:

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
@@ -19,10 +21,11 @@ from recast_exp.files import cache_folder, cache_place, user_path
 from recast_exp.models.bank_cache import check_kind
 from recast_exp.models.check import check_classifier, check_model, check_task
 from recast_exp.models.create import backbone_name, create_network
-from recast_exp.models.weights import load_file
+from recast_exp.models.loading import check_weights, load_task
+from recast_exp.models.weights import fingerprint, load_file
 from recast_exp.recast import Banks
 from recast_exp.runs import hub, layout
-from recast_exp.runs.task_header import task_files
+from recast_exp.runs.task_header import FROZEN, UNGROUPED, task_files
 from recast_exp.training import objectives
 from recast_exp.training.checkpoint import read_checkpoint
 from recast_exp.training.environment import check_device
@@ -77,6 +80,8 @@ class Inputs:
         cache = None if settings.bank else cache_place(settings.cache_dir)
         for task in task_files(settings.task or ""):
             self._once(f"task {task} {cache}", partial(check_task, task, cache))
+            if model.weights:
+                self._once(f"weights of {task} {model}", partial(_check_weights_of, task, model))
         for name in settings.recast.tasks if model.method == "recast" else ():
             self._once(f"task {name} {cache}", partial(check_task, hub.local(name), cache_place(settings.cache_dir)))
         if settings.bank:
@@ -141,6 +146,13 @@ def _check_bank(path: str, recast: RecastConfig | None) -> None:
         check_kind(banks, path, recast)
 
 
-def _check_weights(model: ModelConfig) -> None:
+def _check_weights(model: ModelConfig) -> nn.Module:
     network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
     load_file(network, user_path(str(model.weights)), "model.weights")
+    return network
+
+
+def _check_weights_of(path: Path, model: ModelConfig) -> None:
+    task = load_task(path)
+    if not task.fingerprint.startswith((FROZEN, UNGROUPED)):  # those are known with the templates
+        check_weights(task, fingerprint(_check_weights(model)))

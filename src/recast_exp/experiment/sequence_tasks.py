@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from recast_exp.config import rules, sequences
 from recast_exp.config.schema import Config, with_values
 from recast_exp.config.variants import Variants
-from recast_exp.data import load_dataset
+from recast_exp.data import load_dataset, read_official
+from recast_exp.data.protocol import choose
 from recast_exp.data.types import ImageSet
 from recast_exp.errors import UserError, section
 
@@ -45,25 +46,62 @@ def tasks_of(settings: Config, variants: Variants, entries: Sequence[str], split
         MissingInputError: If images are not there.
     """
     tasks: list[SequenceTask] = []
-    for entry in entries or [settings.dataset.name]:
-        parsed = sequences.parse(entry)
-        with section(f"stage.tasks: {entry}: "):
-            own = settings if not entries else variants.compose(f"dataset={parsed.dataset}", *parsed.overrides)
-            own = with_values(own, COMMON)
-            if problems := list(rules.problems(own)):
-                raise UserError(*problems)
+    for entry, own in _composed(settings, variants, entries):
+        with section(_of(entry)):
+            parsed = sequences.parse(entry)
             classes = load_dataset(own.dataset, own.data_dir).classes
-            chosen = classes[parsed.classes]
-            if len(chosen) < 2:
-                raise UserError(f"expected at least two of its {len(classes)} classes, got {len(chosen)}")
-            parts = [chosen] if splits is None else _divided(chosen, splits)
-            for part in parts:
+            for part in _parts(classes, parsed.classes, splits):
                 start = classes.index(part[0])
                 whole = len(part) == len(classes)
                 name = parsed.dataset if whole else f"{parsed.dataset}[{start}:{start + len(part)}]"
                 task = own if whole else with_values(own, {"dataset.classes": [_literal(each) for each in part]})
                 tasks.append(SequenceTask(_free(name, tasks), task, load_dataset(task.dataset, task.data_dir)))
     return tasks
+
+
+def check_tasks(settings: Config, variants: Variants, entries: Sequence[str], splits: int | None) -> None:
+    """Refuse tasks that `tasks_of` would refuse, before anything is written; nothing is loaded or decoded for it.
+
+    Args:
+        settings: As of `tasks_of`.
+        variants: As of `tasks_of`.
+        entries: As of `tasks_of`.
+        splits: As of `tasks_of`.
+
+    Raises:
+        UserError: As of `tasks_of`.
+        MissingInputError: As of `tasks_of`.
+    """
+    for entry, own in _composed(settings, variants, entries):
+        with section(_of(entry)):
+            # Those that are to be loaded are not there yet; to leave damaged ones out, all would have to be decoded
+            if not own.dataset.download and own.dataset.bad_images == "error":
+                classes = choose(own.dataset, read_official(own.dataset, own.data_dir)).classes
+                _parts(classes, sequences.parse(entry).classes, splits)
+
+
+def _composed(settings: Config, variants: Variants, entries: Sequence[str]) -> Iterator[tuple[str, Config]]:
+    """The tasks as they are written, each with its settings."""
+    for entry in entries or [settings.dataset.name]:
+        with section(_of(entry)):
+            parsed = sequences.parse(entry)
+            own = settings if not entries else variants.compose(f"dataset={parsed.dataset}", *parsed.overrides)
+            own = with_values(own, COMMON)
+            if problems := list(rules.problems(own)):
+                raise UserError(*problems)
+        yield entry, own
+
+
+def _of(entry: str) -> str:
+    return f"stage.tasks: {entry}: "
+
+
+def _parts(classes: Sequence[str], wanted: slice, splits: int | None) -> list[Sequence[str]]:
+    """The classes of each task of an entry."""
+    chosen = classes[wanted]
+    if len(chosen) < 2:
+        raise UserError(f"expected at least two of its {len(classes)} classes, got {len(chosen)}")
+    return [chosen] if splits is None else _divided(chosen, splits)
 
 
 def together(tasks: Sequence[SequenceTask]) -> Config | None:

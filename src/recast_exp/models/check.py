@@ -189,6 +189,17 @@ def check_size(model: ModelConfig) -> None:
         raise UserError(f"model.img_size: expected a size that {name} takes, such as {own}, got {size} ({reason})")
 
 
+def smallest_group(model: ModelConfig, recast: RecastConfig) -> Group | None:
+    """The group with the fewest layers; None where the model cannot be made without values.
+
+    Raises:
+        UserError: If there is nothing to group. One line.
+    """
+    if (network := _blueprint(model)) is None:
+        return None
+    return min(groups_of(network, recast), key=lambda group: len(group.layers))
+
+
 def check_images(model: ModelConfig, size: int) -> None:
     """Refuse images of a size that a backbone, made for its own, does not take.
 

@@ -112,6 +112,9 @@ def create_network(
         raise UserError(f"model.arguments.in_chans: expected 3, as images have three, got {more['in_chans']}")
     if own := [key for key in _OURS if key in more]:
         raise UserError(f"model.arguments.{own[0]}: expected an argument without a key of its own; {_OURS[own[0]]}")
+    for key, value in more.items():  # timm takes any number, and training then fails
+        if "drop" in key and key.endswith("_rate") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise UserError(f"model.arguments.{key}: expected a number ≥ 0 and < 1, got {value}")
     if img_size is not None:
         try:
             return timm.create_model(name, num_classes=0, img_size=img_size, pretrained=pretrained, **more)

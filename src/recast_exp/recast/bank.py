@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class _Record(TypedDict):
     `added` and `mixing` are missing where they have their defaults.
     """
 
-    format: int
+    format: Annotated[int, Meta(ge=1)]
     groups: list[Group]
     settings: dict[str, Any]
     origin: NotRequired[Origin | None]

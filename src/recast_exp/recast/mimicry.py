@@ -22,6 +22,9 @@ from recast_exp.recast.weights import reference, weights_hash
 BATCH = 64
 """Images at once, through the layers that are calibrated."""
 
+MAX_SETS = 1000
+"""The most sets of coefficients, as of the key `recast.num_coefficient_sets`."""
+
 
 @torch.inference_mode(False)  # whatever the caller's mode, so that coefficients can train
 @torch.no_grad()
@@ -70,8 +73,8 @@ def mimic(
 
     Raises:
         UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
-        UserError: If the model is on the meta device, two groups have one name or share a layer, `num_sets` is less
-            than 1, there is no such kind of templates, or the solver needs images.
+        UserError: If the model is on the meta device, two groups have one name or share a layer, `num_sets` is not
+            between 1 and 1000, there is no such kind of templates, or the solver needs images.
 
     Example:
         >>> import timm
@@ -85,7 +88,7 @@ def mimic(
     if solver not in (solvers := SOLVERS.names()):
         raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
-    check_integer("num_sets", num_sets, 1)
+    check_integer("num_sets", num_sets, 1, MAX_SETS + 1)
     check_integer("seed", seed, 0, 2**32)
     groups = tuple(groups)
     if not groups:

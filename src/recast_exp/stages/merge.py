@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
 from recast_exp.runs.results import Metrics
+from recast_exp.runs.task_header import task_files
 from recast_exp.stages._base import Job, Stage
 
 
@@ -24,9 +26,13 @@ class Merge(Stage):
 
     def problems(self, settings: Config) -> Iterator[str]:
         """At least two tasks, and no more templates than tasks."""
-        count = len([name for name in (settings.task or "").strip("[]").split(",") if name.strip()])
+        files = task_files(settings.task or "")
+        count = len(files)
+        again = [path for path, number in Counter(path.resolve() for path in files).items() if number > 1]
         if count < 2:
             yield f"task: expected at least two task files ([FILE,FILE]) with stage=merge, got {count}"
+        elif again:
+            yield f"task: expected each task file once with stage=merge, got {again[0]} more than once"
         elif self.rank is not None and self.rank > count:
             yield f"stage.rank: expected at most {count}, the number of tasks, got {self.rank}"
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
+from recast_exp.config.variants import Variants
 from recast_exp.plugins import SOLVERS
 from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
+
+if TYPE_CHECKING:
+    from recast_exp.experiment.check import Inputs
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -41,6 +46,14 @@ class Reconstruct(Stage):
             yield f"stage.sizes: expected integers ≥ 1, got {wrong[0]}"
         if settings.model.method != "recast":
             yield f"stage: expected a RECAST model for reconstruct, got model={settings.model.name} without templates"
+
+    def preflight(self, settings: Config, inputs: Inputs, variants: Callable[[], Variants]) -> None:
+        """See whether groups have as many layers as the largest bank has templates, too."""
+        super().preflight(settings, inputs, variants)
+        if self.sweep and self.sizes:
+            from recast_exp.experiment import bank_sizes
+
+            bank_sizes.check(settings, self.sizes)
 
     def run(self, job: Job) -> Metrics:
         """Build the bank, and report the errors and similarities of every layer; or compare several."""

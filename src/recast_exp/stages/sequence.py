@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from recast_exp.config import sequences
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
+from recast_exp.config.variants import Variants
 from recast_exp.errors import UserError
 from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
+
+if TYPE_CHECKING:
+    from recast_exp.experiment.check import Inputs
 
 BASELINES = ("separate", "fine-tuning", "joint")
 ALL_BASELINES = ("lae", *BASELINES)
@@ -57,6 +61,13 @@ class Sequence(Stage):
                 f"stage.start_from: expected zero with recast.templates={settings.recast.templates}, whose "
                 f"coefficients have no relative form, got {self.start_from}"
             )
+
+    def preflight(self, settings: Config, inputs: Inputs, variants: Callable[[], Variants]) -> None:
+        """Compose the tasks, too, and divide the classes of their datasets."""
+        from recast_exp.experiment.sequence_tasks import check_tasks
+
+        super().preflight(settings, inputs, variants)
+        check_tasks(settings, variants(), self.tasks, self.splits)
 
     def run(self, job: Job) -> Metrics:
         """Train the tasks in order, and test all earlier ones after each."""

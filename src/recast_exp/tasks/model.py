@@ -13,6 +13,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +45,13 @@ MAX_CLASSES = 10_000_000
 
 
 class _Turn:
-    """A lock that copies of a model do not share, and that can be pickled."""
+    """A lock that copies of a model do not share."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Turn:
         return _Turn()
-
-    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
-        return _Turn, ()
 
 
 class RecastModel(nn.Module):
@@ -99,6 +97,18 @@ class RecastModel(nn.Module):
         self._active: str | None = None
         self._trunk = Trunk(network, banks, width, weights)
         self.eval()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RecastModel:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __getstate__(self) -> NoReturn:
+        raise UserError(
+            "RecastModel: expected model.save(FOLDER) and RecastModel.load(FOLDER), got pickle (torch.save, or another "
+            "process), which cannot hold weights that are computed"
+        )
 
     @classmethod
     def on(cls, backbone: Backbone, banks: Banks) -> RecastModel:

@@ -94,5 +94,9 @@ def check_device(trainer: TrainerConfig) -> None:
             "trainer.accelerator: expected auto, cpu or fewer devices, got gpu with "
             f"trainer.devices={trainer.devices}, but torch finds {torch.cuda.device_count()} GPU(s)"
         )
+    if trainer.precision == "16-mixed" and device_name(trainer).startswith("cpu"):
+        raise UserError(
+            "trainer.precision: expected 32-true or bf16-mixed on the CPU, as torch finds no other, got 16-mixed"
+        )
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator: expected auto or cpu, got mps, which torch does not find")

@@ -25,7 +25,7 @@ class LinearProbeThenFineTune(Objective):
     needs_features: ClassVar[bool] = True
 
     strength: float = option(0.1, "penalty of the ridge regression, of the mean variance of a feature", gt=0)
-    scale: float = option(10.0, "factor on its logits", gt=0)
+    scale: float = option(10.0, "factor on its logits", gt=0, le=10_000)
 
     def before_epoch(self, module: TaskModule) -> None:
         """Solve the head before the first epoch."""
