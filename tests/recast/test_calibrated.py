@@ -17,6 +17,9 @@ from recast_exp.recast.formulas import Mimicked, combine
 from recast_exp.recast.solvers import calibrated
 from support.helpers import assert_one_line
 
+UNMATCHED: dict[str, Any] = {"steps": 1, "lr": 1e-12}
+"""Options that leave the closed form as good as it was found."""
+
 
 def network(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
     torch.manual_seed(0)
@@ -162,7 +165,7 @@ def test_more_damping_keeps_the_weights_more() -> None:
     groups = find_groups(model, targets=["*.qkv"], num_groups=1, num_templates=2)
     errors = []
     for damping in (1e-3, 1e3):
-        banks = mimic(model, groups, solver="calibrated", images=images(), damping=damping)
+        banks = mimic(model, groups, solver="calibrated", images=images(), damping=damping, **UNMATCHED)
         errors.append(
             sum((banks.rebuilt(name) - model.get_parameter(f"{name}.weight")).norm() for name in groups[0].layers)
         )
@@ -180,11 +183,15 @@ def test_options_and_progress_of_the_passes_and_the_model_as_it_was() -> None:
             solver="calibrated",
             images=images().double(),
             passes=passes,
+            steps=5,
             progress=lambda: ticks.append(1),
         )
         for passes in (1, 3)
     ]
-    assert len(ticks) == (1 + 3) * len(groups)
+    assert len(ticks) == (1 + 5 + 3 + 5) * len(groups)
+    weights = torch.zeros(2, 3, 4)
+    assert calibrated.num_steps(weights, passes=3, steps=5, damping=1.0) == 3 + 5
+    assert calibrated.num_steps(weights) == calibrated.PASSES + calibrated.STEPS
     assert found[0].hash != found[1].hash
     assert model.training
     assert all(parameter.dtype == torch.float64 for parameter in model.parameters())
@@ -198,7 +205,7 @@ def test_options_and_progress_of_the_passes_and_the_model_as_it_was() -> None:
             {"images": torch.zeros(3, 32, 32)},
             "images: expected images [N, 3, H, W] with solver=calibrated, got [3, 32, 32]",
         ),
-        ({"images": images(4), "steps": 3}, "options.steps: expected one of passes, rounds, damping"),
+        ({"images": images(4), "noise": 3}, "options.noise: expected one of passes, rounds, damping, steps, lr"),
     ],
 )
 def test_what_it_needs(options: dict[str, Any], expected: str) -> None:

@@ -27,7 +27,7 @@ from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.recast.formulas import Mimicked, authors_start, combine, cosine_similarity, relative_error
 from recast_exp.recast.mimicry import remake
-from recast_exp.recast.solvers import autoencoder, closed_form, gradient, options_of
+from recast_exp.recast.solvers import autoencoder, closed_form, gradient
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 ITERATIVE = {"gradient": gradient, "autoencoder": autoencoder}
@@ -124,7 +124,7 @@ def test_coefficients_are_orthonormal_mixed_and_the_same_in_every_set(templates:
 def test_solvers_are_deterministic_by_seed_and_leave_their_surroundings_alone(name: str) -> None:
     weights = random(4, 12, 10)
     before, state = weights.clone(), torch.get_rng_state()
-    options = {"steps": 20} if "steps" in options_of(SOLVERS.load(name)) else {}
+    options = {"steps": 20} if name in ITERATIVE else {}
     first, again, other = (SOLVERS.load(name).solve(weights, 2, 2, 1, seed=seed, **options) for seed in (5, 5, 6))
     assert torch.equal(weights, before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -202,7 +202,7 @@ def test_the_authors_recipe_of_the_autoencoder(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.optim, "RMSprop", noted)
     autoencoder.solve(weights, 2, 3, 1, seed=0, steps=1)
     ((lr, shapes, size),) = seen
-    assert autoencoder.num_steps(weights, None) == 2500
+    assert autoencoder.num_steps(weights) == 2500
     assert lr == 2e-3
     assert shapes == [(8, 120), (8,), (8, 8), (8,), (6, 8), (6,), (2, 12, 10)]
     assert size == pytest.approx(1.0)
@@ -214,11 +214,11 @@ FOREIGN = """
 import torch
 from recast_exp.recast.formulas import Mimicked
 
-def num_steps(weights, steps):
+def num_steps(weights, *, steps=None, **others):
     return steps or 4
 
 def solve(weights, num_templates, num_sets, num_blocks, *, seed, progress, steps=None, scale=1.0, lr=None):
-    for _ in range(num_steps(weights, steps)):
+    for _ in range(num_steps(weights, steps=steps)):
         progress()
     shape = (len(weights), num_sets, num_blocks, num_templates)
     return Mimicked(scale * weights[:num_templates].float(), torch.full(shape, lr or 0.5))
@@ -365,8 +365,8 @@ def test_the_authors_recipe_for_linear_layers_and_for_convolutions(
     shape: tuple[int, ...], steps: int, lr: float, step_size: int, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert gradient.num_steps(weights, None) == steps
-    assert gradient.num_steps(weights, 7) == 7
+    assert gradient.num_steps(weights) == steps
+    assert gradient.num_steps(weights, steps=7) == 7
     drops: list[tuple[int, float, float]] = []
     norms: set[float] = set()
     schedule, clip = torch.optim.lr_scheduler.StepLR, nn.utils.clip_grad_norm_

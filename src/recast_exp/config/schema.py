@@ -63,10 +63,10 @@ class MimicryConfig:
         Role.MODEL, 42, "seed of the solver, apart from the run's seed: one bank serves all seeds", ge=0, lt=2**32
     )
     steps: int | None = key(
-        Role.MODEL, None, "optimisation steps (gradient, autoencoder); null is the authors' number", ge=1
+        Role.MODEL, None, "optimisation steps (gradient, autoencoder, calibrated); null is the solver's own number", ge=1
     )
     lr: float | None = key(
-        Role.MODEL, None, "learning rate of RMSprop (gradient, autoencoder); null is the authors'", gt=0
+        Role.MODEL, None, "first learning rate (gradient, autoencoder, calibrated); null is the solver's own", gt=0
     )
     step_size: int | None = key(
         Role.MODEL, None, "steps between learning-rate drops by ten (gradient); null is the authors'", ge=1

@@ -24,7 +24,7 @@ from recast_exp.models.weights import content_hash
 from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, Group, find_groups, mimic
 from recast_exp.recast.grouping import layer_module
-from recast_exp.recast.solvers import check_options, needs_images, options_of
+from recast_exp.recast.solvers import check_options, options_of
 from recast_exp.recast.templates import kind_of
 
 log = logging.getLogger(__name__)
@@ -218,10 +218,7 @@ def _mimic(
         total = 0
         for group in groups:
             weight = layer_module(backbone.network, group.layers[0]).weight.detach()
-            total += solver.num_steps(
-                weight.expand(len(group.layers), *weight.shape),
-                options.get("passes" if needs_images(mimicry.name) else "steps"),
-            )
+            total += solver.num_steps(weight.expand(len(group.layers), *weight.shape), **options)
         task = progress.add_task("", total=total)
         return run(lambda: progress.advance(task))
 

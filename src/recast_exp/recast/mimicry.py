@@ -105,7 +105,7 @@ def mimic(
             raise UserError(f"images: expected images [N, 3, H, W] with solver={solver}, got {got}")
         found = _solved(groups, stacked, solver, num_sets, seed, progress, options)
         if images is not None and needs_images(solver):
-            found = _refined(model, groups, found, solver, images, progress, options)
+            found = _refined(model, groups, found, solver, images, seed, progress, options)
     else:
         found = [
             _made(
@@ -162,6 +162,7 @@ def _refined(
     found: Sequence[Mimicked],
     solver: str,
     images: Tensor,
+    seed: int,
     progress: Callable[[], None],
     options: Mapping[str, Any],
 ) -> list[Mimicked]:
@@ -173,7 +174,9 @@ def _refined(
         return iter(torch.split(images.to(device, torch.float32), BATCH))
 
     starts = [(group.layers, each) for group, each in zip(groups, found, strict=True)]
-    refined: list[Mimicked] = SOLVERS.load(solver).refine(network, starts, batches, progress=progress, **options)
+    refined: list[Mimicked] = SOLVERS.load(solver).refine(
+        network, starts, batches, seed=seed, progress=progress, **options
+    )
     return refined
 
 

@@ -6,10 +6,10 @@ A module has
   for the weights [L, rows, ...] of one group, float32 on the CPU. Its other keyword-only parameters are the options of
   the solver; each has a default. `progress` is called after each step. Random numbers come from a generator of its own
   with that seed.
-- `refine(network, groups, batches, *, progress, …) -> list[Mimicked]`, if it needs images: goes on from what `solve`
-  has found for all groups, with images [N, 3, H, W]. The options are then those of `refine`.
-- `num_steps(weights, steps) -> int`, if it iterates: the number of steps that `solve` makes for such weights, where the
-  option `steps` may be None. Progress bars use it.
+- `refine(network, groups, batches, *, seed, progress, …) -> list[Mimicked]`, if it needs images: goes on from what
+  `solve` has found for all groups, with images [N, 3, H, W]. The options are then those of `refine`.
+- `num_steps(weights, **options) -> int`, if it iterates: how often it calls `progress` for such weights with these
+  options, of which it names those that count. Progress bars use it.
 
 A preset `conf/mimicry/NAME.yaml` makes it an option of the command line; nothing else is edited. An option that is a
 key of the section `mimicry` (`steps`, `lr`, …) takes its value from there, any other from `mimicry.options`. Another

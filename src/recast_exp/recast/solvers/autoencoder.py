@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from recast_exp.recast.formulas import Mimicked, authors_start, combine_group, cosine_similarity
 
 
-def num_steps(weights: Tensor, steps: int | None) -> int:
+def num_steps(weights: Tensor, *, steps: int | None = None, **others: object) -> int:
     """The number of steps that `solve` makes; the authors' is 2500, whatever the weights."""
     return steps or 2500
 
@@ -47,7 +47,7 @@ def solve(
         lr: Learning rate; None is the authors' 2e-3.
         hidden: Width of the encoder; the authors' is 8.
     """
-    steps, lr = num_steps(weights, steps), lr or 2e-3
+    steps, lr = num_steps(weights, steps=steps), lr or 2e-3
     num_layers = weights.shape[0]
     scale = weights.square().mean().sqrt().clamp_min(1e-12)
     scaled = weights / scale

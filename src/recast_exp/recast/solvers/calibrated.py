@@ -14,7 +14,8 @@ moments G[l] = E x̂ x̂ᵀ + λ[l] I and H[l] = E x x̂ᵀ + λ[l] I alone:
     [T[1] … T[n]] = (Σ_l w[l] c[l]ᵀ ⊗ W[l] H[l]) · (Σ_l w[l] c[l] c[l]ᵀ ⊗ G[l])⁻¹
 
 They take turns. The groups follow in the order of the model, each with the inputs that the groups before it have left,
-as in GPTQ (Frantar et al., 2023, arXiv 2210.17323), which does so for rounding.
+as in GPTQ (Frantar et al., 2023, arXiv 2210.17323), which does so for rounding. What no group can mend by itself is
+then minimised for all of them at once, with gradients through the whole model: `recast/matching.py`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.errors import UserError
 from recast_exp.recast.formulas import Mimicked, combine
+from recast_exp.recast.matching import match
 from recast_exp.recast.solvers import closed_form
 
 PASSES = 2
+STEPS = 100
+LR = 1e-3
 MOST_BLOCKS = 64  # of rows: each needs a system of its own
 
 
@@ -54,21 +58,27 @@ def refine(
     groups: Sequence[tuple[Sequence[str], Mimicked]],
     batches: Callable[[], Iterator[Tensor]],
     *,
+    seed: int,
     progress: Callable[[], None] = lambda: None,
     passes: int = PASSES,
     rounds: int = 2,
     damping: float = 1e-2,
+    steps: int | None = None,
+    lr: float | None = None,
 ) -> list[Mimicked]:
-    """Fit templates and coefficients to the outputs of the layers.
+    """Fit templates and coefficients to the outputs of the layers, then to the features of the model.
 
     Args:
         network: The pretrained model in evaluation mode, float32.
         groups: The layers of each group, and where their templates and coefficients start.
         batches: Gives the images anew, batch after batch: [N, 3, H, W].
-        progress: Called after each group of a pass.
+        seed: Seed of the batches of the last part.
+        progress: Called after each group of a pass, and for each group after a step.
         passes: How often all groups are fitted, one after the other.
         rounds: How often the inputs of a group are measured in a pass, as its own layers change them, too.
         damping: λ, as a part of the mean second moment of an input.
+        steps: Number of steps for all groups at once; None is 100.
+        lr: First learning rate of these steps; None is 1e-3.
 
     Returns:
         For each group, its templates and coefficients; those that rebuild the weights exactly stay as they are.
@@ -92,12 +102,39 @@ def refine(
                     for name, coefficients in zip(names, found[number].coefficients, strict=True):
                         _weight(changed, name).copy_(combine(coefficients, found[number].templates))
             progress()
-    return found
+    return _matched(network, groups, found, torch.cat(list(batches())), steps or STEPS, lr or LR, seed, progress)
 
 
-def num_steps(weights: Tensor, steps: int | None) -> int:
-    """How often `refine` calls `progress` for a group; `steps` is its option `passes`."""
-    return steps or PASSES
+def num_steps(weights: Tensor, *, passes: int = PASSES, steps: int | None = None, **others: object) -> int:
+    """How often `refine` calls `progress` for a group."""
+    return passes + (steps or STEPS)
+
+
+def _matched(
+    network: nn.Module,
+    groups: Sequence[tuple[Sequence[str], Mimicked]],
+    found: Sequence[Mimicked],
+    images: Tensor,
+    steps: int,
+    lr: float,
+    seed: int,
+    progress: Callable[[], None],
+) -> list[Mimicked]:
+    """All groups at once, but for those that rebuild the weights exactly."""
+
+    def advance() -> None:
+        for _ in groups:
+            progress()
+
+    lossy = [number for number, (names, _) in enumerate(groups) if len(found[number].templates) < len(names)]
+    if not lossy:
+        for _ in range(steps):
+            advance()
+        return list(found)
+    starts = [(groups[number][0], found[number]) for number in lossy]
+    matched = match(network, starts, images, steps=steps, lr=lr, seed=seed, progress=advance)
+    own = dict(zip(lossy, matched, strict=True))
+    return [own.get(number, each) for number, each in enumerate(found)]
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from recast_exp.recast.formulas import Mimicked, authors_start, combine_group
 
 
-def num_steps(weights: Tensor, steps: int | None) -> int:
+def num_steps(weights: Tensor, *, steps: int | None = None, **others: object) -> int:
     """The number of steps of `solve` for weights [L, rows, ...]; the authors' is 1000, or 3000 for convolutions."""
     return steps or (3000 if _are_convolutions(weights) else 1000)
 
@@ -64,7 +64,7 @@ def solve(
     optimizer = torch.optim.RMSprop(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.1)
     best_loss, best = float("inf"), Mimicked(templates.detach().clone(), coefficients.detach().clone())
-    for _ in range(num_steps(weights, steps)):
+    for _ in range(num_steps(weights, steps=steps)):
         loss = F.smooth_l1_loss(combine_group(coefficients, templates), weights)
         if loss.item() < best_loss:
             best_loss, best = loss.item(), Mimicked(templates.detach().clone(), coefficients.detach().clone())
