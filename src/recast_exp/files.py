@@ -30,8 +30,10 @@ def user_path(text: str | Path) -> Path:
     """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell.
 
     Raises:
-        UserError: If a name in it is longer than file systems have them.
+        UserError: If a name in it is longer than file systems have them, or it is no path.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise UserError(f"expected a path, got {text!r}")
     try:
         path = Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib's raises for the `~name` of nobody)
     except ValueError:  # a NUL, which no path has; what opens it says so
@@ -53,7 +55,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix[:40])
     os.close(handle)
     temporary = Path(name)
     try:
@@ -79,7 +81,9 @@ def writing(target: object) -> Iterator[None]:
         yield
     except RecastError:  # MissingInputError is an OSError too
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "null" not in str(error):
+            raise
         raise UserError(f"{target} cannot be written to ({error}); free space or choose another folder") from error
 
 

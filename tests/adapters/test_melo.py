@@ -186,7 +186,7 @@ def test_nested_ranks_train_from_the_first_on() -> None:
     torch.testing.assert_close(half(_images()), model(_images()))
     with pytest.raises(UserError) as error:
         short.truncate(half, 3)
-    assert_one_line(error, "rank: expected an integer from 1 to 2, got 3")
+    assert_one_line(error, "rank: expected an integer ≥ 1 and < 3, got 3")
 
 
 @pytest.mark.parametrize(

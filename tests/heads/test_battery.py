@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -197,9 +198,56 @@ def test_missing_classes_are_named(present: list[int], expected: str) -> None:
         features.check_classes()
 
 
+VALUES, LABELS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ((VALUES.numpy(), LABELS, 3), "features: expected a tensor with values, got ndarray"),
+        ((VALUES.to("meta"), LABELS, 3), "features: expected a tensor with values, got Tensor"),
+        ((VALUES.to(torch.complex64), LABELS, 3), "features: expected numbers [images, features], got torch.complex64"),
+        ((VALUES, LABELS.tolist(), 3), "labels: expected a tensor with values, got list"),
+        ((VALUES, LABELS[:4], 3), "labels: expected int64 [6], got torch.int64 [4]"),
+        ((VALUES, LABELS.float(), 3), "labels: expected int64 [6], got torch.float32 [6]"),
+        ((VALUES, LABELS - 1, 3), "labels: expected numbers of classes from 0 to 2, got -1"),
+        ((VALUES, LABELS, 2), "labels: expected numbers of classes from 0 to 1, got 2"),
+        ((VALUES, LABELS, 1.5), "num_classes: expected an integer ≥ 1, got 1.5"),
+    ],
+)
+def test_what_are_no_features(given: Any, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        Features(*given)
+    assert str(error.value).startswith(line)
+
+
+def test_what_cannot_be_chosen_from() -> None:
+    lda, best, train = heads.load("lda"), heads.load("best"), Features(VALUES, LABELS, 3)
+    narrow, more = Features(VALUES[:, :2], LABELS, 3), Features(VALUES, LABELS, 4)
+    wrong: list[tuple[Any, Any, Any, str]] = [
+        ("lda", train, train, "head: expected a head, such as"),
+        (lda(), VALUES, train, "train: expected Features, got Tensor"),
+        (lda(), train, VALUES, "val: expected Features, got Tensor"),
+        (lda(), train, narrow, "val: expected 3 features of 3 classes"),
+        (lda(), train, more, "val: expected 3 features of 3 classes"),
+        (lda(select="acuracy"), train, train, "select: expected one of loss, accuracy, got 'acuracy'"),
+        (lda(refit="trainval"), train, train, "refit: expected one of"),
+        (lda(shrinkages=[5.0]), train, train, "shrinkages: expected"),
+        (lda(shrinkages=[], ledoit_wolf=False), train, train, "head: expected a head that is solved, got lda, whose"),
+        (best(heads=["lda", "lda"]), train, train, "heads: expected solved heads, each once, got lda, lda"),
+        (best(heads=["best"]), train, train, "heads: expected solved heads, each once, got best"),
+    ]
+    for head, first, second, line in wrong:
+        with pytest.raises(UserError) as error:
+            heads.choose(head, first, second)
+        assert str(error.value).startswith(line)
+    with pytest.raises(UserError, match=r"^head.name: expected one of"):
+        heads.from_config({})
+
+
 @pytest.mark.parametrize("shape", [(4,), (0, 3), (3, 0), (2, 3, 4)])
 def test_features_are_a_table(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=rf"got a tensor of shape {re.escape(str(list(shape)))}$"):
+    with pytest.raises(UserError, match=rf"got torch.float32 {re.escape(str(list(shape)))}$"):
         Features(torch.ones(shape), torch.zeros(shape[0], dtype=torch.long), 1)
 
 

@@ -49,7 +49,7 @@ def test_groups(arguments: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"num_sets": 1.5}, "num_sets: expected an integer ≥ 1, got 1.5"),
+        ({"num_sets": 1.5}, "num_sets: expected an integer ≥ 1 and < 1001, got 1.5"),
         ({"seed": -1}, "seed: expected an integer ≥ 0 and < 4294967296, got -1"),
         ({"seed": "x"}, "seed: expected an integer ≥ 0 and < 4294967296, got 'x'"),
         ({"groups": []}, "groups: expected at least one, got none"),

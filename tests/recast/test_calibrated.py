@@ -200,10 +200,11 @@ def test_options_and_progress_of_the_passes_and_the_model_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "images: expected images [N, 3, H, W] with solver=calibrated"),
+        ({}, "images: expected preprocessed images [N, 3, H, W] of finite numbers with solver=calibrated, got None"),
         (
             {"images": torch.zeros(3, 32, 32)},
-            "images: expected images [N, 3, H, W] with solver=calibrated, got [3, 32, 32]",
+            "images: expected preprocessed images [N, 3, H, W] of finite numbers with solver=calibrated, got "
+            "torch.float32 [3, 32, 32]",
         ),
         ({"images": images(4), "noise": 3}, "options.noise: expected one of passes, rounds, damping, steps, lr"),
     ],

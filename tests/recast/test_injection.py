@@ -239,7 +239,7 @@ def test_groups_of_two_calls_are_not_mixed_up(enliven: Enliven) -> None:
     inject(model, mimic(model, find_groups(model, targets=["blocks.[6-9].attn.qkv"])))
     with torch.no_grad():
         assert distance(model(images), expected) <= TOLERANCE
-    with pytest.raises(UserError, match=r"^num_sets: expected an integer ≥ 1, got 0$"):
+    with pytest.raises(UserError, match=r"^num_sets: expected an integer ≥ 1 and < 1001, got 0$"):
         mimic(model, halves[0], num_sets=0)
 
 

@@ -18,6 +18,7 @@ from recast_exp import (
     find_groups,
     inject,
     inject_adapter,
+    load_task,
     merge_tasks,
     mimic,
     save_task,
@@ -124,3 +125,35 @@ def test_what_cannot_be_merged(tasks: list[tuple[Path, Tensor]], tmp_path: Path)
     with torch.no_grad():
         other.get_parameter("blocks.0.attn.qkv.weight").mul_(2)
     refused("model: expected vit_tiny_patch16_224", *paths, model=other)
+
+
+def test_what_was_merged_is_not_replaced_and_no_task_is_lost(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("x y", "x", "w")]
+    files = ["z", "y z", "z"]
+    given = []
+    for number, (folder, name) in enumerate(zip(folders, files, strict=True)):
+        folder.mkdir()
+        given.append(task(folder / f"{name}.safetensors", "melo", number)[0])
+    before = given[0].read_bytes()
+    merged = merge_tasks(network(), given, rank=1)
+    paths = merged.save(tmp_path / "out")
+    assert len({path for path in paths if path.is_file()}) == 3
+    two = merge_tasks(network(), [given[0], given[2]], rank=1)
+    alike = merge_tasks(network(), [task(tmp_path / f"{n}.safetensors", "melo", n)[0] for n in (1, 2)], rank=1)
+    with pytest.raises(UserError, match=r"^folder: expected another one than that of the task files that were merged"):
+        alike.save(tmp_path)
+    assert given[0].read_bytes() == before
+    with pytest.raises(UserError, match="cannot be written to"):
+        two.save(given[0])
+
+
+def test_tasks_to_merge_that_are_none(tmp_path: Path) -> None:
+    path, _ = task(tmp_path / "a.safetensors", "melo", 1)
+    other, _ = task(tmp_path / "b.safetensors", "melo", 2)
+    for tasks in ("ab", None, path):
+        with pytest.raises(UserError, match=r"^tasks: expected a list of task files"):
+            merge_tasks(network(), tasks)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^tasks: expected each task file once"):
+        merge_tasks(network(), [path, tmp_path / ".." / tmp_path.name / "a.safetensors"])
+    loaded = merge_tasks(network(), [load_task(path), other], cache=str(tmp_path / "cache"))
+    assert loaded.names == ("a", "b")

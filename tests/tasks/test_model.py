@@ -306,6 +306,105 @@ def test_a_mixed_batch_in_bfloat16(images: Tensor) -> None:
     torch.testing.assert_close(mixed, expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "targets", "options"),
+    [
+        ("beit_base_patch16_224", "*.qkv", {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32}),
+        ("eva02_tiny_patch14_224", "*.attn.*", {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 28}),
+        ("swinv2_tiny_window8_256", "*.attn.qkv", {"depths": (2,), "embed_dim": 24, "num_heads": (2,), "img_size": 64}),
+        ("nf_resnet26", "stages.0*conv2", {}),
+        ("tf_efficientnet_b0", "*.conv_pwl", {}),
+    ],
+)
+def test_a_mixed_batch_where_layers_compute_in_a_way_of_their_own(
+    name: str, targets: str, options: dict[str, Any]
+) -> None:
+    """Some models take a layer's weight themselves, some layers standardise it: each task has a pass of its own."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0, **options)
+    with torch.no_grad():
+        for path, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter)
+            elif "gain" in path or "gamma" in path:
+                parameter.fill_(1.0)
+    model = RecastModel.wrap(network.eval(), recast=RecastConfig(targets=[targets]))
+    for task, factor in (("birds", 1.0), ("signs", 0.2)):
+        model.add_task(task, 3)
+        with model.task(task), torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.ndim == 3:
+                    parameter.mul_(factor)
+    size = options.get("img_size", 64)
+    batch = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
+    names = ["birds", "signs", "birds", "signs"]
+    with torch.no_grad():
+        alone = {}
+        for task in ("birds", "signs"):
+            with model.task(task):
+                alone[task] = model(batch)
+        expected = torch.stack([alone[task][row] for row, task in enumerate(names)])
+        assert (alone["birds"] - alone["signs"]).abs().max() > 1e-3 * alone["birds"].abs().max()
+        for active in (None, "signs"):
+            model.set_task(active)
+            for _ in range(2):
+                torch.testing.assert_close(model(batch, tasks=names), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_names_that_are_none(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    wrong: list[Any] = [3, None, ["birds"], b"birds"]
+    for name in wrong:
+        for call in (model.remove_task, model.merge, lambda n: model.tasks[n], lambda n: model(images[:1], tasks=[n])):
+            with pytest.raises(UnknownNameError, match=r"^task: expected one of 'birds'"):
+                call(name)
+    for tasks in ("birds", 3, {"birds": 1}):
+        with pytest.raises(UserError, match=r"^tasks: expected a list"):
+            model(images, tasks=tasks)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^tasks: expected a task, or a list"):
+        model.predict(torch.zeros(20, 20, 3, dtype=torch.uint8), 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classes", "line"),
+    [
+        (["caf\u00e9", "cafe\u0301"], "classes: expected different names, got 'cafe\u0301' twice, written in two ways"),
+        ({"ant", "bee"}, "classes: expected a list of their names, got set"),
+        (torch.arange(2), "classes: expected strings, got tensor(0)"),
+        ([b"ant", b"bee"], "classes: expected strings, got b'ant'"),
+        (["x", "\ud800"], "classes: expected text, got '\\ud800'"),
+        (["x", "x"], "classes: expected different names, got 'x' twice"),
+        ("abc", "classes: expected a list of their names, got str: 'abc'"),
+    ],
+)
+def test_classes_that_are_none(classes: Any, line: str, tmp_path: Path) -> None:
+    model = vit()
+    with pytest.raises(UserError) as error:
+        model.add_task("odd", classes)
+    assert str(error.value).startswith(line)
+    assert not model.tasks
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=2, **VIT).requires_grad_(False)
+    with pytest.raises(UserError, match=r"^classes: "):
+        save_task(network, tmp_path / "odd.safetensors", classes=classes if classes != "abc" else "ab")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_has_templates_or_an_adapter_already_is_not_wrapped() -> None:
+    network = backbone().requires_grad_(False)
+    inject(network, mimic(network, find_groups(network, targets=["*.attn.qkv"])))
+    other = backbone().requires_grad_(False)
+    inject_adapter(other, MeLo(rank=2))
+    for given in (network, other):
+        with pytest.raises(UserError, match=r"^model: expected a plain timm model, got one with"):
+            RecastModel.wrap(given)
+    with pytest.raises(UserError, match=r"^width: expected 48, the number of features of vit_tiny_patch16_224"):
+        RecastModel.wrap(backbone(), width=999)
+    for nothing in (None, "vit_tiny_patch16_224"):
+        with pytest.raises(UserError, match=r"^model: expected a network, got"):
+            RecastModel.wrap(nothing)  # type: ignore[arg-type]
+
+
 def test_threads_take_turns(images: Tensor) -> None:
     model = vit()
     filled(model)

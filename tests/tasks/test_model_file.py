@@ -230,3 +230,64 @@ def test_a_model_that_was_loaded_in_inference_mode_can_train(
         loaded.set_task(name)
         loaded(images).sum().backward()
         assert all(parameter.grad is not None for parameter in loaded.parameters() if parameter.requires_grad)
+
+
+def test_files_of_others_in_the_folder_stay(model: RecastModel, tmp_path: Path) -> None:
+    others = {
+        "task.safetensors": b"a run's own",
+        f"{'0' * 64}.safetensors": b"a bank of other task files",
+        "x": b"text",
+    }
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    model.save(tmp_path)
+    model.remove_task("pets")
+    model.save(tmp_path)
+    assert all((tmp_path / name).read_bytes() == content for name, content in others.items())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 + 4  # the others, templates, weights, two tasks
+    assert list(RecastModel.load(tmp_path).tasks) == ["a/b ü", "birds"]
+
+
+def test_a_task_that_has_diverged_is_not_written_over_a_good_model(
+    model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    expected = outputs(model, images)
+    model.save(tmp_path / "model")
+    path = model.save_task("birds", tmp_path / "birds.safetensors")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with model.task("birds"), torch.no_grad():
+        model.head.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    for save in (lambda: model.save(tmp_path / "model"), lambda: model.save_task("birds", path)):
+        with pytest.raises(UserError, match=r"^task: expected finite numbers, got NaN or infinity in head/"):
+            save()
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    found = outputs(RecastModel.load(tmp_path / "model"), images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("part", ["templates", "weights"])
+def test_saving_again_mends_what_is_damaged(part: str, model: RecastModel, images: Tensor, tmp_path: Path) -> None:
+    expected = outputs(model, images)
+    model.save(tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    file = tmp_path / f"{record['bank' if part == 'templates' else 'weights']}.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError):
+        RecastModel.load(tmp_path)
+    model.save(tmp_path)
+    found = outputs(RecastModel.load(tmp_path), images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", ["folder", "file/x", "x" * 250, "", "a\0b"])
+def test_places_that_cannot_be_written_to(place: str, model: RecastModel, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    path = tmp_path / place if place else Path()
+    if len(place) == 250:
+        assert model.save_task("pets", path).is_file()
+        return
+    with pytest.raises(UserError, match="cannot be written to"):
+        model.save_task("pets", path)
+    with pytest.raises(UserError, match=r"^expected a path, got 3"):
+        model.save_task("pets", 3)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from recast_exp.adapters import _options
+from recast_exp.config import converted
 from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.grouping import classifier_modules
 from recast_exp.recast.inject import BANKS
@@ -44,7 +44,7 @@ class Adapter(ABC):
     keeps_fixed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _options.check(self)
+        converted.check(self)
 
     @property
     def name(self) -> str:

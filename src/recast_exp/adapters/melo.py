@@ -40,7 +40,7 @@ from recast_exp.adapters._base import (
     parametrize_weight,
 )
 from recast_exp.config.fields import option
-from recast_exp.errors import UnfitError, UserError
+from recast_exp.errors import UnfitError, UserError, check_integer
 
 NAME = "melo"
 
@@ -158,8 +158,9 @@ class MeLo(Adapter):
             UserError: If there are not as many.
         """
         modules = _modules(network)
-        if not 1 <= rank <= (most := max(len(module.a[0]) for module in modules)):
-            raise UserError(f"rank: expected an integer from 1 to {most}, got {rank}")
+        if not modules:
+            raise UserError("network: expected one with MeLo in it, got one without")
+        check_integer("rank", rank, 1, max(len(module.a[0]) for module in modules) + 1)
         for module in modules:
             module.replace(module.a[:, :rank].clone(), module.b[..., :rank].clone())
         self.ranks = [len(module.a[0]) for module in modules]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from recast_exp.config.schema import BACKGROUNDS, MAX_PIXELS, is_background
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_integer
 
 INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
@@ -75,6 +75,13 @@ class InputSpec:
         return mean, std
 
     def __post_init__(self) -> None:
+        check_integer("size", self.size, 1)
+        for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
+            if len(values) != 3 or not all(least < value < math.inf for value in values):
+                kind = "three positive numbers" if name == "std" else "three numbers"
+                raise UserError(f"{name}: expected {kind}, got {values}")
+        if not 0 < self.crop_pct <= 2:
+            raise UserError(f"crop_pct: expected a number > 0 and ≤ 2, got {self.crop_pct}")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         if not is_background(self.background):

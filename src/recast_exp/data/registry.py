@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from recast_exp.errors import RecastError, UserError
+from recast_exp.config import converted
+from recast_exp.errors import RecastError, UserError, section
 from recast_exp.files import user_path
 from recast_exp.plugins import DATASETS
 
@@ -93,6 +94,12 @@ def _module(cfg: DatasetConfig) -> DatasetModule:
     Raises:
         UserError: If there is none, it cannot be imported, or it lacks a function. Names the key.
     """
+    from recast_exp.config.schema import DatasetConfig
+
+    if not isinstance(cfg, DatasetConfig):
+        raise UserError(f"dataset: expected a DatasetConfig, got {type(cfg).__name__}")
+    with section("dataset."):
+        converted.check(cfg)
     key = "dataset.reader" if cfg.reader else "dataset.name"
     reader = cfg.reader or cfg.name
     try:

@@ -128,6 +128,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
+            if split not in self.splits:
+                raise UserError(f"dataset {self.name}: expected the splits {', '.join(SPLITS)}, got no {split}")
             if not len(self.splits[split]):
                 raise UserError(f"dataset {self.name}: the {split} split has no image")
         trained = set(self.splits["train"].labels.tolist())

@@ -77,6 +77,8 @@ def from_config(node: Mapping[str, object]) -> Head:
     Raises:
         UserError: If there is no such head, or an option is unknown, of the wrong type or out of range. One line.
     """
+    if "name" not in node:
+        raise UserError(f"head.name: expected one of {', '.join(names())}, got none")
     name = str(node["name"])
     options = {key: value for key, value in node.items() if key != "name"}
     head = build(load(name), options, "head.", f"head={name}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recast_exp.config.fields import option
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_integer
 
 LOGITS = 2**24  # that are at hand at a time: 128 MB
 CHUNK = 4096  # rows that are in float64 at a time: 25 MB of 768 features
@@ -41,7 +41,7 @@ class Features:
         num_classes: Number C of classes.
 
     Raises:
-        UserError: If a feature is not finite, or there are no features.
+        UserError: If a feature is not finite, there are no features, or the labels are not those of the classes.
     """
 
     values: Tensor
@@ -49,8 +49,20 @@ class Features:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 2 or not self.values.numel():
-            raise UserError(f"features: expected [images, features], got a tensor of shape {list(self.values.shape)}")
+        for name, given in (("features", self.values), ("labels", self.labels)):
+            if not isinstance(given, Tensor) or given.is_meta:
+                raise UserError(f"{name}: expected a tensor with values, got {type(given).__name__}")
+        if self.values.ndim != 2 or not self.values.numel() or not self.values.is_floating_point():
+            raise UserError(
+                f"features: expected numbers [images, features], got {self.values.dtype} {list(self.values.shape)}"
+            )
+        check_integer("num_classes", self.num_classes, 1)
+        count, last = len(self.values), self.num_classes - 1
+        if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
+            raise UserError(f"labels: expected int64 [{count}], got {self.labels.dtype} {list(self.labels.shape)}")
+        if (lowest := int(self.labels.min())) < 0 or int(self.labels.max()) > last:
+            wrong = lowest if lowest < 0 else int(self.labels.max())
+            raise UserError(f"labels: expected numbers of classes from 0 to {last}, got {wrong}")
         bad = sum(int((~rows.isfinite().all(1)).sum()) for rows in in_chunks(self.values))
         if bad:
             raise UserError(

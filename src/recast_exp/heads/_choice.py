@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from recast_exp.config import converted
 from recast_exp.errors import UserError
 from recast_exp.heads._base import LOGITS, Features, Head, Setting, Solution
 from recast_exp.torch_state import one_thread
@@ -65,11 +66,24 @@ def choose(head: Head, train: Features, val: Features | None = None) -> Chosen:
         val: Those of the validation images; None takes folds of the training images in turn.
 
     Raises:
-        UserError: If a class has no training image, or only one where folds are needed.
+        UserError: If a class has no training image, or only one where folds are needed; if the features are not of one
+            kind; or if an option of the head is wrong.
     """
+    if not isinstance(head, Head):
+        raise UserError(f"head: expected a head, such as heads.load('best')(), got {head!r:.60}")
+    converted.check(head)
+    for name, given in (("train", train), ("val", val)):
+        if not isinstance(given, Features) and (given is not None or name == "train"):
+            raise UserError(f"{name}: expected Features, got {type(given).__name__}")
+    if val is not None and (val.width, val.num_classes) != (train.width, train.num_classes):
+        raise UserError(
+            f"val: expected {train.width} features of {train.num_classes} classes, as the training images have, got "
+            f"{val.width} of {val.num_classes}"
+        )
     train.check_classes()
     if not head.settings():
-        raise UserError(f"head: expected a head that is solved, got {head.name}, which is trained")
+        why = "whose lists of strengths are empty" if head.solved else "which is trained"
+        raise UserError(f"head: expected a head that is solved, got {head.name}, {why}")
     settings = head.grid(train.num_classes)
     trials: list[Trial] = []
     best, solution = 0, None

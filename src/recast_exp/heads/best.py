@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from recast_exp.config.fields import option
+from recast_exp.errors import UserError
 from recast_exp.heads._base import Features, Head, Setting, Solution
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ class Best(Head):
         """The heads with their default options, and the weights of classes of this one."""
         from recast_exp.heads import load  # which imports this module
 
+        if len(set(self.heads)) < len(self.heads) or self.name in self.heads:
+            raise UserError(f"heads: expected solved heads, each once, got {', '.join(self.heads)}")
         return [load(name)(class_weight=self.class_weight) for name in self.heads]
 
     def settings(self) -> list[Setting]:

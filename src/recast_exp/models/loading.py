@@ -30,7 +30,7 @@ from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.bank_cache import bank_path
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash, fingerprint
-from recast_exp.recast import Banks, Group, Origin, remake
+from recast_exp.recast import Banks, Group, Origin, TemplateCombination, remake
 from recast_exp.recast.inject import BANKS
 from recast_exp.runs import hub
 from recast_exp.runs.task_header import FROZEN, UNGROUPED, TaskRecord
@@ -311,7 +311,18 @@ def _remade(task: Task, network: nn.Module, origin: Origin) -> Banks:
 
 def _check_plain(model: nn.Module) -> None:
     check_timm(model)
-    if adapters.injected(model) or any(parametrize.is_parametrized(module) for module in model.modules()):
+    check_unadapted(model)
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise UserError("model: expected a plain timm model, got one whose weights are computed; create a fresh one")
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Refuse a model that has templates or an adapter already.
+
+    Raises:
+        UserError: One line.
+    """
+    if adapters.injected(model) or any(isinstance(module, TemplateCombination) for module in model.modules()):
         raise UserError("model: expected a plain timm model, got one with templates or an adapter; create a fresh one")
 
 

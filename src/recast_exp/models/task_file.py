@@ -90,6 +90,9 @@ def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) 
         path: The file; an old one is replaced.
         adapted: The model.
         record: `make_record`.
+
+    Raises:
+        UserError: If a value is not finite; the old file stays as it is.
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in adapted.file_tensors().items()}
     if adapted.banks and COEFFICIENTS in adapted.trainable:
@@ -100,6 +103,12 @@ def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) 
             relative = adapted.banks.relative(own)
             tensors[RELATIVE] = torch.cat([relative[layer].flatten() for layer in layers]).float()
     whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    for name, tensor in whole.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"task: expected finite numbers, got NaN or infinity in {name}; {path} is not written; train "
+                "again with a lower learning rate"
+            )
     record = {**record, "checksum": _checksum(whole, record)}
     with replacing(path) as temporary:
         save_file(whole, temporary, {RECORD_KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))})

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recast_exp.errors import MissingInputError, UnknownNameError, UserError
-from recast_exp.files import replacing, user_path
+from recast_exp.files import replacing, user_path, writing
 from recast_exp.plugins import TEMPLATES
 from recast_exp.recast.combination import TemplateBank
 from recast_exp.recast.formulas import (
@@ -219,6 +219,8 @@ class Banks:
         if group is None:
             raise UnknownNameError(f"layer: expected one of the banks' groups, got {layer!r}")
         if weight is None:
+            if self.has_own_kind:
+                raise UserError("weight: expected the pretrained weight, as the templates are added to it, got None")
             return combine(self.coefficients[layer], self.templates[group.name])
         bank = self.bank(group, weight.device)
         made = bank.combine(self.coefficients[layer], group.layers.index(layer), weight.shape)
@@ -283,6 +285,19 @@ class Banks:
                 fits = found.ndim == 3 and found.shape[1:] == (group.num_blocks, group.num_templates) and len(sets) == 1
                 _check_tensor(f"the coefficients of {layer}", found, fits)
 
+    def check(self) -> None:
+        """Refuse banks that no file could hold and no model could be made of.
+
+        Raises:
+            UserError: One line.
+        """
+        try:
+            self._check()
+        except KeyError as error:
+            raise UserError(f"banks: expected templates and coefficients of every group, got none of {error}") from None
+        except ValueError as error:
+            raise UserError(f"banks: expected templates and coefficients that fit their groups, but {error}") from None
+
     def _by_group(self, values: Mapping[str, Tensor], formula: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if missing := [layer for layer in self.coefficients if layer not in values]:
@@ -299,7 +314,11 @@ class Banks:
 
         Args:
             path: The file; an old one is replaced.
+
+        Raises:
+            UserError: If tensors do not fit the groups or are not finite, or the file cannot be written.
         """
+        self.check()
         tensors = {f"templates/{name}": self._kept(name)[0] for name in self.templates}
         tensors |= {f"scales/{name}": tensor for name, tensor in self.scales.items()}
         tensors |= {f"coefficients/{name}": tensor for name, tensor in self.coefficients.items()}
@@ -312,7 +331,7 @@ class Banks:
             **({"added": self.added, "mixing": self.mixing} if self.has_own_kind else {}),
             **({"dtype": self.dtype} if self.dtype != "float32" else {}),
         }
-        with replacing(user_path(path)) as temporary:
+        with writing(path), replacing(user_path(path)) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 temporary,

@@ -44,6 +44,8 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
         >>> names["blocks.0.attn.qkv"]
         'blocks.0.attn.qkv.parametrizations.weight.original'
     """
+    if not isinstance(banks, Banks):
+        raise UserError(f"banks: expected those of mimic or Banks.load, got {type(banks).__name__}")
     _check_fit(model, banks)
     modules = _registered_banks(model)
     if modules is None:
@@ -103,6 +105,8 @@ def merge(model: nn.Module) -> nn.Module:
 
 def _check_fit(model: nn.Module, banks: Banks) -> None:
     check_distinct(banks.groups)
+    if not any(tensor.is_meta for tensor in banks.coefficients.values()):  # those without values are not saved either
+        banks.check()
     if hasattr(model, BANKS) and _registered_banks(model) is None:
         raise UserError(
             f"model: expected one without an attribute {BANKS!r}, which is to hold the templates, got "

@@ -90,9 +90,13 @@ def mimic(
     check_options(solver, options)
     check_integer("num_sets", num_sets, 1, MAX_SETS + 1)
     check_integer("seed", seed, 0, 2**32)
+    if isinstance(groups, Group) or not isinstance(groups, Iterable):
+        raise UserError(f"groups: expected a list of them, as find_groups gives it, got {type(groups).__name__}")
     groups = tuple(groups)
     if not groups:
         raise UserError("groups: expected at least one, got none")
+    if templates == "tasks" and not differences:
+        raise UserError("differences: expected those of at least one task with templates=tasks, got none")
     for group in groups:
         _check_sound(model, group, templates)
     check_distinct(groups)
@@ -100,9 +104,8 @@ def mimic(
         _check_number(model, group, templates, mixing)
     stacked = (torch.stack([reference(model, layer) for layer in group.layers]) for group in groups)
     if templates == "layers":
-        if needs_images(solver) and (images is None or images.dim() != 4 or not len(images)):
-            got = None if images is None else list(images.shape)
-            raise UserError(f"images: expected images [N, 3, H, W] with solver={solver}, got {got}")
+        if needs_images(solver):
+            _check_images(images, solver)
         found = _solved(groups, stacked, solver, num_sets, seed, progress, options)
         if images is not None and needs_images(solver):
             found = _refined(model, groups, found, solver, images, seed, progress, options)
@@ -194,6 +197,19 @@ def _made(
             f"{group.num_templates} coefficients ({list(made.shape)} instead of {list(expected)})"
         )
     return Mimicked(made, first_coefficients(len(weights), num_sets, group.num_blocks, group.num_templates, mixing))
+
+
+def _check_images(images: object, solver: str) -> None:
+    """Refuse what are no preprocessed images; whether the model takes their size shows the first pass."""
+    expected = f"images: expected preprocessed images [N, 3, H, W] of finite numbers with solver={solver}"
+    if not isinstance(images, Tensor):
+        raise UserError(f"{expected}, got {'None' if images is None else type(images).__name__}")
+    if images.dim() != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
+        raise UserError(f"{expected}, got {images.dtype} {list(images.shape)}")
+    if images.is_meta or images.layout != torch.strided:
+        raise UserError(f"{expected}, got a tensor {'without values' if images.is_meta else 'that is sparse'}")
+    if bad := [number for number, image in enumerate(images) if not torch.isfinite(image).all()]:
+        raise UserError(f"{expected}, got NaN or infinity in image {bad[0]}")
 
 
 def _check_sound(model: nn.Module, group: Group, templates: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from recast_exp.errors import UserError
 from recast_exp.recast.combination import TemplateCombination
 from recast_exp.recast.formulas import combine
 from recast_exp.recast.grouping import layer_module
@@ -52,8 +53,11 @@ def per_task(
     coefficients: Mapping[str, Tensor],
     counts: Sequence[int],
     way: Literal["weights", "products"] | None = None,
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Within the block, the layers of a model use the coefficients of each image's task.
+
+    Some models take the weight of a layer themselves instead of calling it (BEiT's attention, say). Nothing can be put
+    in its place then, so what was computed is right only if every layer was called.
 
     The images of a task follow one another. The batch of a layer's input may be a multiple of the images: windows, say,
     as long as those of an image are neighbours. Not for several threads at once.
@@ -63,20 +67,44 @@ def per_task(
         coefficients: Layer → [S, K, B, n] for S tasks.
         counts: The number of images of each task, at least 1.
         way: "weights" or "products"; None takes for each layer the one that costs less.
+
+    Yields:
+        The names of the layers that have been called, in the end.
+
+    Raises:
+        UserError: If a layer computes in a way of its own, such as one with standardised weights.
     """
     layers = {name: layer_module(model, name) for name in coefficients}
+    if others := [name for name, layer in layers.items() if not mixable(layer)]:
+        kind = type(layers[others[0]]).__mro__[1].__name__
+        raise UserError(
+            f"model: expected layers that compute as torch's Linear or Conv2d, got {others[0]} ({kind}); compute the "
+            "images of each task apart"
+        )
+    called: set[str] = set()
     try:
         for name, layer in layers.items():
             tasks = _Tasks(coefficients[name], counts, way)
-            # An instance's attribute, which hides the method of its class
             if _combination(layer).base is None:
-                vars(layer)["forward"] = functools.partial(_forward, layer, _templates(layer), tasks)
+                compute = functools.partial(_forward, layer, _templates(layer), tasks)
             else:
-                vars(layer)["forward"] = functools.partial(_with_changes, layer, tasks)
-        yield
+                compute = functools.partial(_with_changes, layer, tasks)
+            # An instance's attribute, which hides the method of its class
+            vars(layer)["forward"] = functools.partial(_noted, called, name, compute)
+        yield called
     finally:
         for layer in layers.values():
             vars(layer).pop("forward", None)
+
+
+def mixable(layer: nn.Module) -> bool:
+    """Whether a layer computes as torch's Linear or Conv2d does, so that something else can compute in its place."""
+    return type(layer).forward in (nn.Linear.forward, nn.Conv2d.forward)
+
+
+def _noted(called: set[str], name: str, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    called.add(name)
+    return compute(inputs)
 
 
 def _templates(layer: nn.Module) -> Tensor:

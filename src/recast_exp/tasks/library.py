@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypedDict
@@ -23,7 +24,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
-from recast_exp.files import user_path
+from recast_exp.files import user_path, writing
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, head_parameters, running_statistics
 from recast_exp.models.create import input_of
@@ -99,13 +100,45 @@ def save_task(
     path = user_path(path)
     adapted = _task_of(model, banks)
     num_classes = timm_model(model).num_classes
-    names = [str(name) for name in (range(num_classes) if classes is None else classes)]
+    names = class_names(range(num_classes) if classes is None else classes)
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
     fingerprint = f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
     write(path, adapted, settings, names, input_of(model, settings), fingerprint)
     return path
+
+
+def class_names(classes: object) -> list[str]:
+    """Names of classes, from strings or numbers.
+
+    Raises:
+        UserError: If they are something else, have no order, or two are one name.
+    """
+    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
+        raise UserError(f"classes: expected a list of their names, got {type(classes).__name__}: {classes!r:.60}")
+    names = list(classes)
+    if wrong := [name for name in names if isinstance(name, bool) or not isinstance(name, str | int)]:
+        raise UserError(f"classes: expected strings, got {wrong[0]!r:.60}")
+    names = [str(name) for name in names]
+    check_classes(names)
+    return names
+
+
+def check_classes(names: Sequence[str]) -> None:
+    """Refuse two classes of one name, however it is written, and what is no text.
+
+    Raises:
+        UserError: One line.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"classes: expected text, got {name!r}")
+        if (other := seen.get(plain := unicodedata.normalize("NFC", name))) is not None:
+            ways = "" if other == name else ", written in two ways"
+            raise UserError(f"classes: expected different names, got {name!r} twice{ways}")
+        seen[plain] = name
 
 
 def write(
@@ -131,8 +164,7 @@ def write(
     Raises:
         UserError: If two classes have one name.
     """
-    if twice := [name for name in classes if list(classes).count(name) > 1]:
-        raise UserError(f"classes: expected names of their own, got {twice[0]!r} twice")
+    check_classes(classes)
     banks = adapted.banks
     model = {
         "backbone": settings.backbone,
@@ -152,11 +184,20 @@ def write(
         eval_batch_size=256,  # in which the command line would repeat a test
         **more,
     )
-    if banks is not None and not (banks.origin and banks.origin.repeatable):
-        bank_file = path.parent / f"{banks.hash}.safetensors"
-        if not bank_file.is_file():
-            banks.save(bank_file)
-    task_file.write_task(path, adapted, record)
+    with writing(path):
+        if banks is not None and not (banks.origin and banks.origin.repeatable):
+            bank_file = path.parent / f"{banks.hash}.safetensors"
+            if not has_bank(bank_file, banks):
+                banks.save(bank_file)
+        task_file.write_task(path, adapted, record)
+
+
+def has_bank(path: Path, banks: Banks) -> bool:
+    """Whether a file holds these banks, undamaged."""
+    try:
+        return path.is_file() and Banks.load(path, banks.hash).hash == banks.hash
+    except UserError:
+        return False
 
 
 def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:

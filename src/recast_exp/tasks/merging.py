@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from recast_exp.adapters import NoAdapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError, check_integer
-from recast_exp.files import cache_folder, user_path
+from recast_exp.files import cache_folder, user_path, writing
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.loading import Task, check_timm, load_task
 from recast_exp.models.timm_model import timm_model
@@ -66,18 +66,26 @@ class MergedTasks:
 
         Returns:
             The task files, `NAME.safetensors`.
+
+        Raises:
+            UserError: If one of them would replace a task file that was merged, or the folder cannot be written to.
         """
         folder = user_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
+        paths = [folder / f"{name}.safetensors" for name in _file_names(self.names)]
+        sources = {task.path.resolve() for task in self._tasks}
+        if replaced := [path for path in paths if path.resolve() in sources]:
+            raise UserError(
+                f"folder: expected another one than that of the task files that were merged, got {folder}, where "
+                f"{replaced[0].name} would be replaced"
+            )
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         weights = fingerprint(self._network)
-        for name, task, head, own in zip(self.names, self._tasks, self._heads, self.coefficients, strict=True):
+        for path, task, head, own in zip(paths, self._tasks, self._heads, self.coefficients, strict=True):
             adapted = self._adapted(task, head, own)
-            path = folder / f"{name.replace('/', ' ')}.safetensors"
             settings = ModelConfig(backbone=task.backbone, img_size=task.settings.img_size)
             metrics = {"metrics": task.metrics} if task.metrics and max(self.errors) < 1e-5 else {}
             library.write(path, adapted, settings, task.classes, task.input, weights, metrics)
-            paths.append(path)
         return paths
 
     @torch.no_grad()
@@ -94,13 +102,13 @@ class MergedTasks:
 
 @torch.no_grad()
 def merge_tasks(
-    model: nn.Module, tasks: Sequence[str | Path], *, rank: int | None = None, cache: Path | None = None
+    model: nn.Module, tasks: Sequence[str | Path | Task], *, rank: int | None = None, cache: str | Path | None = None
 ) -> MergedTasks:
     """Merge the task files of one backbone, so that each can be had again.
 
     Args:
         model: The plain timm model with the pretrained weights; it is not changed.
-        tasks: At least two task files.
+        tasks: At least two tasks, or their files, each once.
         rank: Number k of templates of each layer; None is the number of tasks, with which each comes back exactly.
         cache: The folder of the cache, for template banks; None is that of the user.
 
@@ -116,6 +124,8 @@ def merge_tasks(
         >>> merged = merge_tasks(model, ["birds.safetensors", "pets.safetensors"], rank=1)  # doctest: +SKIP
         >>> merged.errors  # doctest: +SKIP
     """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise UserError(f"tasks: expected a list of task files, got {tasks!r:.60}")
     if len(tasks) < 2:
         raise UserError(f"tasks: expected at least two task files, got {len(tasks)}")
     if rank is not None:
@@ -123,8 +133,10 @@ def merge_tasks(
     check_timm(model)
     network = copy.deepcopy(model).eval().requires_grad_(False)
     timm_model(network).reset_classifier(0)
-    files = [load_task(path) for path in tasks]
-    folder = cache_folder(None) if cache is None else cache
+    files = [task if isinstance(task, Task) else load_task(task) for task in tasks]
+    if len({task.path.resolve() for task in files}) < len(files):
+        raise UserError(f"tasks: expected each task file once, got {', '.join(str(task.path) for task in files)}")
+    folder = cache_folder(None) if cache is None else user_path(cache)
     found_of = [_changes(network, task, folder) for task in files]
     changes = [each.layers for each in found_of]
     layers = [name for name in weighted_layers(network) if any(name in change for change in changes)]
@@ -188,6 +200,14 @@ def _interference(
     mean = gram.mean(1)
     apart = (gram.diagonal() - 2 * mean + gram.mean()).clamp_min(0).sqrt()
     return (left.sqrt() / norms).tolist(), (apart / norms).tolist(), gram / torch.outer(norms, norms)
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Names without slashes, numbered where they would be one."""
+    plain = [name.replace("/", " ") for name in names]
+    if len({name.casefold() for name in plain}) == len(plain):
+        return plain
+    return [f"{name} {number + 1}" for number, name in enumerate(plain)]
 
 
 def names_of(paths: Sequence[Path]) -> tuple[str, ...]:

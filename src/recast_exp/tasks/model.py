@@ -11,7 +11,7 @@ import contextlib
 import copy
 import difflib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -183,6 +183,9 @@ class RecastModel(nn.Module):
         name: str = type(model).__name__
         if hasattr(model, "_orig_mod"):
             raise UserError("model: expected one that is not compiled, got torch.compile's; compile it afterwards")
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model: expected a network, got {type(model).__name__}; from_timm takes a name")
+        loading.check_unadapted(model)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError("model: expected weights with values, got a model on the meta device")
         if hasattr(model, "reset_classifier"):
@@ -190,7 +193,10 @@ class RecastModel(nn.Module):
             settings = library.described(model)
             spec, name = input_of(model, settings), settings.backbone or name
             timm_model(model).reset_classifier(0)
-            width = _width(model) if width is None else width
+            own = _width(model)
+            if width is not None and width != own:
+                raise UserError(f"width: expected {own}, the number of features of {name}, or None, got {width!r}")
+            width = own
         if width is None:
             raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
         check_integer("width", width, 1, 2**31)
@@ -263,17 +269,14 @@ class RecastModel(nn.Module):
             UnfitError: If the adapter finds no layer to change. The model is unchanged then.
         """
         self._check_new(name)
+        if adapter is not None and not isinstance(adapter, Adapter):
+            raise UserError(f"adapter: expected an Adapter such as MeLo(rank=4), or None, got {adapter!r:.60}")
         if isinstance(classes, int):
             check_integer("classes", classes, 1, MAX_CLASSES)
             classes = [str(number) for number in range(classes)]
-        if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
-            raise UserError(f"classes: expected their names, or their number, got {classes!r}")
-        names = tuple(map(str, classes))
+        names = tuple(library.class_names(classes))
         if not names:
             raise UserError("classes: expected at least one, got none")
-        if len(set(names)) < len(names):
-            twice = next(each for number, each in enumerate(names) if each in names[:number])
-            raise UserError(f"classes: expected different names, got {twice!r} twice")
         check_integer("seed", seed, 0, 2**32)
         if batchnorm_statistics not in ("frozen", "update"):
             raise UserError(f"batchnorm_statistics: expected frozen or update, got {batchnorm_statistics!r}")
@@ -450,7 +453,8 @@ class RecastModel(nn.Module):
 
         With `tasks`, all tasks without an adapter share one forward pass, in which each rewritten layer has the weights
         of one task after the other, or takes products with its templates instead, whichever costs less. The images of a
-        task with an adapter, or with running statistics of its own, have a pass of their own.
+        task with an adapter, or with running statistics of its own, have a pass of their own. So have all tasks where a
+        layer computes in a way of its own, or the model takes its weight without calling it (BEiT, EVA, Swin V2).
 
         Args:
             images: [N, 3, H, W], preprocessed.
@@ -467,6 +471,8 @@ class RecastModel(nn.Module):
         if tasks is None:
             logits: Tensor = self.head(self.network(images))
             return logits
+        if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+            raise UserError(f"tasks: expected a list with the name of each image's task, got {tasks!r:.60}")
         if len(tasks) != len(images):
             raise UserError(f"tasks: expected {len(images)} names, one for each image, got {len(tasks)}")
         rows: dict[str, list[int]] = {}
@@ -522,6 +528,8 @@ class RecastModel(nn.Module):
         given = self._active if tasks is None else tasks
         if given is None:
             raise UserError("tasks: expected a task, as none is active, got None")
+        if not isinstance(given, Sequence):
+            raise UserError(f"tasks: expected a task, or a list with that of each image, got {given!r:.60}")
         names = [given] * count if isinstance(given, str) else list(given)
         if len(names) != count:
             raise UserError(f"tasks: expected {count} names, one for each image, got {len(names)}")
@@ -537,10 +545,11 @@ class RecastModel(nn.Module):
         # Tasks with the same number of images follow one another: `per_task` multiplies them together
         together = sorted((name for name in rows if self._tasks[name].own is None), key=lambda name: len(rows[name]))
         features: dict[str, Tensor] = {}
-        if len(together) > 1:
+        if len(together) > 1 and self._trunk.mixable:
             counts = [len(rows[name]) for name in together]
             found = self._shared_pass(images[[row for name in together for row in rows[name]]], together, counts)
-            features = dict(zip(together, torch.split(found, counts), strict=True))
+            if self._trunk.mixable:
+                features = dict(zip(together, torch.split(found, counts), strict=True))
         for name, places in rows.items():
             if name not in features:
                 with self.task(name):
@@ -552,15 +561,17 @@ class RecastModel(nn.Module):
         return torch.stack(logits) if len({len(line) for line in logits}) == 1 else logits
 
     def _shared_pass(self, images: Tensor, names: Sequence[str], counts: Sequence[int]) -> Tensor:
-        """Features of the images of several tasks without adapters, task after task."""
+        """Features of the images of several tasks without adapters, task after task; wrong if not `Trunk.mixable`."""
         self._keep()
         vectors: list[Tensor] = []
         for name in names:
             vector = self._tasks[name].coefficients
             assert vector is not None
             vectors.append(vector)
-        with per_task(self._trunk.network, self._trunk.per_layer(torch.stack(vectors)), counts):
+        with per_task(self._trunk.network, self._trunk.per_layer(torch.stack(vectors)), counts) as called:
             features: Tensor = self._trunk.network(images)
+        if len(called) < len(self._trunk.layers):  # the model takes the weight of a layer itself
+            self._trunk.mixable = False
         return features
 
     def train(self, mode: bool = True) -> RecastModel:
@@ -594,8 +605,8 @@ class RecastModel(nn.Module):
             raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
 
     def _find(self, name: str) -> KeptTask:
-        if name not in self._tasks:
-            near = difflib.get_close_matches(name, self._tasks, n=1)
+        if not isinstance(name, str) or name not in self._tasks:
+            near = difflib.get_close_matches(str(name), self._tasks, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             listed = ", ".join(map(repr, list(self._tasks)[:10])) or "no task yet; add_task adds one"
             raise UnknownNameError(f"task: expected one of {listed}, got {name!r}{hint}")

@@ -33,6 +33,7 @@ from recast_exp.recast import Banks
 from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.inject import BANKS
 from recast_exp.runs.task_header import InputRecord
+from recast_exp.tasks import library
 from recast_exp.torch_state import seeded
 
 if TYPE_CHECKING:
@@ -113,20 +114,22 @@ def _check_named(model: RecastModel) -> None:
 def _save(model: RecastModel, folder: Path) -> None:
     assert model.input is not None
     trunk = model._trunk
+    before = _named(folder)
     bank_file = folder / f"{trunk.banks.hash}.safetensors"
-    if not bank_file.is_file():
+    if not library.has_bank(bank_file, trunk.banks):
         trunk.banks.save(bank_file)
     rest = _rest(trunk.network)
     weights = content_hash(rest)
     weights_file = folder / f"{weights}.safetensors"
-    if not weights_file.is_file():
+    if not _is_whole(weights_file, weights):
         with replacing(weights_file) as temporary:
             save_file(rest, temporary)
     tasks = {}
-    for name in model.tasks:
-        written = model.save_task(name, folder / "task.safetensors")
-        tasks[name] = hashlib.sha256(written.read_bytes()).hexdigest()
-        written.replace(folder / f"{tasks[name]}.safetensors")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
+        for name in model.tasks:
+            written = model.save_task(name, Path(own) / "task.safetensors")
+            tasks[name] = hashlib.sha256(written.read_bytes()).hexdigest()
+            written.replace(folder / f"{tasks[name]}.safetensors")
     record: _Record = {
         "format": FORMAT,
         "version": __version__,
@@ -141,10 +144,25 @@ def _save(model: RecastModel, folder: Path) -> None:
         "tasks": tasks,
     }
     write_json(folder / RECORD, record)
-    kept = {record["bank"], weights, *tasks.values()}
-    for file in folder.glob("*.safetensors"):
-        if _NAME.fullmatch(file.stem) and file.stem not in kept:
-            file.unlink()
+    for name in before - {record["bank"], weights, *tasks.values()}:
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def _named(folder: Path) -> set[str]:
+    """The files that an earlier model in the folder consists of; others are not ours."""
+    try:
+        record = schemas.decode(folder / RECORD, _Record)
+    except ValueError:  # there is none, or it is damaged
+        return set()
+    return {record["weights"], *record["tasks"].values()}  # a bank may serve task files, too
+
+
+def _is_whole(file: Path, weights: str) -> bool:
+    """Whether a file holds these weights."""
+    try:
+        return file.is_file() and bool(_weights(file, weights))
+    except UserError:
+        return False
 
 
 def load(cls: type[RecastModel], path: Path) -> RecastModel:

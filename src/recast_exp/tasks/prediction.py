@@ -16,7 +16,7 @@ from recast_exp.config.schema import MAX_PIXELS
 from recast_exp.data.images import pixels_of, read_image
 from recast_exp.data.preprocessing import Decoding, InputSpec
 from recast_exp.data.transforms import augmentation
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, first_line
 from recast_exp.files import user_path
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -63,7 +63,12 @@ def _pixels(picture: Picture, decoding: Decoding) -> Tensor:
             raise UserError(f"{path}: expected an image file, got nothing")
         return read_image(path, decoding)
     if isinstance(picture, Image.Image):
-        return pixels_of(picture, decoding)
+        try:
+            if 0 in picture.size:
+                raise ValueError(f"its size is {picture.width} x {picture.height}")
+            return pixels_of(picture, decoding)
+        except Exception as error:  # PIL's readers raise anything
+            raise UserError(f"images: cannot read one of PIL ({first_line(error)})") from error
     expected = "images: expected files, images of PIL, or uint8 [3, H, W] or [H, W, 3]"
     if not isinstance(picture, np.ndarray | Tensor):
         raise UserError(f"{expected}, got {type(picture).__name__}")

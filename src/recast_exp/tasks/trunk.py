@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.recast import Banks, inject
+from recast_exp.recast.grouping import layer_module
+from recast_exp.recast.mixed import mixable
 
 _COEFFICIENTS = ".parametrizations.weight.original"
 
@@ -22,6 +24,7 @@ class Trunk:
         width: The number D of features.
         weights: Fingerprint of the pretrained weights.
         start: [M], the mimicked coefficients of all layers, one after the other.
+        mixable: Whether one pass can serve several tasks, as far as is known: the first one shows.
     """
 
     def __init__(self, network: nn.Module, banks: Banks, width: int, weights: str) -> None:
@@ -35,6 +38,7 @@ class Trunk:
         self._sizes = [banks.coefficients[layer].numel() for layer in self.layers]
         self.start = torch.cat([banks.coefficients[layer].flatten() for layer in self.layers])
         self.live = self.coefficients_of(network)
+        self.mixable = all(mixable(layer_module(network, layer)) for layer in self.layers)
 
     def coefficients_of(self, network: nn.Module) -> list[nn.Parameter]:
         """The coefficients [K, B, n] of each layer, in the network or in a copy of it with an adapter."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, first_line
 from recast_exp.recast.formulas import Mimicked, combine
 from recast_exp.recast.matching import match
 from recast_exp.recast.solvers import closed_form
@@ -219,8 +219,18 @@ class _Enough(Exception):  # noqa: N818 - nothing went wrong
 def _inputs(network: nn.Module, names: Sequence[str], batch: Tensor) -> dict[str, Tensor]:
     """The inputs of layers as rows [M, columns], float32: those of a convolution are its patches."""
     found: dict[str, Tensor] = {}
-    with _watching(network, names, found), suppress(_Enough):
-        network(batch)
+    try:
+        with _watching(network, names, found), suppress(_Enough):
+            network(batch)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"images: expected those of the size that the model takes, got {list(batch.shape)} ({first_line(error)})"
+        ) from error
+    if missing := [name for name in names if name not in found]:
+        raise UserError(
+            f"targets: expected layers that the model calls, with mimicry=calibrated, got {missing[0]}, whose weight "
+            "it takes by itself; leave it out, or use mimicry=closed_form"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Check the options of an adapter against the types and bounds that its dataclass declares.
+"""Check the options of a plug-in that a program makes (an adapter, a head) against the types and bounds it declares.
 
 Values are converted by the rules that OmegaConf applies to all other keys: the string "4" becomes the integer 4, the
 string "yes" becomes true, and 2.5 is not an integer. OmegaConf itself (`config.fields.build`) would be too strict for
