@@ -124,6 +124,21 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "stage.splits: expected at most 2", "stage=sequence", "stage.splits=5")
     yield typed(kind, "at least two of its 5 classes", "stage=sequence", "stage.tasks=['digits[0:0]','digits[0:2]']")
     yield typed(kind, "at least two of its 5 classes", "stage=sequence", "stage.tasks=['digits[0:2]','digits[2:3]']")
+    yield typed(kind, "stage.sizes: expected each value once", "stage=reconstruct", "stage.sizes=[1,1]")
+    yield typed(kind, "stage.seeds: expected each seed once", "stage=compare", "stage.seeds=[1,1]")
+    yield typed(kind, "stage.draws: expected each draw once", "stage=compare", "stage.draws=[1,1]")
+    yield typed(kind, "stage.more: a: expected overrides", "stage=compare", "stage.more={a: 'model=vit_att \\'x'}")
+    yield typed(
+        kind,
+        "model.label: expected one of its own",
+        "stage=compare",
+        "model.label='linear probe'",
+        "stage.methods=['*']",
+    )
+    yield typed(
+        kind, "stage.tasks: expected a dataset", "stage=sequence", f"stage.tasks=['digits[0:{'9' * 5000}]',digits]"
+    )
+    yield typed(kind, "hydra.job_logging: the file of the log", "hydra.job.name=a/b")
     yield typed(kind, "task: expected", "stage=merge")
     yield Case(
         kind,

@@ -159,6 +159,22 @@ def test_the_places_of_images(digits: Path, tmp_path: Path) -> None:
             found(nothing)
 
 
+def test_lists_as_other_systems_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "im/a/b/b/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
+    assert [str(path) for path in images_at("bom.txt")] == ["a.png", "b.png"]
+    long = "x" * 300
+    (tmp_path / "long.txt").write_text(f"a.png\n{long}\nb.png\n")
+    assert [str(path) for path in images_at("long.txt")] == ["a.png", long, "b.png"]
+    (tmp_path / "wide.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"^stage.images: expected a list in UTF-8, got wide.txt in UTF-16"):
+        next(images_at("wide.txt"))
+    assert [str(path) for path in images_at("im/**/b/**/*.png")] == ["im/a/b/b/x.png"]
+
+
 def test_a_million_paths_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The generator is asked for a few batches ahead, never for all."""
     asked = 0

@@ -23,7 +23,7 @@ from recast_exp.config import compose, grammar, keys
 from recast_exp.config.compose import Composer
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError, first_line, section
 from recast_exp.files import user_path
-from recast_exp.runs import adopt, record
+from recast_exp.runs import adopt, layout, record
 from recast_exp.runs.plan import Asked, Planned, cause
 from recast_exp.search import check as search
 from recast_exp.search.space import Parameter
@@ -359,6 +359,9 @@ class _Checker:
         if self.findings.wrong or not self.findings.jobs or not folders or "${" in str(folders[-1]):
             return
         folder = Path(str(folders[-1]))
+        if (folder / layout.SWEEP).is_file():
+            self._wrong(f"hydra.run.dir: {folder} is the folder of a sweep; choose a new one")
+            return
         try:
             record.check_same(folder, record.read(folder), self.findings.jobs[0].settings, "hydra.run.dir")
         except RecastError as error:

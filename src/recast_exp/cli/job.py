@@ -47,11 +47,13 @@ class JobRunner:
         sources: By the overrides of a job, which file set each key of its recipe.
         started: How many jobs of this process have been started.
         failures: The exit codes of those that failed, and have said so.
+        held: The folder whose lock this process holds already.
     """
 
     sources: dict[tuple[str, ...], Mapping[str, str]] = field(default_factory=dict)
     started: int = 0
     failures: list[int] = field(default_factory=list)
+    held: Path | None = None
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Run one job.
@@ -78,6 +80,7 @@ class JobRunner:
                 overrides=grammar.without_start(overrides),
                 number=hydra_cfg.job.num if in_sweep else None,
                 sources=self.sources.get(tuple(overrides)) or record.planned_sources(folder),
+                held=folder == self.held,
             )
         except RecastError as error:
             log.error("error: %s", error)
@@ -157,7 +160,12 @@ def _code_in(text: str) -> int:
 
 
 def run_job(
-    job: stages.Job, *, overrides: list[str], number: int | None = None, sources: Mapping[str, str] | None = None
+    job: stages.Job,
+    *,
+    overrides: list[str],
+    number: int | None = None,
+    sources: Mapping[str, str] | None = None,
+    held: bool = False,
 ) -> Metrics:
     """Run a job in its folder; in a sweep that is run again, only what is left of it.
 
@@ -166,6 +174,7 @@ def run_job(
         overrides: The overrides that it was started with, for the record.
         number: Its number in a sweep.
         sources: Which file set each key, for the record.
+        held: Whether this process holds the lock of the folder already.
 
     Returns:
         The job's metrics, flat; none where it does not fit and is left out.
@@ -177,7 +186,7 @@ def run_job(
     stage = stages.from_config(job.settings.stage)
     if not stage.needs_model:  # it only reads, leaves no record, and imports nothing heavy
         return stage.run(job)
-    with _alone(job.folder, job.settings):
+    with contextlib.nullcontext() if held else alone(job.folder, job.settings):
         return _run(stage, job, overrides, number, sources or {})
 
 
@@ -232,7 +241,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, settings: Config) -> Iterator[None]:
+def alone(folder: Path, settings: Config) -> Iterator[None]:
     """Hold the folder of a job, so that a job that was given up on and still runs is not started a second time."""
     if not is_main_process(settings.trainer.devices):
         yield

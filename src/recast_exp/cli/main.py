@@ -20,12 +20,13 @@ from omegaconf import OmegaConf
 
 from recast_exp import __version__, stages
 from recast_exp.cli.check import CommandLine, Findings, check
-from recast_exp.cli.job import JobRunner
+from recast_exp.cli.job import JobRunner, alone
 from recast_exp.cli.outcome import guarded, report_errors
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.variants import Variants
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
+from recast_exp.runs import record
 from recast_exp.runs.plan import Planned, cause, recipe_sources
 from recast_exp.system import steady_output
 
@@ -109,7 +110,18 @@ def _single(findings: Findings) -> int:
     hydra_api.put(cfg, planned.content)
     runner = JobRunner({tuple(map(str, cfg.hydra.overrides.task)): recipe_sources(planned.sources)})
     loader = findings.composer.loader
-    return guarded(lambda: hydra_api.run(loader, cfg, runner), runner)
+
+    def start() -> object:
+        """Hold the folder before Hydra writes into it: of two commands, the second must not touch the first one's."""
+        if not stages.load(planned.settings.stage["name"]).needs_model:
+            return hydra_api.run(loader, cfg, runner)
+        folder = Path(str(cfg.hydra.run.dir))
+        with alone(folder, planned.settings):
+            record.check_same(folder, record.read(folder), planned.settings, "hydra.run.dir")
+            runner.held = folder.absolute()
+            return hydra_api.run(loader, cfg, runner)
+
+    return guarded(start, runner)
 
 
 def _preflight(findings: Findings) -> list[RecastError]:

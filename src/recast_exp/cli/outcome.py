@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recast_exp.cli import launchers
 from recast_exp.cli.job import JobRunner
 from recast_exp.config import compose
-from recast_exp.errors import RecastError, UserError
+from recast_exp.errors import RecastError, UserError, first_line
 
 
 def report_errors(lines: Iterable[str], exit_code: int) -> int:
@@ -37,6 +37,12 @@ def guarded(start: Callable[[], object], runner: JobRunner) -> int:
     except Exception as error:
         if lost := launchers.lost_job(error):
             return max([report_errors([lost], 1), *runner.failures])
+        if isinstance(error, ValueError) and "Unable to configure handler" in str(error):
+            line = (
+                "hydra.job_logging: the file of the log cannot be opened "
+                f"({first_line(error.__cause__ or error)}); check hydra.job.name, or choose another folder"
+            )
+            return max([report_errors([line], UserError.exit_code), *runner.failures])
         if not runner.failures:
             raise
     return max(runner.failures, default=0)

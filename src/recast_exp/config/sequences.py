@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from recast_exp.errors import UserError
 
-_ENTRY = re.compile(r"(?P<dataset>[\w-]+)(\[(?P<first>\d*):(?P<last>\d*)\])?(?P<overrides>(\s+.+)?)")
+_ENTRY = re.compile(r"(?P<dataset>[\w-]+)(\[(?P<first>\d{0,9}):(?P<last>\d{0,9})\])?(?P<overrides>(\s+.+)?)")
 
 
 class Entry(NamedTuple):

@@ -52,7 +52,7 @@ class Variants:
         Raises:
             UserError: If it cannot be composed.
         """
-        choices = [text for text in overrides if grammar.key(text) in self._groups]
+        choices = [text for text in overrides if grammar.key(text) in self._groups and not _is_seed(text)]
         values = [text for text in overrides if text not in choices]
         replaced = {grammar.key(text) for text in choices}
         options = [text for text in self._options if grammar.key(text) not in {*replaced, "method"}]
@@ -75,3 +75,9 @@ class Variants:
             key = grammar.key(text)
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=keys.is_open(key))
         return typed(cfg)
+
+
+def _is_seed(text: str) -> bool:
+    """Whether an override is `seed=` with a number, which no option is needed for."""
+    name, _, value = text.partition("=")
+    return name == "seed" and value.isdecimal()

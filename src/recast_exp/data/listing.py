@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from recast_exp.errors import MissingInputError
+from recast_exp.errors import MissingInputError, UserError
 from recast_exp.files import user_path
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 """Of image files; those of a folder with another extension are ignored."""
@@ -48,7 +52,11 @@ def images_at(where: str) -> Iterator[Path]:
     elif any(letter in where for letter in _MAGIC):
         *parts, name = path.parts
         start = next((at for at, part in enumerate(parts) if any(m in part for m in _MAGIC)), len(parts))
-        found = _matches(Path(*parts[:start]), [*parts[start:], name])
+        asked = [*parts[start:], name]
+        found = _matches(Path(*parts[:start]), asked)
+        if asked.count("**") > 1:  # which may match a path in several ways
+            seen: set[Path] = set()
+            found = (each for each in found if each not in seen and not seen.add(each))  # type: ignore[func-returns-value]
     else:
         raise MissingInputError(
             f"stage.images: expected a folder, a pattern, a list (.txt) or an image, got {where}, which is not there"
@@ -80,7 +88,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        log.warning("%s is left out: it cannot be read (%s)", folder, error.strerror)
         return []
 
 
@@ -109,7 +118,17 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
 
 
 def _lines(path: Path) -> Iterator[Path]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            if name := line.strip():
-                yield user_path(name)
+    """The paths in a list; one that no file system could have is not there, as any other that is not."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"stage.images: expected a list in UTF-8, got {path} in UTF-16; save it anew")
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for line in file:
+                if name := line.strip():
+                    try:
+                        yield user_path(name)
+                    except UserError:
+                        yield Path(name)
+    except PermissionError as error:
+        raise UserError(f"stage.images: {path} cannot be read ({error.strerror})") from error

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from recast_exp.files import replacing
 
 STYLE: Any = {
+    "text.parse_math": False,  # a label is text, dollars and all
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

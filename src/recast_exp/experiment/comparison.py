@@ -151,6 +151,12 @@ def methods(settings: Config, variants: Variants, more: Mapping[str, str] = Mapp
     base = with_values(settings, {**common, "adapter": {"name": "none"}})
     frozen = {"model.method": "frozen", "model.label": PROBE}
     rows = {PROBE: with_values(base, frozen)}
+    taken = {PROBE, FULL, *(adapters.load(name).label for name in adapters.names())}
+    if recast and settings.model.label in taken:
+        raise UserError(
+            f"model.label: expected one of its own with stage=compare, got {settings.model.label!r}, which is that of "
+            "another method"
+        )
     if recast:
         rows |= {each.model.label: each for each in (base, *_siblings(base, variants, common))}
     for name in adapters.fitting(functools.partial(blueprint, settings.model)):
@@ -167,7 +173,11 @@ def methods(settings: Config, variants: Variants, more: Mapping[str, str] = Mapp
     for label, overrides in more.items():
         if layout.slug(label) in map(layout.slug, rows):
             raise UserError(f"stage.more: expected labels of their own, got {label!r}, which is that of another method")
-        rows[label] = _added(base.model, label, shlex.split(overrides), variants, common)
+        try:
+            own = shlex.split(overrides)
+        except ValueError as error:
+            raise UserError(f"stage.more: {label}: expected overrides with spaces in between ({error})") from error
+        rows[label] = _added(base.model, label, own, variants, common)
     return rows
 
 

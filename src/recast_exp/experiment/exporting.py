@@ -11,7 +11,7 @@ from recast_exp.config.schema import Config
 from recast_exp.experiment.trained import open_task
 from recast_exp.export import FORMATS
 from recast_exp.export._base import exported
-from recast_exp.files import write_json
+from recast_exp.files import write_json, writing
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics
 
@@ -33,7 +33,8 @@ def run(settings: Config, run_dir: Path, format: str, options: Mapping[str, bool
     trained = open_task(settings)
     model = exported(trained.adapted, trained.task, own_weights=settings.model.weights is not None)
     folder = run_dir / layout.EXPORT
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     write = importlib.import_module(f"recast_exp.export.{FORMATS[format]}").write
     files, difference = write(model, folder, **options)
     facts = model.facts

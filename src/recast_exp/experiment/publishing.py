@@ -13,7 +13,7 @@ from recast_exp.config.schema import Config
 from recast_exp.errors import UserError, first_line
 from recast_exp.export._base import facts_of
 from recast_exp.export.card import model_card
-from recast_exp.files import replacing, write_text
+from recast_exp.files import replacing, write_text, writing
 from recast_exp.models.loading import Task, load_task
 from recast_exp.runs import layout
 from recast_exp.runs.hub import TASK
@@ -44,7 +44,8 @@ def run(settings: Config, run_dir: Path, repo: str, *, dry_run: bool, private: b
     """
     task = load_task(settings.task or "")
     folder = run_dir / layout.PUBLISH
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     with replacing(folder / TASK) as temporary:
         shutil.copyfile(task.path, temporary)
     facts = facts_of(task, own_weights=settings.model.weights is not None)

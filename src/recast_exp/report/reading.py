@@ -309,6 +309,8 @@ def _whole(path: Path) -> dict[str, object]:
         value = content.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DamagedError(f"{path.name} has no number {name}")
+        if value < 0 or (name.endswith("accuracy") and value > 1):
+            raise DamagedError(f"{path.name} has {name}={value}, which cannot be")
     return content
 
 

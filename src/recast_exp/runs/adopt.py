@@ -142,7 +142,11 @@ def resumed_overrides(folder: Path) -> list[str]:
         UserError: If one of them sets a key of Hydra, which could write files anywhere, or holds an interpolation.
     """
     for name in ("config.yaml", "overrides.yaml"):
-        if not (folder / ".hydra" / name).is_file():
+        try:
+            there = (folder / ".hydra" / name).is_file()
+        except OSError as error:
+            raise UserError(f"resume: {folder / '.hydra'} cannot be read ({error.strerror})") from error
+        if not there:
             raise MissingInputError(f"resume: {folder} is not the folder of a run: .hydra/{name} is not there")
     _check_links(folder)
     path = folder / ".hydra" / "overrides.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -80,9 +81,16 @@ def plots(run_dir: Path) -> list[Path]:
     return sorted((run_dir / PLOTS).glob("*.png"))
 
 
+LONGEST = 100
+"""Bytes of a name within the name of a folder."""
+
+
 def slug(name: str) -> str:
-    """A name as that of a folder."""
-    return re.sub(r"[^\w.+-]", "_", name)
+    """A name as that of a folder: never one that leads elsewhere, and not too long."""
+    plain = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), re.sub(r"[^\w.+-]", "_", name)) or "_"
+    if len(plain.encode()) <= LONGEST:
+        return plain
+    return f"{plain[: LONGEST // 4]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def compared(run_dir: Path, method: str) -> Path:
@@ -92,4 +100,4 @@ def compared(run_dir: Path, method: str) -> Path:
 
 def sequenced(run_dir: Path, number: int, task: str, method: str = "") -> Path:
     """The folder in which `stage=sequence` trains one task, counted from 0, or a baseline trains it."""
-    return run_dir / TASKS / " ".join(filter(None, (f"{number + 1:02d}", slug(task), slug(method))))
+    return run_dir / TASKS / " ".join(filter(None, (f"{number + 1:02d}", slug(task), method and slug(method))))

@@ -29,6 +29,12 @@ from recast_exp.system import is_main_process
 FORMAT = 1
 
 
+class _Versioned(TypedDict):
+    """What a record of any version has."""
+
+    format: int
+
+
 class Identity(TypedDict):
     """What a job's own record and the plan of its sweep both say of it; the plans of early versions had no `config`."""
 
@@ -193,10 +199,33 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
         key: The key that chooses the folder, for the message.
 
     Raises:
-        UserError: If a run was started there with other settings.
+        UserError: If a run was started there with other settings, or by a newer version.
     """
+    check_version(folder, layout.JOB, key)
     if known is not None and known["stage"] == "adapt" and (different := next(differences(known, settings), None)):
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
+
+
+def check_version(folder: Path, name: str, key: str) -> None:
+    """Refuse to write where a newer version has written what this one cannot read.
+
+    Args:
+        folder: The folder.
+        name: The file in it, `job.json` or `sweep.json`.
+        key: The key that chooses the folder, for the message.
+
+    Raises:
+        UserError: One line.
+    """
+    try:
+        version = schemas.decode(folder / name, _Versioned)["format"]
+    except ValueError:  # there is none, or it is damaged
+        return
+    if version > FORMAT:
+        raise UserError(
+            f"{key}: {folder / name} has format {version}, this version reads up to {FORMAT}; update recast_exp, or "
+            "choose a new folder"
+        )
 
 
 def differences(record: Record, settings: Config) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import NotRequired, TypedDict
 from recast_exp import __version__, schemas
 from recast_exp.config import grammar
 from recast_exp.errors import UserError
-from recast_exp.files import locked, write_json
+from recast_exp.files import locked, write_json, writing
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.plan import Planned, recipe_sources
@@ -178,7 +178,8 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
             "jobs": plan.jobs,
         }
         if planned or not (folder / layout.SWEEP).is_file():  # a search that goes on may yet be refused
-            write_json(folder / layout.SWEEP, content)
+            with writing(f"hydra.sweep.dir: {folder}"):
+                write_json(folder / layout.SWEEP, content)
         yield plan
 
 
@@ -246,7 +247,23 @@ def collect(folder: Path, jobs: Sequence[PlannedJob] = ()) -> dict[str, list[Res
 
 
 def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
-    """How the jobs of a folder differ from those that are planned: one line for each job."""
+    """How the jobs of a folder differ from those that are planned: one line for each job.
+
+    Raises:
+        UserError: If a newer version has written there, or something else lies where a file is to be.
+    """
+    job_record.check_version(folder, layout.SWEEP, "hydra.sweep.dir")
+    if (folder / layout.JOB).is_file():
+        raise UserError(f"hydra.sweep.dir: {folder} is the folder of a run; choose a new one")
+    if (folder / layout.SWEEP).is_dir():
+        raise UserError(f"hydra.sweep.dir: {folder / layout.SWEEP} is a folder; remove it, or choose a new one")
+    for job in planned:
+        place = folder / str(job.number)
+        job_record.check_version(place, layout.JOB, "hydra.sweep.dir")
+        if place.exists() and not place.is_dir():
+            yield f"hydra.sweep.dir: {place} is a file, where the folder of a job is to be; remove it"
+        elif (place / layout.JOB).is_dir():
+            yield f"hydra.sweep.dir: {place / layout.JOB} is a folder; remove it"
     try:
         there = len(schemas.decode(folder / layout.SWEEP, SweepRecord)["jobs"])
     except ValueError:

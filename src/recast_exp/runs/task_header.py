@@ -208,10 +208,13 @@ def _has_interpolation(value: object) -> bool:
 
 def _header(path: Path) -> _Header:
     """The header of a safetensors file: eight bytes of length, then JSON, then the tensors it announces."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= min(size, _LARGEST) else b""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= min(size, _LARGEST) else b""
+    except OSError as error:
+        raise UserError(f"task: {path} cannot be read ({error.strerror})") from error
     try:
         header = json.loads(text)
         end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)

@@ -123,13 +123,17 @@ def open_study(storage: Path, settings: Settings, content: Mapping[str, object],
             raise _unexpected("sampler", sampler)
         return made
 
-    make(0)
+    try:
+        make(0)
+    except TypeError as error:
+        raise UserError(f"hydra.sweeper.sampler: expected options that it takes, got {error}") from error
+    made = _pruner(pruner)
     try:
         study = optuna.create_study(
             storage=_storage(storage),
             study_name=STUDY,
             sampler=Reseeded(make, settings["seed"]),
-            pruner=_pruner(pruner),
+            pruner=made,
             direction="maximize",
             load_if_exists=True,
         )

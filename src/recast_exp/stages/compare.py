@@ -33,6 +33,9 @@ class Compare(Stage):
     def problems(self, settings: Config) -> Iterator[str]:
         """Seeds, and each recipe by itself on the configuration."""
         what, count = ("seed", len(self.seeds)) if self.draws is None else ("draw", len(self.draws))
+        repeats = self.seeds if self.draws is None else self.draws
+        if again := [value for value in repeats if repeats.count(value) > 1]:
+            yield f"stage.{what}s: expected each {what} once, got {again[0]} more than once"
         if not count:
             yield f"stage.{what}s: expected at least one {what}, got an empty list"
         elif self.tune_seeds > count:

@@ -40,6 +40,12 @@ class Reconstruct(Stage):
                 yield f"stage.{name}: expected at least one, got an empty list"
             if unknown := [value for value in values if value not in known]:
                 yield f"stage.{name}: expected some of {', '.join(known)}, got {unknown[0]!r}"
+        lists: dict[str, list[object]] = {
+            "sizes": [*(self.sizes or [])], "solvers": [*self.solvers], "dtypes": [*self.dtypes]
+        }  # fmt: skip
+        for name, given in lists.items():
+            if again := [value for value in given if given.count(value) > 1]:
+                yield f"stage.{name}: expected each value once, got {again[0]} more than once"
         if self.sizes == []:
             yield "stage.sizes: expected at least one, or null for all, got an empty list"
         if wrong := [size for size in self.sizes or [] if size < 1]:
