@@ -138,7 +138,7 @@ def of_words() -> Iterator[Case]:
     yield typed(
         kind, "stage.tasks: expected a dataset", "stage=sequence", f"stage.tasks=['digits[0:{'9' * 5000}]',digits]"
     )
-    yield typed(kind, "hydra.job_logging: the file of the log", "hydra.job.name=a/b")
+    yield typed(kind, "hydra.job.name: expected", "hydra.job.name=a/b")
     yield typed(kind, "task: expected", "stage=merge")
     yield Case(
         kind,

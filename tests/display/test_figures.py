@@ -50,3 +50,10 @@ def test_many_methods_differ(tmp_path: Path, drawn: list[Figure]) -> None:
     assert (
         len({(bar.lines[0].get_marker(), to_rgb(bar.lines[0].get_color())) for bar in bars}) == 80
     )  # as many as there are looks
+
+
+def test_a_label_with_dollars_is_text(tmp_path: Path) -> None:
+    for label in ("$x^$", r"$\frac{$", "5 $ and 6 $"):
+        panels = {label: [Point(label, 48, 0.8, 0.02, recast=True)]}
+        figures.accuracy_by_parameters(panels, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000

@@ -194,6 +194,17 @@ def test_a_damaged_file_is_a_failure_not_an_error(tmp_path: Path, name: str) -> 
     write_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("metrics.json", "test/accuracy", 5), ("parameters.json", "task_specific", -5)]
+)
+def test_numbers_that_cannot_be_are_damage(tmp_path: Path, name: str, key: str, value: int) -> None:
+    write_job(tmp_path / "0")
+    content = json.loads((tmp_path / "0" / name).read_text()) | {key: value}
+    (tmp_path / "0" / name).write_text(json.dumps(content))
+    [(_, job)] = results_of(tmp_path).unfinished
+    assert (job.state, job.reason) == ("damaged", f"{name} has {key}={value}, which cannot be")
+
+
 def test_numbers_that_no_column_holds_are_damage(tmp_path: Path) -> None:
     write_job(tmp_path / "0")
     write_job(tmp_path / "1", seed=1)

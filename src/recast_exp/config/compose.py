@@ -204,6 +204,9 @@ def _check_logging(whole: DictConfig) -> None:
     Raises:
         UserError: One line.
     """
+    job = str(whole.hydra.job._get_node("name"))
+    if "/" in job:
+        raise UserError(f"hydra.job.name: expected a name without a slash, as a file of the log has it, got {job!r}")
     for name in ("hydra_logging", "job_logging"):
         section = whole.hydra.get(name)
         if section is not None and section.get("version") != 1:
