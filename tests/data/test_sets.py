@@ -140,7 +140,8 @@ def test_the_folder_may_lie_elsewhere(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("option", ["part", "options", "level"])
 def test_options_of_other_sets_are_refused(tmp_path: Path, name: str, option: str) -> None:
     if (name, option) != ("aircraft", "level"):
-        failure(name, tmp_path, f"dataset.{option}", "leave it out", **{option: {"a": 1}})
+        value = {"a": 1} if option == "options" else "a"
+        failure(name, tmp_path, f"dataset.{option}", "leave it out", **{option: value})
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

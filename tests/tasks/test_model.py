@@ -326,7 +326,7 @@ def test_a_mixed_batch_where_layers_compute_in_a_way_of_their_own(
         for path, parameter in network.named_parameters():
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter)
-            elif "gain" in path or "gamma" in path:
+            elif "gain" in path or "gamma" in path or ("norm" in path and path.endswith("weight")):
                 parameter.fill_(1.0)
     model = RecastModel.wrap(network.eval(), recast=RecastConfig(targets=[targets]))
     for task, factor in (("birds", 1.0), ("signs", 0.2)):
@@ -334,7 +334,7 @@ def test_a_mixed_batch_where_layers_compute_in_a_way_of_their_own(
         with model.task(task), torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.ndim == 3:
-                    parameter.mul_(factor)
+                    parameter.add_(factor * torch.randn_like(parameter))
     size = options.get("img_size", 64)
     batch = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
     names = ["birds", "signs", "birds", "signs"]

@@ -77,9 +77,9 @@ class InputSpec:
     def __post_init__(self) -> None:
         check_integer("size", self.size, 1)
         for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
-            if len(values) != 3 or not all(least < value < math.inf for value in values):
-                kind = "three positive numbers" if name == "std" else "three numbers"
-                raise UserError(f"{name}: expected {kind}, got {values}")
+            if len(values) not in (1, 3) or not all(least < value < math.inf for value in values):
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise UserError(f"{name}: expected three {kind}, or one for all channels, got {values}")
         if not 0 < self.crop_pct <= 2:
             raise UserError(f"crop_pct: expected a number > 0 and ≤ 2, got {self.crop_pct}")
         if self.interpolation not in INTERPOLATIONS:
