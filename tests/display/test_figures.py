@@ -52,8 +52,11 @@ def test_many_methods_differ(tmp_path: Path, drawn: list[Figure]) -> None:
     )  # as many as there are looks
 
 
-def test_a_label_with_dollars_is_text(tmp_path: Path) -> None:
+def test_a_label_with_dollars_is_text_and_powers_of_ten_are_legible(tmp_path: Path, drawn: list[Figure]) -> None:
     for label in ("$x^$", r"$\frac{$", "5 $ and 6 $"):
-        panels = {label: [Point(label, 48, 0.8, 0.02, recast=True)]}
-        figures.accuracy_by_parameters(panels, tmp_path / "accuracy.png")
+        points = [Point(label, count, 0.8, 0.02, recast=True) for count in (48, 48_000)]
+        figures.accuracy_by_parameters({label: points}, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    ticks = [text.get_text() for text in drawn[-1].axes[0].get_xticklabels()]
+    assert {"10²", "10³", "10⁴"} <= set(ticks)
+    assert not any("$" in text for text in ticks)

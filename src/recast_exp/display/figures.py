@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from recast_exp.files import replacing
 
@@ -49,6 +51,17 @@ class Point:
     recast: bool
 
 
+def plain_powers(axis: Axis) -> None:
+    """Write the powers of a logarithmic axis as text, 10²: Matplotlib writes formulas, which `STYLE` does not read."""
+    superscripts = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+    def power(value: float, position: int | None = None) -> str:
+        return "10" + str(round(math.log10(value))).translate(superscripts) if value > 0 else ""
+
+    axis.set_major_formatter(FuncFormatter(power))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def accuracy_by_parameters(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Test accuracy against the trained parameters of a task, without the head; a panel for each dataset.
 
@@ -83,6 +96,7 @@ def accuracy_by_parameters(panels: Mapping[str, Sequence[Point]], path: Path) ->
                     linewidth=1,
                 )
             axes.set(xscale="log", title=name, xlabel="parameters of a task, without the head")
+            plain_powers(axes.xaxis)
             axes.set_ylabel("test accuracy in percent")
             axes.tick_params(labelbottom=True)  # which a shared axis leaves to the last row
         for axes in grid:  # where the last row is not full

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from recast_exp.display.figures import DISTINCT, STYLE, TRAIN, VAL, save_figure
+from recast_exp.display.figures import DISTINCT, STYLE, TRAIN, VAL, plain_powers, save_figure
 from recast_exp.recast import Group
 from recast_exp.runs.results import BankSize
 
@@ -187,6 +187,7 @@ def comparison(methods: Sequence[Compared], path: Path) -> None:
                     label=method.label,
                 )
             axes.set(xscale="log", xlabel=f"{unit} of a task, without the head")
+            plain_powers(axes.xaxis)
         panels[0].set_ylabel("test accuracy in percent")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
         save_figure(figure, path)
@@ -243,6 +244,7 @@ def reconstruction(layers: dict[str, dict[str, float]], path: Path) -> None:
         errors, similarities = figure.subplots(1, 2, sharey=True)
         errors.plot([max(layers[name]["relative_error"], 1e-12) for name in names], positions, "o", color=VAL)
         errors.set(xscale="log", xlabel="relative error of the weight")
+        plain_powers(errors.xaxis)
         errors.set_yticks(positions, names, fontsize=7)
         errors.invert_yaxis()
         for key, label, marker, color in (
