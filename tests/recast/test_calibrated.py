@@ -255,3 +255,27 @@ def test_a_convolution_in_two_groups_is_not_taken_and_64_blocks_of_rows_are() ->
     calibrated._check("layer", nn.Linear(3, 64), Mimicked(torch.ones(1, 64, 3), torch.ones(1, 1, 64, 1)))
     with pytest.raises(UserError, match=r"^granularity: expected at most 64 blocks .*, got 65 \(layer\)$"):
         calibrated._check("layer", nn.Linear(3, 65), Mimicked(torch.ones(1, 65, 3), torch.ones(1, 1, 65, 1)))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (images(4).index_fill(0, torch.tensor([2]), torch.nan), "images: expected preprocessed images"),
+        (torch.randn(4, 3, 40, 40), "images: expected those of the size that the model takes, got [4, 3, 40, 40]"),
+        (images(4).numpy(), "images: expected preprocessed images"),
+        (images(4).to("meta"), "images: expected preprocessed images"),
+        (images(4).to(torch.uint8), "images: expected preprocessed images"),
+    ],
+)
+def test_images_that_are_none(given: Any, line: str) -> None:
+    model = network()
+    with pytest.raises(UserError) as error:
+        mimic(model, find_groups(model, num_templates=1), solver="calibrated", images=given)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_takes_the_weights_itself() -> None:
+    model = network("beit_base_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2)
+    with pytest.raises(UserError, match=r"^targets: expected layers that the model calls"):
+        mimic(model, find_groups(model, targets=["*.qkv"], num_templates=1), solver="calibrated", images=images())

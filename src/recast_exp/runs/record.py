@@ -206,13 +206,14 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
 
 
-def check_version(folder: Path, name: str, key: str) -> None:
+def check_version(folder: Path, name: str, key: str, newest: int = FORMAT) -> None:
     """Refuse to write where a newer version has written what this one cannot read.
 
     Args:
         folder: The folder.
         name: The file in it, `job.json` or `sweep.json`.
         key: The key that chooses the folder, for the message.
+        newest: The newest format of the file that this version reads.
 
     Raises:
         UserError: One line.
@@ -221,9 +222,9 @@ def check_version(folder: Path, name: str, key: str) -> None:
         version = schemas.decode(folder / name, _Versioned)["format"]
     except ValueError:  # there is none, or it is damaged
         return
-    if version > FORMAT:
+    if version > newest:
         raise UserError(
-            f"{key}: {folder / name} has format {version}, this version reads up to {FORMAT}; update recast_exp, or "
+            f"{key}: {folder / name} has format {version}, this version reads up to {newest}; update recast_exp, or "
             "choose a new folder"
         )
 

@@ -252,7 +252,7 @@ def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     Raises:
         UserError: If a newer version has written there, or something else lies where a file is to be.
     """
-    job_record.check_version(folder, layout.SWEEP, "hydra.sweep.dir")
+    job_record.check_version(folder, layout.SWEEP, "hydra.sweep.dir", FORMAT)
     if (folder / layout.JOB).is_file():
         raise UserError(f"hydra.sweep.dir: {folder} is the folder of a run; choose a new one")
     if (folder / layout.SWEEP).is_dir():

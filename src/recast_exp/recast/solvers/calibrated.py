@@ -102,7 +102,7 @@ def refine(
                     for name, coefficients in zip(names, found[number].coefficients, strict=True):
                         _weight(changed, name).copy_(combine(coefficients, found[number].templates))
             progress()
-    return _matched(network, groups, found, torch.cat(list(batches())), steps or STEPS, lr or LR, seed, progress)
+    return _matched(network, groups, found, batches, steps or STEPS, lr or LR, seed, progress)
 
 
 def num_steps(weights: Tensor, *, passes: int = PASSES, steps: int | None = None, **others: object) -> int:
@@ -114,7 +114,7 @@ def _matched(
     network: nn.Module,
     groups: Sequence[tuple[Sequence[str], Mimicked]],
     found: Sequence[Mimicked],
-    images: Tensor,
+    batches: Callable[[], Iterator[Tensor]],
     steps: int,
     lr: float,
     seed: int,
@@ -128,9 +128,8 @@ def _matched(
 
     lossy = [number for number, (names, _) in enumerate(groups) if len(found[number].templates) < len(names)]
     if not lossy:
-        for _ in range(steps):
-            advance()
         return list(found)
+    images = torch.cat(list(batches()))
     starts = [(groups[number][0], found[number]) for number in lossy]
     matched = match(network, starts, images, steps=steps, lr=lr, seed=seed, progress=advance)
     own = dict(zip(lossy, matched, strict=True))
