@@ -314,6 +314,35 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert alone.search.trial is None
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["hydra.sweeper.sampler.n_startup_trials=-1"], "sampler.n_startup_trials: expected an integer ≥ 0, got -1"),
+        (["+hydra.sweeper.sampler.temperature=1"], "sampler: optuna.samplers.TPESampler cannot be made: .*'temperature'"),
+        (["hydra.sweeper.sampler._target_=optuna.pruners.NopPruner"], "sampler: .* cannot be made: .*"),
+        (["hydra.sweeper.sampler=3"], "sampler: expected a class of Optuna and its options, got 3"),
+        (["hydra.sweeper.pruner=null"], "pruner: expected a class of Optuna and its options, got None"),
+        (
+            ["hydra/sweeper/pruner=hyperband", "hydra.sweeper.pruner.min_resource=0"],
+            "pruner: optuna.pruners.HyperbandPruner does not work with its options: .*zero.*",
+        ),
+        (
+            ["hydra/sweeper/pruner=hyperband", "hydra.sweeper.pruner.max_resource=${nothing}"],
+            "pruner: .*'nothing' not found.*",
+        ),
+        (["hydra.sweeper.storage=folder"], "storage: expected a file, got folder, which is a folder"),
+    ],
+)
+def test_a_search_that_cannot_work_leaves_nothing(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    assert cli.run(["-m", "search=optuna", "hydra.sweep.dir=a", *options, *SPACE]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(rf"error: hydra\.sweeper\.{says}\n", told), told
+    assert not Path("a").exists()
+
+
 def test_a_trial_is_pruned_for_real(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "test", lambda *args: pytest.fail("the test images of a pruned trial were read"))
     own = [text for text in TINY if not text.startswith("probe")]

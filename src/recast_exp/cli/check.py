@@ -168,8 +168,10 @@ class _Checker:
 
     def _open(self) -> Composer:
         folder = self.line.config_dir
-        if folder is not None and not Path(folder).is_dir():
-            self._wrong(f"--config-dir: expected a folder with your own options, got {folder}, which is not there")
+        try:
+            compose.check_config_dir(folder)
+        except RecastError as error:
+            self.findings.add(error)
             folder = None
         hydra_overrides = [override.input_line or "" for override in self.given if override.is_hydra_override()]
         return Composer(self.line.config_name, self.line.config_path, folder, hydra_overrides)
@@ -239,7 +241,8 @@ class _Checker:
                 self.findings.overrides.append(f"hydra.sweeper.params.seed={grammar.quote(text.partition('=')[2])}")
         if self.is_sweep and self.sweeper == search.SWEEPER:
             everything = [*parameters.values(), *given]
-            for line in search.problems(whole.hydra.sweeper, everything):
+            lines = list(search.problems(whole.hydra.sweeper, everything))
+            for line in lines or search.part_problems(whole.hydra.sweeper):
                 self._wrong(line)
         return parameters
 

@@ -133,10 +133,8 @@ class JobChecker:
 
     def _missing_inputs(self, settings: Config, stage: stages.Stage) -> Iterator[RecastError]:
         if not stage.needs_model:
-            if settings.path and not has_jobs(user_path(settings.path)):
-                yield MissingInputError(
-                    f"path: expected the folder of a sweep, got {settings.path}, which holds no job.json or sweep.json"
-                )
+            if settings.path:
+                yield from _without_jobs(settings.path)
             return
         tasks = [("recast.tasks", path) for path in settings.recast.tasks if not path.startswith("hf://")]
         for key, path in (("model.weights", settings.model.weights), ("bank", settings.bank), *tasks):
@@ -145,6 +143,8 @@ class JobChecker:
                     missing = path and not user_path(path).is_file()
             except RecastError as wrong:
                 yield wrong
+            except OSError as closed:
+                yield _closed(key, closed)
             else:
                 if missing:
                     yield MissingInputError(f"{key}: expected a file, got {path}, which is not there")
@@ -159,6 +159,8 @@ class JobChecker:
                 self._datasets[known] = None
             except RecastError as error:
                 self._datasets[known] = error
+            except OSError as error:
+                self._datasets[known] = _closed(f"dataset {dataset.name}", error)
         return self._datasets[known]
 
 
@@ -167,6 +169,20 @@ def plain(cfg: DictConfig) -> dict[str, object]:
     content = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(content, dict)
     return {str(name): value for name, value in content.items()}
+
+
+def _without_jobs(path: str) -> Iterator[RecastError]:
+    try:
+        if not has_jobs(user_path(path)):
+            yield MissingInputError(
+                f"path: expected the folder of a sweep, got {path}, which holds no job.json or sweep.json"
+            )
+    except OSError as error:
+        yield _closed("path", error)
+
+
+def _closed(key: str, error: OSError) -> MissingInputError:
+    return MissingInputError(f"{key}: {error.filename} cannot be opened ({error.strerror})")
 
 
 def _asks_for_other_images(task: str, settings: Config, job: Asked) -> bool:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from recast_exp import __version__, stages
 from recast_exp.cli.check import CommandLine, Findings, check
 from recast_exp.cli.job import JobRunner, alone
-from recast_exp.cli.outcome import guarded, report_errors
+from recast_exp.cli.outcome import guarded, out_of_reach, report_errors
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.variants import Variants
@@ -50,6 +50,15 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    try:
+        return _run(argv)
+    except OSError as error:
+        if (line := out_of_reach(error)) is None:
+            raise
+        return report_errors([line], UserError.exit_code)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         Path.cwd()
     except OSError:  # another process has removed it
@@ -93,7 +102,10 @@ def run(argv: Sequence[str]) -> int:
     elif unknown:
         return report_errors(map(_unknown_flag, unknown), UserError.exit_code)
     if args.help:
-        print(help_text(args.config_dir))
+        try:
+            print(help_text(args.config_dir))
+        except RecastError as error:
+            return report_errors([str(error)], error.exit_code)
         return 0
     sys.argv[1:] = _arguments(parser, args)
     return _show()

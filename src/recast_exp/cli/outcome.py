@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,16 @@ def report_errors(lines: Iterable[str], exit_code: int) -> int:
     for line in lines:
         print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return exit_code
+
+
+_OUT_OF_REACH = errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN
+
+
+def out_of_reach(error: OSError) -> str | None:
+    """The line for an error of a file or folder that this user, or this machine, cannot get at; None for any other."""
+    if error.errno not in _OUT_OF_REACH or error.filename is None:
+        return None
+    return f"{error.filename} cannot be read or written ({error.strerror}); see to its permissions, or choose another"
 
 
 def guarded(start: Callable[[], object], runner: JobRunner) -> int:

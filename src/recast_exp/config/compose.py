@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from hydra.core.config_store import ConfigStore
@@ -68,7 +70,7 @@ class Composer:
         hydra_overrides: Overrides of Hydra's own keys, and the launcher.
 
     Raises:
-        UserError: If a file of the user is no YAML, or would take too much memory to load.
+        UserError: If a folder of the user cannot be opened, if a file in it is no YAML, or would take too much memory.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Composer:
         hydra_overrides: Sequence[str] = (),
     ) -> None:
         register()
-        for folder in filter(None, (config_path, config_dir)):
-            for file in sorted(user_path(folder).rglob("*.yaml")):
+        check_config_dir(config_dir)
+        for flag, folder in (("--config-path", config_path), ("--config-dir", config_dir)):
+            for file in _yaml_files(flag, folder) if folder else ():
                 check_yaml(file)
         if (local := conf_dir() / "local.yaml").is_file():
             check_yaml(local)
@@ -196,6 +199,31 @@ class Composer:
         if added:
             self.loader.forget()  # that there was none
         return added
+
+
+def check_config_dir(folder: str | None) -> None:
+    """Refuse a `--config-dir` that is no folder.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if folder is not None and not user_path(folder).is_dir():
+        raise UserError(f"--config-dir: expected a folder with your own options, got {folder}, which is not there")
+
+
+def _yaml_files(flag: str, folder: str) -> list[Path]:
+    """The files that Hydra may read in a folder of the user.
+
+    Raises:
+        UserError: If the folder, or one in it, cannot be opened.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # Hydra says that itself, and knows folders of packages
+            raise UserError(f"{flag}: {error.filename} cannot be opened ({error.strerror})") from error
+
+    found = os.walk(user_path(folder), onerror=fail)
+    return sorted(Path(root) / name for root, _, names in found for name in names if name.endswith(".yaml"))
 
 
 def _check_logging(whole: DictConfig) -> None:

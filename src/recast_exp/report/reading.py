@@ -110,8 +110,17 @@ class Contents:
 
 
 def has_jobs(folder: Path) -> bool:
-    """Whether there is anything to report on below a folder; cheap."""
-    return next(records(folder, SWEEP, JOB), None) is not None
+    """Whether there is anything to report on below a folder; cheap.
+
+    Raises:
+        OSError: If nothing is found and a folder cannot be opened.
+    """
+    closed: list[OSError] = []
+    if next(records(folder, SWEEP, JOB, closed=closed), None) is not None:
+        return True
+    if closed:
+        raise closed[0]
+    return False
 
 
 def read_jobs(folder: Path) -> Contents:
@@ -121,7 +130,8 @@ def read_jobs(folder: Path) -> Contents:
     planned: dict[Path, tuple[int, Job]] = {}
     ran: list[Path] = []
     sweeps: list[Path] = []
-    for path in records(folder, SWEEP, JOB):
+    closed: list[OSError] = []
+    for path in records(folder, SWEEP, JOB, closed=closed):
         (sweeps if path.name == SWEEP else ran).append(path)
     for path in sweeps:
         try:
@@ -143,6 +153,15 @@ def read_jobs(folder: Path) -> Contents:
             other_stages += not (path.parent / SEQUENCE).is_file()  # these have a section of their own
         else:
             jobs.append(((at, *_natural(job.folder)), job))
+    for problem in closed:
+        path = Path(problem.filename)
+        reason = f"the folder cannot be opened ({problem.strerror})"
+        below = [job_dir for job_dir in planned if job_dir.is_relative_to(path)]
+        for job_dir in below:
+            at, job = planned[job_dir]
+            planned[job_dir] = at, dataclasses.replace(job, state=State.DAMAGED, reason=reason)
+        if not below:
+            remarks.append(f"{_relative(path, folder)}: {reason}; what is in it is not shown")
     jobs += [((at, *_natural(job.folder)), job) for at, job in planned.values()]
     if other_stages:
         remarks.append(f"{other_stages} job(s) of other stages than adapt are not shown")
@@ -150,9 +169,15 @@ def read_jobs(folder: Path) -> Contents:
     return Contents(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
 
 
-def records(folder: Path, *names: str) -> Iterator[Path]:
-    """The files of these names below a folder, except in the folders of reports and trackers."""
-    for root, folders, files in os.walk(folder):
+def records(folder: Path, *names: str, closed: list[OSError] | None = None) -> Iterator[Path]:
+    """The files of these names below a folder, except in the folders of reports and trackers.
+
+    Args:
+        folder: Where to look.
+        names: Names of files.
+        closed: Takes the errors of folders that cannot be opened.
+    """
+    for root, folders, files in os.walk(folder, onerror=None if closed is None else closed.append):
         # The runs within a sequence are no replicates of one method
         left_out = WITHOUT_JOBS | ({TASKS} if JOB in files else set())
         folders[:] = sorted((name for name in folders if name not in left_out), key=_natural)

@@ -6,8 +6,12 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp.config.schema import Config
+from recast_exp.errors import UserError, first_line
+from recast_exp.files import user_path
 
 SWEEPER = "optuna"
 """The option of `hydra/sweeper` that searches."""
@@ -31,6 +35,9 @@ def problems(settings: Mapping[str, object], given: Sequence[Override]) -> Itera
             yield f"hydra.sweeper.{name}: expected an integer ≥ 1, got {value!r}"
     if not isinstance(settings.get("seed"), int):
         yield f"hydra.sweeper.seed: expected an integer, got {settings.get('seed')!r}"
+    storage = str(settings.get("storage"))
+    if user_path(storage).is_dir():
+        yield f"hydra.sweeper.storage: expected a file, got {storage}, which is a folder"
     searched = [override.key_or_group for override in given if override.is_sweep_override()]
     if not searched:
         yield "search: expected at least one sweep (optimizer.lr=tag(log,interval(1e-4,1e-1))), got none"
@@ -39,6 +46,28 @@ def problems(settings: Mapping[str, object], given: Sequence[Override]) -> Itera
     for override in given:
         if override.key_or_group.startswith("search."):
             yield f"{override.key_or_group}: the search sets it itself; leave it out"
+
+
+def part_problems(settings: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the sampler and the pruner of a search; imports Optuna. One line each."""
+    from recast_exp.search.study import check_parts
+
+    parts: dict[str, dict[str, object]] = {}
+    for name in ("sampler", "pruner"):
+        node = settings.get(name)
+        try:
+            part = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_dict(node) else None
+        except OmegaConfBaseException as error:
+            yield f"hydra.sweeper.{name}: {first_line(error)}"
+            return
+        if not isinstance(part, dict):
+            yield f"hydra.sweeper.{name}: expected a class of Optuna and its options, got {node!r}"
+            return
+        parts[name] = {str(option): value for option, value in part.items()}
+    try:
+        check_parts(**parts)
+    except UserError as error:
+        yield from error.lines
 
 
 def trial_problems(settings: Config) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TypedDict
 import optuna
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
@@ -92,6 +92,39 @@ class Reseeded(BaseSampler):
         return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
 
 
+def check_parts(sampler: dict[str, object], pruner: dict[str, object]) -> None:
+    """Make a sampler and a pruner, and let them judge a few trials that nobody ran: some check their options only then.
+
+    Args:
+        sampler: The node `hydra.sweeper.sampler`.
+        pruner: The node `hydra.sweeper.pruner`.
+
+    Raises:
+        UserError: If one cannot be made, is no sampler or pruner, or cannot work with its options.
+    """
+    quiet()
+    parts = {"sampler": sampler, "pruner": pruner}
+    for what, node in parts.items():
+        for name, value in node.items():
+            if name.startswith("n_") and isinstance(value, int) and value < 0:
+                raise UserError(f"hydra.sweeper.{what}.{name}: expected an integer ≥ 0, got {value}")
+    study = optuna.create_study(sampler=_sampler(sampler, 0), pruner=_pruner(pruner), direction="maximize")
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0, 1) for name in "ab"}
+    what = "sampler"
+    try:
+        for accuracy in (0.1, 0.2, 0.3):
+            what = "sampler"
+            trial = study.ask(space)
+            what = "pruner"
+            trial.report(accuracy, 1)
+            trial.should_prune()
+            study.tell(trial, accuracy)
+    except Exception as error:  # a sampler may be anybody's, and fail in any way
+        raise UserError(
+            f"hydra.sweeper.{what}: {parts[what].get('_target_')} does not work with its options: {first_line(error)}"
+        ) from error
+
+
 def open_study(storage: Path, settings: Settings, content: Mapping[str, object], space: Mapping[str, str]) -> Study:
     """Create a study, or open the one that is there.
 
@@ -117,23 +150,12 @@ def open_study(storage: Path, settings: Settings, content: Mapping[str, object],
     storage.parent.mkdir(parents=True, exist_ok=True)
     _mend(storage)
 
-    def make(seed: int) -> BaseSampler:
-        made = _make("sampler", sampler, seed=seed)
-        if not isinstance(made, BaseSampler):
-            raise _unexpected("sampler", sampler)
-        return made
-
-    try:
-        make(0)
-    except TypeError as error:
-        raise UserError(f"hydra.sweeper.sampler: expected options that it takes, got {error}") from error
-    made = _pruner(pruner)
     try:
         study = optuna.create_study(
             storage=_storage(storage),
             study_name=STUDY,
-            sampler=Reseeded(make, settings["seed"]),
-            pruner=made,
+            sampler=_sampler(sampler, settings["seed"]),
+            pruner=_pruner(pruner),
             direction="maximize",
             load_if_exists=True,
         )
@@ -197,6 +219,17 @@ def _mend(storage: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
+def _sampler(node: dict[str, object], seed: int) -> BaseSampler:
+    def make(seed: int) -> BaseSampler:
+        made = _make("sampler", node, seed=seed)
+        if not isinstance(made, BaseSampler):
+            raise _unexpected("sampler", node)
+        return made
+
+    make(0)
+    return Reseeded(make, seed)
+
+
 def _pruner(node: dict[str, object]) -> BasePruner:
     made = _make("pruner", node)
     if not isinstance(made, BasePruner):
@@ -207,7 +240,7 @@ def _pruner(node: dict[str, object]) -> BasePruner:
 def _make(what: str, node: dict[str, object], **more: object) -> object:
     try:
         return instantiate(node, **more)
-    except HydraException as error:
+    except (HydraException, TypeError, ImportError) as error:  # an option that it does not take, a package of its own
         reason = first_line(error.__cause__ or error)
         raise UserError(f"hydra.sweeper.{what}: {node.get('_target_')} cannot be made: {reason}") from error
 

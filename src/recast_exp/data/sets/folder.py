@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from recast_exp.data.layout import refuse
 from recast_exp.data.listing import EXTENSIONS, is_of_system
@@ -37,7 +37,8 @@ def check(cfg: DatasetConfig, data_dir: Path) -> None:
 
     Raises:
         UserError: If `cfg.path` is not set, or two folders are the same split.
-        MissingInputError: If the folder, all class folders, all files of one of them, or a split is missing.
+        MissingInputError: If the folder, all class folders, all files of one of them, or a split is missing, or one of
+            these cannot be opened.
     """
     refuse(cfg, "path")
     if cfg.path is None:
@@ -135,7 +136,7 @@ def _scan(root: Path, unread: Counter[str]) -> tuple[tuple[str, ...], Samples]:
 def _files(folder: Path, unread: Counter[str] | None = None) -> Iterator[Path]:
     """All files below a folder that are not hidden; linked folders are followed, but none twice."""
     seen = set()
-    for below, folders, names in os.walk(folder, followlinks=True):
+    for below, folders, names in os.walk(folder, followlinks=True, onerror=_fail):
         status = Path(below).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -148,13 +149,23 @@ def _files(folder: Path, unread: Counter[str] | None = None) -> Iterator[Path]:
         yield from (Path(below, name) for name in names if not name.startswith("."))
 
 
+def _fail(error: OSError) -> NoReturn:
+    """A folder that is left out would be images that are left out."""
+    raise MissingInputError(
+        f"dataset.path: {error.filename} cannot be opened ({error.strerror}); make it readable, or move it elsewhere"
+    ) from error
+
+
 def _without_image(folder: Path) -> MissingInputError:
     return MissingInputError(f"{folder}: no image in this class folder; add images or remove it")
 
 
 def _folders(root: Path) -> list[Path]:
     """The folders in `root` in natural order, without those that systems leave."""
-    folders = (path for path in root.iterdir() if path.is_dir() and not is_of_system(path.name))
+    try:
+        folders = [path for path in root.iterdir() if path.is_dir() and not is_of_system(path.name)]
+    except OSError as error:
+        _fail(error)
     return sorted(folders, key=lambda path: _natural(path.name))
 
 
