@@ -12,6 +12,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+_LONG = 1000
+"""Characters that are kept of either end of a line that is too long to be read."""
+
 
 class RecastError(Exception):
     """A request that cannot be carried out. Its text is one line: what was expected, what was found, what to do.
@@ -27,7 +30,7 @@ class RecastError(Exception):
     @property
     def lines(self) -> list[str]:
         """Each problem by itself, on one line."""
-        return [printable(str(problem)) for problem in self.args]
+        return [_cut(printable(str(problem))) for problem in self.args]
 
     def __str__(self) -> str:
         # KeyError would show the text in quotes
@@ -73,6 +76,12 @@ def printable(text: str) -> str:
     )
 
 
+def _cut(text: str) -> str:
+    """A line without its middle, if a value in it is a book."""
+    left = len(text) - 2 * _LONG
+    return text if left <= 0 else f"{text[:_LONG]}… ({left:,} more characters) …{text[-_LONG:]}"
+
+
 def one_line(error: object, limit: int | None = None) -> str:
     """The text of an error, all of it on one line; the name of its type where it says nothing.
 
@@ -104,6 +113,22 @@ def check_integer(name: str, value: object, least: int, below: int | None = None
     if not sound or (below is not None and isinstance(value, int) and value >= below):
         end = "" if below is None else f" and < {below}"
         raise UserError(f"{name}: expected an integer ≥ {least}{end}, got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse what is not of a type.
+
+    Args:
+        name: The argument, for the message.
+        value: Its value.
+        kind: The type, or several.
+        expected: What is accepted, in words.
+
+    Raises:
+        UserError: One line.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
 @contextlib.contextmanager

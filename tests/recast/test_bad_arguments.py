@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import timm
 import torch
 from torch import nn
 
+import recast_exp
+from recast_exp import MeLo, TemplateBank, inject_adapter
 from recast_exp.errors import UserError
 from recast_exp.recast import Banks, find_groups, inject, merge, mimic
 
@@ -157,3 +160,77 @@ def test_no_flipped_bit_of_a_bank_passes(tmp_path: Path) -> None:
         path.write_bytes(flipped)
         with pytest.raises(UserError, match="is damaged: its content is not that of the hash"):
             Banks.load(path)
+
+
+THINGS: list[Any] = [None, 3, "x", [], {}, object(), torch.zeros(2), [None]]
+
+
+def _banks() -> Banks:
+    model = vit()
+    return mimic(model, find_groups(model, targets=QKV))
+
+
+def _fields(name: str) -> Callable[[Any], object]:
+    return lambda thing: dataclasses.replace(_banks(), **{name: thing}).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "use", "accepted"),
+    [
+        ("model", lambda thing: find_groups(thing), []),
+        ("model", lambda thing: inject(thing, _banks()), []),
+        ("model", lambda thing: merge(thing), []),
+        ("network", lambda thing: inject_adapter(thing, MeLo()), []),
+        ("banks", lambda thing: inject(vit(), thing), []),
+        ("banks", lambda thing: recast_exp.save_task(vit(), "t.safetensors", banks=thing), [None]),
+        ("name", lambda thing: recast_exp.RecastModel.from_timm(thing, pretrained=False), ["x"]),
+        ("templates", lambda thing: TemplateBank(thing), []),
+        ("scales", lambda thing: TemplateBank(torch.ones(2, 3, 4), "sum", thing), [None]),
+        *(
+            (name, lambda thing, name=name: mimic(vit(), find_groups(vit(), targets=QKV), **{name: thing}), accepted)
+            for name, accepted in (
+                ("images", [None]), ("settings", [None, {}]), ("differences", [[]]), ("template_dtype", [])
+            )
+        ),
+        *((name, _fields(name), []) for name in ("groups", "templates", "coefficients", "added", "mixing")),
+        ("settings", _fields("settings"), [{}]),
+        ("scales", _fields("scales"), [{}]),
+        ("origin", _fields("origin"), [None]),
+        ("template_dtype", _fields("dtype"), []),
+        ("coefficients", lambda thing: _banks().relative(thing), []),
+        ("shares", lambda thing: _banks().from_relative(thing), []),
+        ("coefficients", lambda thing: _banks().relative(dict.fromkeys(_banks().coefficients, thing)), []),
+        ("shares", lambda thing: _banks().from_relative(dict.fromkeys(_banks().coefficients, thing)), []),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_type(
+    name: str, use: Callable[[Any], object], accepted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for thing in THINGS:
+        if any(thing is each or (type(thing) is type(each) and thing == each) for each in accepted):
+            continue
+        if isinstance(thing, torch.Tensor) and torch.Tensor in map(type, accepted):
+            continue
+        if name in ("images", "templates", "scales") and isinstance(thing, torch.Tensor):
+            continue  # what is in a tensor is looked at where it is used
+        with pytest.raises(UserError) as error:
+            use(thing)
+        assert len(error.value.lines) == 1
+        assert str(error.value).startswith((f"{name}", "banks: expected templates and coefficients", "mixing"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_json_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    banks = dataclasses.replace(_banks(), settings={"of": object()})
+    with pytest.raises(UserError, match=r"^settings: expected what JSON can hold, got .*not JSON serializable$"):
+        banks.save(tmp_path / "bank.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_that_is_a_book_is_cut() -> None:
+    with pytest.raises(UserError) as error:
+        find_groups(vit(), granularity="x" * 10**5)
+    assert str(error.value).startswith("granularity: expected one of layer, projection, head, row, got 'xxx")
+    assert "more characters" in str(error.value)
+    assert len(str(error.value)) < 2100

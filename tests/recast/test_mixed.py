@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from recast_exp.errors import UserError
 from recast_exp.recast import find_groups, inject, mimic
 from recast_exp.recast.formulas import combine
 from recast_exp.recast.mixed import per_task
@@ -218,3 +219,39 @@ def test_templates_that_are_added(kind: str, bias: bool) -> None:
         expected.append(plain(batch).detach())
     with torch.no_grad(), per_task(model, coefficients, COUNTS):
         torch.testing.assert_close(model(images), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model": None}, "model: expected a network, got NoneType"),
+        (
+            {"model": linears(True)},
+            "model: expected combinations of templates, as inject makes them, got blocks",
+        ),
+        ({"coefficients": [1]}, "coefficients: expected a mapping from layers to tensors, got list"),
+        ({"coefficients": {"blocks.0.layer": 3}}, "coefficients of blocks.0.layer: expected a tensor .*, got int"),
+        ({"coefficients": {"blocks.0.layer": torch.ones(2, 2, 1, 2)}}, r".*S = 3, .*, got \[2, 2, 1, 2\]"),
+        ({"coefficients": {"blocks.0.layer": torch.ones(3, 2, 4, 2)}}, r".*a B that divides 6, .*, got \[3, 2, 4, 2\]"),
+        ({"coefficients": {"blocks.0.layer": torch.ones(3, 2, 1, 3)}}, r".*n = 2, got \[3, 2, 1, 3\]"),
+        ({"coefficients": {"blocks.0.layer": torch.ones(3, 0, 1, 2)}}, r".*n = 2, got \[3, 0, 1, 2\]"),
+        ({"counts": 6}, "counts: expected a list of numbers of images, got int"),
+        ({"counts": [6, 0, 0]}, "counts: expected an integer ≥ 1, got 0"),
+        ({"way": "loop"}, "way: expected one of None, weights, products, got 'loop'"),
+    ],
+)
+def test_what_cannot_be_computed_with_is_refused(changed: dict[str, object], says: str) -> None:
+    model, coefficients, _ = setting("linear", True, "layer")
+    arguments = {"model": model, "coefficients": coefficients, "counts": COUNTS, "way": None} | changed
+    with pytest.raises(UserError, match=rf"^{says}"), per_task(**arguments):  # type: ignore[arg-type]
+        pytest.fail("the block was entered")
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_block_within_another_is_refused_and_the_outer_one_stays() -> None:
+    model, coefficients, images = setting("linear", True, "layer")
+    with torch.no_grad(), per_task(model, coefficients, COUNTS):
+        before = model(images)
+        with pytest.raises(UserError, match=r"within another per_task$"), per_task(model, coefficients, COUNTS):
+            pytest.fail("the block was entered")
+        torch.testing.assert_close(model(images), before, rtol=0, atol=0)

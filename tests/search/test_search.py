@@ -318,7 +318,10 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     ("options", "says"),
     [
         (["hydra.sweeper.sampler.n_startup_trials=-1"], "sampler.n_startup_trials: expected an integer ≥ 0, got -1"),
-        (["+hydra.sweeper.sampler.temperature=1"], "sampler: optuna.samplers.TPESampler cannot be made: .*'temperature'"),
+        (
+            ["+hydra.sweeper.sampler.temperature=1"],
+            "sampler: .*TPESampler cannot be made: .*'temperature'",
+        ),
         (["hydra.sweeper.sampler._target_=optuna.pruners.NopPruner"], "sampler: .* cannot be made: .*"),
         (["hydra.sweeper.sampler=3"], "sampler: expected a class of Optuna and its options, got 3"),
         (["hydra.sweeper.pruner=null"], "pruner: expected a class of Optuna and its options, got None"),

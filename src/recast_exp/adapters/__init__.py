@@ -34,7 +34,7 @@ from recast_exp.adapters._base import (
     parametrize_weight,
 )
 from recast_exp.adapters.none import NoAdapter
-from recast_exp.errors import RecastError, UnfitError, UserError, check_integer
+from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
 from recast_exp.plugins import ADAPTERS
 from recast_exp.torch_state import seeded
 
@@ -170,6 +170,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         >>> trained["blocks.0.attn.qkv.melo.a"]
         'blocks.0.attn.qkv.melo.a'
     """
+    check_type("network", network, nn.Module, "a timm model")
     if not isinstance(adapter, Adapter):
         raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
     if seed is not None:

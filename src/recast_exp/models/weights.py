@@ -181,8 +181,11 @@ def _read(path: Path, key: str) -> Mapping[str, object]:
                 "program. If you trust it, save its weights by themselves: "
                 'torch.save(torch.load(FILE, weights_only=False)["model"], NEW)'
             ) from error
+        # What torch says of other bytes is a number, or the advice to open them without a check
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(
-            f"{key}: expected a file of weights, got {path}, which cannot be read ({first_line(error)})"
+            f"{key}: expected a file of weights, a .safetensors file or one of torch.save, got {path}, which is "
+            f"damaged or something else{why}"
         ) from error
     return content if isinstance(content, Mapping) else {}
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recast_exp.errors import MissingInputError, UnknownNameError, UserError
+from recast_exp.errors import MissingInputError, UnknownNameError, UserError, check_type, first_line
 from recast_exp.files import replacing, user_path, writing
 from recast_exp.plugins import TEMPLATES
 from recast_exp.recast.combination import TemplateBank
@@ -119,6 +120,16 @@ class Origin:
         return Form(added=kind.ADDED, mixing=mixing)
 
 
+def check_dtype(dtype: object) -> None:
+    """Refuse a name that templates cannot be kept as.
+
+    Raises:
+        UserError: One line.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UserError(f"template_dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Banks:
     """Templates and mimicked coefficients of all groups of one model.
@@ -130,10 +141,13 @@ class Banks:
         settings: Where the weights come from: backbone, fingerprint, mimicry. JSON-able; not part of `hash`.
         origin: How they were made; None for banks of an earlier version. Not part of `hash`.
         added: Whether the templates are added to the frozen weights, or rebuild them.
-        mixing: How coefficients and templates make a weight (`formulas.MIXINGS`).
+        mixing: How coefficients and templates make a weight (the `MIXINGS` of its kind).
         dtype: In which the templates are kept, in files and in a model (`formulas.DTYPES`); `templates` are rounded to
             what it can hold.
         scales: Group name → scales of templates that are kept as integers.
+
+    Raises:
+        UserError: If one is of another type; `check` looks at what is in them.
     """
 
     groups: tuple[Group, ...]
@@ -145,6 +159,19 @@ class Banks:
     mixing: str = "sum"
     dtype: str = "float32"
     scales: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the types; banks are made in programs, too."""
+        check_type("groups", self.groups, (tuple, list), "those of find_groups")
+        for group in self.groups:
+            check_type("groups", group, Group, "those of find_groups")
+        for name in ("templates", "coefficients", "scales"):
+            check_type(name, getattr(self, name), dict, "a dictionary of tensors")
+        check_type("settings", self.settings, dict, "a dictionary")
+        check_type("origin", self.origin, (Origin, NoneType), "an Origin or None")
+        check_type("added", self.added, bool, "True or False")
+        check_type("mixing", self.mixing, str, "a string")
+        check_dtype(self.dtype)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -186,8 +213,7 @@ class Banks:
         Raises:
             UserError: If it is another.
         """
-        if dtype not in DTYPES:
-            raise UserError(f"template_dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        check_dtype(dtype)
         if dtype == self.dtype:
             return self
         kept = {name: rounded(templates, dtype) for name, templates in self.templates.items()}
@@ -247,21 +273,27 @@ class Banks:
         """Express layers by the pretrained weights of their group: W'[l] = Σ_j A[l, j] W[j].
 
         Args:
-            coefficients: Layer name → [K, B, n], for all layers.
+            coefficients: Layer name → [K, B, n], for all layers; K may be another than that of the banks.
 
         Returns:
             Layer name → its row A[l] as [B, L], float64; see `formulas.relative`. For n = L, it has 1 for the layer
             itself and 0 for the others before training.
+
+        Raises:
+            UserError: If a layer is missing, or a shape is another.
         """
-        return self._by_group(coefficients, relative)
+        return self._by_group("coefficients", coefficients, "[K, B, n]", relative)
 
     def from_relative(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The coefficients [K, B, n] of each layer for these templates: the inverse of `relative`.
 
         Args:
             shares: Layer name → [B, L], for all layers.
+
+        Raises:
+            UserError: If a layer is missing, or a shape is another.
         """
-        return self._by_group(shares, from_relative)
+        return self._by_group("shares", shares, "[B, L]", from_relative)
 
     def _check(self) -> None:
         """Refuse tensors that do not fit their groups, or that no model can be made of.
@@ -269,6 +301,8 @@ class Banks:
         Raises:
             ValueError: One line.
         """
+        if not self.groups:
+            raise ValueError("there is no group")
         sets = {tensor.shape[0] for tensor in self.coefficients.values() if tensor.ndim}
         for group in self.groups:
             bank = self.templates[group.name]
@@ -298,11 +332,22 @@ class Banks:
         except ValueError as error:
             raise UserError(f"banks: expected templates and coefficients that fit their groups, but {error}") from None
 
-    def _by_group(self, values: Mapping[str, Tensor], formula: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    def _by_group(
+        self, name: str, values: Mapping[str, Tensor], dims: str, formula: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        check_type(name, values, Mapping, "a mapping from layers to tensors")
         if missing := [layer for layer in self.coefficients if layer not in values]:
-            raise UserError(f"coefficients: expected those of every layer of the banks, got none of {missing[0]}")
+            raise UserError(f"{name}: expected those of every layer of the banks, got none of {missing[0]}")
         for group in self.groups:
+            sizes = {"B": group.num_blocks, "n": group.num_templates, "L": len(group.layers)}
+            for layer in group.layers:
+                check_type(f"{name} of {layer}", values[layer], Tensor, f"a tensor {dims}")
+                shape = values[layer].shape
+                sizes["K"] = shape[0] if shape else 0
+                expected = [sizes[each] for each in dims.strip("[]").split(", ")]
+                if list(shape) != expected or 0 in shape:
+                    raise UserError(f"{name} of {layer}: expected {dims} = {expected}, got {list(shape)}")
             given, start = (
                 torch.stack([kind[layer] for layer in group.layers]) for kind in (values, self.coefficients)
             )
@@ -331,11 +376,15 @@ class Banks:
             **({"added": self.added, "mixing": self.mixing} if self.has_own_kind else {}),
             **({"dtype": self.dtype} if self.dtype != "float32" else {}),
         }
+        try:
+            text = json.dumps(record)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"settings: expected what JSON can hold, got {first_line(error)}") from error
         with writing(path), replacing(user_path(path)) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 temporary,
-                {RECORD: json.dumps(record)},
+                {RECORD: text},
             )
 
     @classmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_type
 from recast_exp.recast.formulas import combine, combine_factors, project, unrounded
 
 
@@ -16,12 +17,17 @@ class TemplateBank(nn.Module):
 
     Args:
         templates: [n, rows, ...], or factors [r, L · rows + columns]; float32, bfloat16 or int8.
-        mixing: How coefficients and templates make a weight, one of `formulas.MIXINGS`.
+        mixing: How coefficients and templates make a weight, one of the `MIXINGS` of their kind.
         scales: Of templates that are integers.
+
+    Raises:
+        UserError: If one of them is no tensor.
     """
 
     def __init__(self, templates: Tensor, mixing: str = "sum", scales: Tensor | None = None) -> None:
         super().__init__()
+        check_type("templates", templates, Tensor, "a tensor [n, rows, ...]")
+        check_type("scales", scales, (Tensor, NoneType), "a tensor or None")
         self.templates = nn.Parameter(templates, requires_grad=False)
         self.mixing = mixing
         self.scales: Tensor | None
@@ -64,7 +70,7 @@ class TemplateCombination(nn.Module):
         own = start.to(weight.device, torch.float32)
         self._start: Tensor | None = own.clone(memory_format=torch.contiguous_format)
         self.index = index
-        self.num_sets, self.num_blocks = start.shape[:2]
+        self.num_sets, self.num_blocks, self.num_coefficients = start.shape
         self.shape = tuple(weight.shape)
         # Follows the model: `model.half()` changes it, as it changes the templates
         self.dtype = weight.dtype

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UnknownNameError, UserError, check_integer
+from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type
 from recast_exp.recast.templates import coefficients_of, kind_of
 
 GRANULARITIES = ("layer", "projection", "head", "row")
@@ -83,6 +83,7 @@ def find_groups(
         >>> groups[0].name, groups[0].layers
         ('blocks.attn.qkv.0', ('blocks.0.attn.qkv', 'blocks.1.attn.qkv'))
     """
+    check_type("model", model, nn.Module, "a network")
     numbers = {"num_groups": num_groups, "num_templates": num_templates, "last_blocks": last_blocks}
     for argument, number in numbers.items():
         if number is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_type
 from recast_exp.recast.bank import Banks, templates_shape
 from recast_exp.recast.combination import TemplateBank, TemplateCombination
 from recast_exp.recast.grouping import check_distinct, layer_module, places_of_parameters
@@ -44,8 +44,8 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
         >>> names["blocks.0.attn.qkv"]
         'blocks.0.attn.qkv.parametrizations.weight.original'
     """
-    if not isinstance(banks, Banks):
-        raise UserError(f"banks: expected those of mimic or Banks.load, got {type(banks).__name__}")
+    check_type("model", model, nn.Module, "a network")
+    check_type("banks", banks, Banks, "those of mimic or Banks.load")
     _check_fit(model, banks)
     modules = _registered_banks(model)
     if modules is None:
@@ -82,7 +82,11 @@ def merge(model: nn.Module) -> nn.Module:
     Returns:
         The same model, with the same logits and, without an adapter, a state dict that loads strictly into the stock
         timm model.
+
+    Raises:
+        UserError: If it is no model.
     """
+    check_type("model", model, nn.Module, "a network")
     for module in list(model.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
             # A deep copy shares the class that torch made for its original: without one of its own, removing the

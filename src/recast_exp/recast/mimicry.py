@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recast_exp.errors import UnknownNameError, UserError, check_integer
+from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type
 from recast_exp.plugins import SOLVERS, TEMPLATES
-from recast_exp.recast.bank import Banks, Origin, templates_shape
+from recast_exp.recast.bank import Banks, Origin, check_dtype, templates_shape
 from recast_exp.recast.formulas import Mimicked, first_coefficients
 from recast_exp.recast.grouping import Group, check_distinct, layer_module
 from recast_exp.recast.solvers import check_options, needs_images
@@ -88,6 +88,12 @@ def mimic(
     if solver not in (solvers := SOLVERS.names()):
         raise UnknownNameError(f"solver: expected one of {', '.join(solvers)}, got {solver!r}")
     check_options(solver, options)
+    check_type("images", images, (Tensor, NoneType), "preprocessed images [N, 3, H, W] or None")
+    check_type("settings", settings, (dict, NoneType), "a dictionary or None")
+    check_type("differences", differences, (list, tuple), "a list of mappings from layers to tensors")
+    for of_task in differences:
+        check_type("differences", of_task, Mapping, "mappings from layers to tensors")
+    check_dtype(template_dtype)
     check_integer("num_sets", num_sets, 1, MAX_SETS + 1)
     check_integer("seed", seed, 0, 2**32)
     if isinstance(groups, Group) or not isinstance(groups, Iterable):

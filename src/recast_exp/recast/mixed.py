@@ -22,12 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_integer, check_type
 from recast_exp.recast.combination import TemplateCombination
 from recast_exp.recast.formulas import combine
 from recast_exp.recast.grouping import layer_module
 
+WAYS = None, "weights", "products"
 WEIGHTS_FROM = 32  # vectors of a task in a layer's input from which its weight is made; benchmarks/many_tasks.py
 WEIGHTS_FROM_ELSEWHERE = 2048  # the same on a GPU, where many small operations cost more than a large one
 
@@ -72,9 +74,19 @@ def per_task(
         The names of the layers that have been called, in the end.
 
     Raises:
-        UserError: If a layer computes in a way of its own, such as one with standardised weights.
+        UserError: If a layer computes in a way of its own, such as one with standardised weights, or its weight is no
+            combination of templates, or if the coefficients of a layer are those of another number of tasks.
     """
+    check_type("model", model, nn.Module, "a network")
+    check_type("coefficients", coefficients, Mapping, "a mapping from layers to tensors")
+    check_type("counts", counts, Sequence, "a list of numbers of images")
+    for count in counts:
+        check_integer("counts", count, 1)
+    if way not in WAYS:
+        raise UserError(f"way: expected one of {', '.join(map(str, WAYS))}, got {way!r}")
     layers = {name: layer_module(model, name) for name in coefficients}
+    for name, layer in layers.items():
+        _check_tasks(name, layer, coefficients[name], len(counts))
     if others := [name for name, layer in layers.items() if not mixable(layer)]:
         kind = type(layers[others[0]]).__mro__[1].__name__
         raise UserError(
@@ -95,6 +107,22 @@ def per_task(
     finally:
         for layer in layers.values():
             vars(layer).pop("forward", None)
+
+
+def _check_tasks(name: str, layer: nn.Module, coefficients: Tensor, tasks: int) -> None:
+    if not parametrize.is_parametrized(layer, "weight"):
+        raise UserError(f"model: expected combinations of templates, as inject makes them, got {name} without")
+    if "forward" in vars(layer):
+        raise UserError(f"model: expected layers with a forward of their class, got {name} within another per_task")
+    own = _combination(layer)
+    check_type(f"coefficients of {name}", coefficients, Tensor, "a tensor [S, K, B, n]")
+    tasks_found, sets, blocks, number = coefficients.shape if coefficients.ndim == 4 else (0, 0, 0, 0)
+    rows, n = own.shape[0], own.num_coefficients
+    if tasks_found != tasks or not sets or not blocks or rows % blocks or number != n:
+        raise UserError(
+            f"coefficients of {name}: expected [S, K, B, n] with S = {tasks}, a B that divides {rows}, n = {n}, got "
+            f"{list(coefficients.shape)}"
+        )
 
 
 def mixable(layer: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import logging
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import TypedDict
 
 import torch
@@ -23,7 +23,7 @@ from recast_exp import adapters
 from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import UserError
+from recast_exp.errors import UserError, check_type
 from recast_exp.files import user_path, writing
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, head_parameters, running_statistics
@@ -49,6 +49,9 @@ def merge(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model; its logits differ only by rounding.
+
+    Raises:
+        UserError: If it is no model.
 
     Example:
         >>> import timm
@@ -203,6 +206,7 @@ def has_bank(path: Path, banks: Banks) -> bool:
 def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
     """What belongs to the task in a model, found in the model itself."""
     check_timm(model)
+    check_type("banks", banks, (Banks, NoneType), "those that were injected, or None")
     injected = adapters.injected(model)
     if len(injected) > 1:
         listed = ", ".join(record.adapter.label for record in injected)

@@ -22,7 +22,7 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.pixels import normalize
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import UnknownNameError, UserError, check_integer, section
+from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import loading
 from recast_exp.models.adapted import normalisations_with_statistics
@@ -150,6 +150,8 @@ class RecastModel(nn.Module):
                 layers cannot be grouped so.
             MissingInputError: If the weights cannot be had.
         """
+        check_type("name", name, str, "a name of timm")
+        check_type("pretrained", pretrained, bool, "True or False")
         if img_size is not None:
             check_integer("img_size", img_size, 1, 2**31)
         settings = ModelConfig(
@@ -181,10 +183,11 @@ class RecastModel(nn.Module):
         """
         spec: InputSpec | None = None
         name: str = type(model).__name__
+        if width is not None:
+            check_integer("width", width, 1, 2**31)
         if hasattr(model, "_orig_mod"):
             raise UserError("model: expected one that is not compiled, got torch.compile's; compile it afterwards")
-        if not isinstance(model, nn.Module):
-            raise UserError(f"model: expected a network, got {type(model).__name__}; from_timm takes a name")
+        check_type("model", model, nn.Module, "a network (from_timm takes a name)")
         loading.check_unadapted(model)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError("model: expected weights with values, got a model on the meta device")
@@ -199,7 +202,6 @@ class RecastModel(nn.Module):
             width = own
         if width is None:
             raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
-        check_integer("width", width, 1, 2**31)
         return cls._wrapped(model, recast, width, name, fingerprint(model), spec, seed)
 
     @classmethod

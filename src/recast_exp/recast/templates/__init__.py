@@ -4,7 +4,7 @@ The formulas are in `recast.formulas`. A module has
 
 - `ADDED`: whether its templates are added to the frozen weight, which stays in the model, or rebuild it.
 - `PER_LAYER`: whether each layer has templates of its own, instead of sharing those of its group.
-- `MIXINGS`: the ways in which coefficients and templates make a weight (`formulas.MIXINGS`), the default first.
+- `MIXINGS`: the ways in which coefficients and templates make a weight, names that `formulas` knows, the default first.
 - `most(shape, num_layers) -> int`: the largest `num_templates` for layers with weights of this shape.
 - `usual(shape, num_layers, mixing) -> int`: that of `num_templates=None`.
 - `make(weights, rank, mixing, *, seed) -> Tensor`: the templates [n, rows, ...], or the factors
