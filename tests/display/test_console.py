@@ -37,6 +37,15 @@ def test_a_finished_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Epoch 3 of 5 is reported (best); 12 s of training" in out
 
 
+@pytest.mark.parametrize("columns", [1, 20, 80])
+def test_a_narrow_terminal_loses_no_number(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.show_adaptation(TITLE, "vit_att + melo", "best", METRICS, PARAMETERS)
+    assert "linear probe 0 485 70.0 % 60.0 % vit_att + melo 1,048 485 90.0 % 85.0 %" in shown(capsys)
+
+
 def test_a_task_file(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_evaluation(TITLE, Path("t.safetensors"), METRICS, PARAMETERS)
     assert "seed 7, from t.safetensors test/accuracy test/loss 85.0 % 0.5000" in shown(capsys)

@@ -63,8 +63,8 @@ def test_a_reader_that_goes_away(sweep: bool, tmp_path: Path) -> None:
 
 def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    program = "import os; os.chdir('gone'); os.rmdir('../gone'); from recast_exp.cli.main import run; exit(run([]))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    gone = ["sh", "-c", 'cd gone && rmdir ../gone && exec "$@"', "sh", *command()]
+    done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "error: the current folder does not exist any more; change to another\n"
     assert list(tmp_path.iterdir()) == []

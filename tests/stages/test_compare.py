@@ -171,6 +171,12 @@ def test_methods_of_the_users_own_on_the_same_backbone(tiny: Compose) -> None:
         ({"MeLo": "adapter=melo"}, "stage.more: expected labels of their own, got 'MeLo'"),
         ({"x": "model=vit_mpl"}, "stage.more: x: model: expected one of"),
         ({"x": "recast.granularty=row"}, "stage.more: x: recast.granularty=row: expected an option of a group, or"),
+        ({"x": "model=vit_mlp seed=3"}, "stage.more: x: expected what sets this method apart, got seed=3, which all"),
+        (
+            {"x": "dataset.split_seed=1"},
+            "stage.more: x: expected what sets this method apart, got dataset.split_seed=1",
+        ),
+        ({"x": "dataset=cub"}, "stage.more: x: expected what sets this method apart, got dataset=cub, which all"),
         ({"x": "recast.num_groups=40"}, "stage.more: x: recast.num_groups: expected at most 12"),
         ({"x": "model=vit_frozen adapter=peft adapter.method=VARE"}, "stage.more: x: adapter.method: expected one of"),
     ],

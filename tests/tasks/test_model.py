@@ -633,6 +633,15 @@ def test_the_task_of_a_run_is_taken(tiny: Any, tmp_path: Path) -> None:
 # Wrong requests
 
 
+def test_a_name_in_other_characters_is_the_same_name() -> None:
+    model = vit()
+    model.add_task("v\u00f6gel", 2)  # ö as one character, and as two
+    with pytest.raises(
+        UserError, match="^name: expected one that no task has, got 'vo\u0308gel', other characters for"
+    ):
+        model.add_task("vo\u0308gel", 2)
+
+
 def test_wrong_requests() -> None:
     model = vit()
     model.add_task("birds", 2)

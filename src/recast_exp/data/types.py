@@ -117,7 +117,7 @@ class ImageSet:
         skipped: Images that were left out, each with the reason.
 
     Raises:
-        UserError: If a split is empty, or a class has no training image.
+        UserError: If a split is empty, a label is no index into the classes, or a class has no training image.
     """
 
     name: str
@@ -132,6 +132,11 @@ class ImageSet:
                 raise UserError(f"dataset {self.name}: expected the splits {', '.join(SPLITS)}, got no {split}")
             if not len(self.splits[split]):
                 raise UserError(f"dataset {self.name}: the {split} split has no image")
+            labels = self.splits[split].labels
+            if (wrong := labels[(labels < 0) | (labels >= len(self.classes))]).size:
+                raise UserError(
+                    f"dataset {self.name}: expected labels from 0 to {len(self.classes) - 1}, got {wrong[0]} in {split}"
+                )
         trained = set(self.splits["train"].labels.tolist())
         if untrained := [name for label, name in enumerate(self.classes) if label not in trained]:
             raise UserError(f"dataset {self.name}: no training image of class {', '.join(untrained)}")

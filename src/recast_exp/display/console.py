@@ -30,6 +30,7 @@ from recast_exp.runs.sweep import Left, Recorded, SearchRecord
 
 SHOWN = 10  # rows of a table that could be of any length
 BEST = 5  # trials of a search
+NARROWEST = 72  # columns of a table: a terminal that has fewer wraps its lines, where a narrower table loses numbers
 
 
 def show_adaptation(title: str, method: str, select: str, metrics: Metrics, parameters: Counts) -> None:
@@ -332,6 +333,7 @@ def _spread(jobs: Sequence[Results], name: str) -> str:
 def _print(title: str, *parts: Table | str) -> None:
     """Print a title, tables, and lines that are left to the terminal to wrap."""
     console = Console()
+    console.width = max(console.width, NARROWEST)
     for line in (title, *parts):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 

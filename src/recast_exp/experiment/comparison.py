@@ -17,7 +17,8 @@ from statistics import fmean
 from types import MappingProxyType
 
 from recast_exp import adapters, heads, schemas
-from recast_exp.config import recipes, rules
+from recast_exp.config import grammar, keys, recipes, rules
+from recast_exp.config.fields import Role
 from recast_exp.config.rules import trains_only_head, value_of
 from recast_exp.config.schema import Config, ModelConfig, with_values
 from recast_exp.config.variants import Variants
@@ -181,11 +182,27 @@ def methods(settings: Config, variants: Variants, more: Mapping[str, str] = Mapp
     return rows
 
 
+_SHARED = frozenset(
+    {"stage", "label", "seed", "probe", "data_dir", "dataset", "model.backbone", "model.weights", "model.img_size"}
+)
+
+
+def _is_shared(key: str) -> bool:
+    """Whether a key must not differ between the methods of a comparison: the task and the backbone."""
+    of_images = key.startswith("dataset.") and key != "dataset.transform"
+    return key in _SHARED or (of_images and keys.role_of(key) is not Role.TRAINING)
+
+
 def _added(
     backbone: ModelConfig, label: str, overrides: Sequence[str], variants: Variants, common: Mapping[str, object]
 ) -> Config:
     """A method of the user's on the backbone of the others; checked, as hours may pass before it is run."""
     adapter = [] if any(text.startswith("adapter=") for text in overrides) else ["adapter=none"]
+    if shared := [text for text in overrides if _is_shared(grammar.key(text))]:
+        raise UserError(
+            f"stage.more: {label}: expected what sets this method apart, got {shared[0]}, which all methods of a "
+            "comparison share; set it for the whole command"
+        )
     try:
         composed = variants.compose(*adapter, *overrides)
         model = composed.model

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import difflib
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -605,6 +606,9 @@ class RecastModel(nn.Module):
             raise UserError(f"name: expected a string, got {name!r}")
         if name in self._tasks:
             raise UserError(f"name: expected one that no task has, got {name!r}; remove_task({name!r}) removes it")
+        plain = unicodedata.normalize("NFC", name)
+        if same := [each for each in self._tasks if unicodedata.normalize("NFC", each) == plain]:
+            raise UserError(f"name: expected one that no task has, got {name!r}, other characters for {same[0]!r}")
 
     def _find(self, name: str) -> KeptTask:
         if not isinstance(name, str) or name not in self._tasks:
