@@ -636,9 +636,7 @@ def test_the_task_of_a_run_is_taken(tiny: Any, tmp_path: Path) -> None:
 def test_a_name_in_other_characters_is_the_same_name() -> None:
     model = vit()
     model.add_task("v\u00f6gel", 2)  # ö as one character, and as two
-    with pytest.raises(
-        UserError, match="^name: expected one that no task has, got 'vo\u0308gel', other characters for"
-    ):
+    with pytest.raises(UserError, match=r"^name: expected one that no task has, got '.*', other characters"):
         model.add_task("vo\u0308gel", 2)
 
 
