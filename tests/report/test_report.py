@@ -245,6 +245,13 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     assert "0: task.safetensors cannot be read" in html
 
 
+def test_half_a_character_in_a_label_is_marked(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", "half \ud800 a pair", seed=1)
+    write_job(tmp_path / "1", "half \ud800 a pair", seed=2)
+    write_report(tmp_path)
+    assert "half ? a pair" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_states_in_the_words_of_earlier_versions(tmp_path: Path) -> None:
     told = "pruned after epoch 2 of 5 at 40.0 % validation accuracy"
     write_job(tmp_path / "0", seed=0)

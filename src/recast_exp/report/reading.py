@@ -215,13 +215,22 @@ def read_json(path: Path, schema: type[T]) -> T:
     if not path.exists():
         raise DamagedError(f"{path.name} is missing")
     try:
-        content = schemas.decode(path, dict[str, Any])
+        content = _shown(schemas.decode(path, dict[str, Any]))
         version = content.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise DamagedError(f"{path.name} has format {version}, this version reads up to {FORMAT}")
         return schemas.checked(content, schema)
     except ValueError as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error
+
+
+def _shown(content: Any) -> Any:
+    """The same content with a mark for each half of a character, which no file and no plot can hold."""
+    if isinstance(content, str):
+        return content.encode(errors="replace").decode()
+    if isinstance(content, dict):
+        return {_shown(name): _shown(value) for name, value in content.items()}
+    return [_shown(value) for value in content] if isinstance(content, list) else content
 
 
 def _below(name: str) -> str:
