@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,31 @@ def test_what_is_there(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixt
     assert card["images_per_class"] == {"train": [8] * 3, "val": [2] * 3, "test": [5] * 3}
     assert_picture(run / "plots" / "batch.png")
     assert not list(tmp_path.glob("**/pixels.bin"))
+
+
+def test_copies_are_counted(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = make_cub(tmp_path, train=10, test=5) / "images"
+    bird, other = sorted(images.glob("001*/*")), sorted(images.glob("004*/*"))  # the first ten of each are trained on
+    shutil.copy(bird[0], bird[10])
+    shutil.copy(bird[11], bird[12])
+    shutil.copy(bird[1], other[10])
+    run_stage(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
+    found = read(tmp_path / "run" / "check.json")["copies"]
+    assert found["seen_before"] == {"test": 2}
+    assert found["other_classes"] == 1
+    pairs = [(bird[0], bird[10]), (bird[11], bird[12]), (bird[1], other[10])]
+    assert {frozenset(group) for group in found["groups"]} == {frozenset(map(str, pair)) for pair in pairs}
+    assert (
+        "Copies: 2 test image(s) are training or validation images, too; 1 image(s) are in more than one class; "
+        "named in check.json."
+    ) in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_images_without_copies_say_nothing(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_cub(tmp_path, train=10, test=5)
+    run_stage(tiny(*CUB, f"data_dir={tmp_path}"), tmp_path / "run")
+    assert read(tmp_path / "run" / "check.json")["copies"] == {"seen_before": {}, "other_classes": 0, "groups": []}
+    assert "Copies" not in capsys.readouterr().out
 
 
 def test_all_bad_images_are_named_at_once(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from recast_exp.runs import layout
 from recast_exp.runs.results import (
     BankSize,
     Compared,
+    Copies,
     Counts,
     Inspection,
     MergedTask,
@@ -202,7 +203,21 @@ def show_check(
     if report["unread"]:
         kinds = [f"{name} ({count:,})" for name, count in report["unread"].items()]
         lines.append(f"Not read: {', '.join(kinds[:SHOWN])}{', …' if len(kinds) > SHOWN else ''}.")
+    lines += _copies(report["copies"])
     _print(title, table, *lines)
+
+
+def _copies(found: Copies) -> list[str]:
+    """One line on the images that a dataset has more than once, if it has any."""
+    before = {"val": "training", "test": "training or validation"}
+    parts = [
+        f"{count:,} {split} image(s) are {before[split]} images, too" for split, count in found["seen_before"].items()
+    ]
+    if found["other_classes"]:
+        parts.append(f"{found['other_classes']:,} image(s) are in more than one class")
+    if not parts and found["groups"]:
+        parts = ["some images are there more than once, in one split and class"]
+    return [f"Copies: {'; '.join(parts)}; named in {layout.CHECK}."] if parts else []
 
 
 def show_bad(bad: dict[str, str]) -> None:

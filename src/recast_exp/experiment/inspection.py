@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,25 @@ import numpy.typing as npt
 
 from recast_exp.config.schema import Config
 from recast_exp.data import read_official
+from recast_exp.data.copies import copies
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
 from recast_exp.data.preprocessing import Decoding
 from recast_exp.data.protocol import choose, decoding, missing_files, prepared_as
-from recast_exp.data.types import Official
+from recast_exp.data.types import SPLITS, ImageSet, Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment.card import write_card
 from recast_exp.experiment.pretrain import EVAL_BATCH_SIZE
 from recast_exp.files import write_json
 from recast_exp.models.create import input_spec
-from recast_exp.runs.results import Inspection, Metrics, Sizes
+from recast_exp.runs import layout
+from recast_exp.runs.results import Copies, Inspection, Metrics, Sizes
 from recast_exp.system import is_main_process
 
 log = logging.getLogger(__name__)
+
+GROUPS = 100  # of copies that are named
 
 
 def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
@@ -46,18 +51,20 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
         "width": _range(sizes[:, 1]),
         "bad": {str(path): reason for path, reason in bad.items()},
         "unread": official.unread,
+        "copies": {"seen_before": {}, "other_classes": 0, "groups": []},
     }
     if is_main:
-        write_json(run_dir / "check.json", report)
+        write_json(run_dir / layout.CHECK, report)
     if bad and dataset.bad_images == "error":
         if is_main:
             console.show_bad(report["bad"])
         kind = MissingInputError if "missing" in bad.values() else UserError
         raise kind(
             f"dataset {dataset.name}: {len(bad)} of {sum(report['official_images'].values()):,} images are missing or "
-            f"damaged, all named in {run_dir / 'check.json'}; replace them, or set dataset.bad_images=skip"
+            f"damaged, all named in {run_dir / layout.CHECK}; replace them, or set dataset.bad_images=skip"
         )
     images = choose(dataset, official)
+    report["copies"] = _copies(images)
     data = ImageDataModule(
         images,
         prepared_as(input_spec(settings.model), dataset),
@@ -67,6 +74,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
         seed=settings.seed,
     )
     if is_main:
+        write_json(run_dir / layout.CHECK, report)
         write_card(run_dir, data)
         dataset = settings.dataset
         title, card = f"dataset {dataset.name} in {dataset.path or settings.data_dir}", images.describe()
@@ -90,6 +98,19 @@ def _inspect(official: Official, how: Decoding) -> tuple[npt.NDArray[np.int64], 
             else:
                 sizes.append(found)
     return np.array(sizes, np.int64).reshape(-1, 2), bad
+
+
+def _copies(images: ImageSet) -> Copies:
+    groups = copies(images.splits)
+    seen_before: Counter[str] = Counter()
+    for group in groups:
+        first = min(SPLITS.index(image.split) for image in group)
+        seen_before.update(image.split for image in group if SPLITS.index(image.split) > first)
+    return {
+        "seen_before": dict(seen_before),
+        "other_classes": sum(len({image.label for image in group}) > 1 for group in groups),
+        "groups": [[image.name for image in group] for group in groups[:GROUPS]],
+    }
 
 
 def _range(values: npt.NDArray[np.int64]) -> Sizes:

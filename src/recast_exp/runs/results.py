@@ -163,6 +163,17 @@ class Sizes(TypedDict, total=False):
     max: int
 
 
+class Copies(TypedDict):
+    """Images that a dataset has more than once, byte for byte."""
+
+    seen_before: dict[str, int]
+    """Split → its images that are in an earlier one, too: validation images that are trained on, test images of either."""
+    other_classes: int
+    """Images that are in more than one class."""
+    groups: list[list[str]]
+    """Files or numbers of the images that are the same; the first hundred groups."""
+
+
 class Inspection(TypedDict):
     """`check.json`: what a dataset holds, before anything is chosen from it."""
 
@@ -176,3 +187,4 @@ class Inspection(TypedDict):
     """Path → what is wrong with the image."""
     unread: dict[str, int]
     """Number of files with each extension that is not read, and of skipped folders (`@eaDir/`)."""
+    copies: Copies
