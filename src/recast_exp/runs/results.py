@@ -167,7 +167,7 @@ class Copies(TypedDict):
     """Images that a dataset has more than once, byte for byte."""
 
     seen_before: dict[str, int]
-    """Split → its images that are in an earlier one, too: validation images that are trained on, test images of either."""
+    """Split → its images that an earlier split has, too: validation images of training, test images of either."""
     other_classes: int
     """Images that are in more than one class."""
     groups: list[list[str]]
