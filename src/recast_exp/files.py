@@ -20,6 +20,7 @@ from recast_exp.errors import RecastError, UserError
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 255
+LONGEST_PATH = 4096
 """Bytes of the name of a file or folder."""
 
 FIRST_WAIT, NEXT_WAIT = 2.0, 60.0
@@ -30,7 +31,7 @@ def user_path(text: str | Path) -> Path:
     """The path that a user means: `~` is the home folder; a `~name` of nobody here stays as it is, as in a shell.
 
     Raises:
-        UserError: If a name in it is longer than file systems have them, or it is no path.
+        UserError: If it, or a name in it, is longer than systems have them, or it is no path.
     """
     if not isinstance(text, str | os.PathLike):
         raise UserError(f"expected a path, got {text!r}")
@@ -39,6 +40,8 @@ def user_path(text: str | Path) -> Path:
     except ValueError:  # a NUL, which no path has; what opens it says so
         return Path(text)
     # Asked for one, Python raises an error instead of saying that it is not there
+    if (size := len(str(path).encode(errors="surrogatepass"))) >= LONGEST_PATH:
+        raise UserError(f"expected a path of less than {LONGEST_PATH:,} bytes, got {str(path)[:40]}… of {size:,}")
     for name in path.parts:
         if (size := len(name.encode(errors="surrogatepass"))) > LONGEST_NAME:
             raise UserError(

@@ -24,8 +24,8 @@ from recast_exp.config.schema import DatasetConfig
 from recast_exp.data import check_dataset, load_dataset, read_official
 from recast_exp.data.sets import aircraft, scenes
 from recast_exp.data.sets import torchvision as reader
-from recast_exp.data.types import ImageSet
-from recast_exp.errors import MissingInputError, RecastError
+from recast_exp.data.types import ImageSet, Official
+from recast_exp.errors import MissingInputError, RecastError, UserError
 from support.fixtures_data import (
     AIRCRAFT,
     make_aircraft,
@@ -376,6 +376,60 @@ def test_cifar_runs_nothing_from_an_unverified_file(tmp_path: Path, protocol: in
     assert not (tmp_path / "victim").exists()
     failure("cifar10", tmp_path, "md5", "dataset.verify=false", verify=True)
     assert not (tmp_path / "victim").exists()
+
+
+class Forged:
+    """An array of NumPy with a type that NumPy would not have written."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (20,), ForgedType(), False, b"\x41" * 160)
+
+
+class ForgedType:
+    """Says that 8 bytes hold a reference to an object: whoever follows it crashes Python."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (4, "|", None, ("f",), {"f": (np.dtype("O"), 0)}, 8, 1, 0, None)
+        return np.dtype, ("V8", False, True), state
+
+
+def keyed_by_tuples(depth: int) -> bytes:
+    """A dictionary with tuples of tuples as its key, written by hand: a hash looks at 2 to the power of `depth`."""
+    code = b"\x80\x02)q\x00"
+    for at in range(1, depth):
+        code += b"h" + bytes([at - 1]) + b"h" + bytes([at - 1]) + b"\x86q" + bytes([at])
+    return code + b"}h" + bytes([depth - 1]) + b"K\x01s."
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (pickle.dumps({"data": Forged(), "labels": []}, 2), "got a type that is no plain number"),
+        (pickle.dumps({"data": np.zeros(3, object), "labels": []}, 2), "got a type that is no plain number"),
+        (pickle.dumps({"data": np.zeros(3, [("a", "i4")]), "labels": []}, 5), "got a type that is no plain number"),
+        (pickle.dumps({"data": [], "labels": {1: 2}}, 2), "got a dictionary with keys that are no names"),
+        (keyed_by_tuples(60), "got a dictionary with keys that are no names"),
+        (pickle.dumps({"data": [], "labels": {1, 2}}, 4), "got a set"),
+    ],
+)
+def test_a_forged_pickle_is_refused_before_it_is_made(tmp_path: Path, content: bytes, says: str) -> None:
+    path = make_cifar(tmp_path) / "data_batch_2"
+    path.write_bytes(content)
+    failure("cifar10", tmp_path, path, "expected a pickle of arrays and lists", says)
+
+
+@pytest.mark.parametrize("labels", [[0.7, 1.0], ["0", "1"], [[0], [1]], [True, False], [None, 1]])
+def test_labels_that_are_no_integers_are_refused(tmp_path: Path, labels: list[Any]) -> None:
+    path = make_cifar(tmp_path) / "data_batch_1"
+    pixels = np.zeros((2, 3072), np.uint8)
+    path.write_bytes(pickle.dumps({"data": pixels, "labels": labels}, 2))
+    failure("cifar10", tmp_path, path.parent, "expected labels that are integers", repr(labels[0]))
+
+
+@pytest.mark.parametrize("name", ["", "half \udcff", 3])
+def test_names_of_classes_that_no_file_could_hold(name: object) -> None:
+    with pytest.raises(UserError, match=r"^list: expected names of classes, got "):
+        Official(("a", name), {}, index="list")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

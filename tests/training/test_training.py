@@ -632,6 +632,23 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert epochs == []
 
 
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_a_checkpoint_of_others_removes_nothing(scheme: str, build: Build, tmp_path: Path) -> None:
+    victim = tmp_path / "victim" / "precious.txt"
+    victim.parent.mkdir()
+    victim.write_text("x")
+    run_dir = tmp_path / "run"
+    train(build, run_dir, "model=vit_att", "trainer.max_epochs=1")
+    path = run_dir / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    [state] = [state for name, state in content["callbacks"].items() if "Checkpoint" in name]
+    for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
+        state[name] = f"{scheme}{victim.parent}"
+    torch.save(content, path)
+    train(build, run_dir, "model=vit_att", "trainer.max_epochs=3")
+    assert victim.read_text() == "x"
+
+
 def test_a_diverged_run_says_so(build: Callable[..., Any]) -> None:
     run = build("optimizer.lr=1e30", "optimizer.coefficients_lr=1e30", "trainer.gradient_clip=0")
     with quiet(), pytest.raises(UserError, match=r"optimizer\.lr: training diverged, \w+/loss is nan in epoch 1"):

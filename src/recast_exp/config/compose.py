@@ -134,6 +134,7 @@ class Composer:
                 try:
                     made: DictConfig = self.loader.load_configuration(self.config_name, texts, mode)
                     _check_logging(made)
+                    _check_launch(made)
                     return made
                 except MissingConfigException as error:
                     if not self._is_new_seed(error):
@@ -241,6 +242,26 @@ def _check_logging(whole: DictConfig) -> None:
             raise UserError(
                 f"hydra.{name}.version: expected 1, the format that Python knows, got {section.get('version')!r}"
             )
+
+
+def _check_launch(whole: DictConfig) -> None:
+    """Refuse what Hydra would stumble over when it starts jobs, after it has made their folder.
+
+    Raises:
+        UserError: One line.
+    """
+    for part in ("launcher", "sweeper"):
+        target = str(OmegaConf.select(whole, f"hydra.{part}._target_"))
+        if not target.startswith("hydra_plugins.") and not target.startswith("hydra._internal.core_plugins."):
+            raise UserError(
+                f"hydra.{part}._target_: expected a class below hydra_plugins, got {target!r}; choose one with "
+                f"hydra/{part}=NAME"
+            )
+    batch = OmegaConf.select(whole, "hydra.sweeper.max_batch_size")
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise UserError(f"hydra.sweeper.max_batch_size: expected an integer ≥ 1 or null, got {batch!r}")
+    if missing := [name for name in whole.hydra.job.env_copy if name not in os.environ]:
+        raise UserError(f"hydra.job.env_copy: expected names of environment variables, got {missing[0]!r}, which is not set")
 
 
 def _circle(choices: Sequence[str], name: str) -> UserError:

@@ -25,6 +25,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Those that PIL reads by itself, whatever the name of a file says. For EPS it starts a program, Ghostscript."""
+
 _MAX_TEXT = 64 * 2**20
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -105,7 +108,7 @@ def _opened(path: Path, decoding: Decoding) -> Image.Image:
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, _MAX_TEXT)
     if Image.MAX_IMAGE_PIXELS is not None and decoding.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = decoding.max_pixels
-    image = Image.open(path)
+    image = Image.open(path, formats=FORMATS)
     if (pixels := image.width * image.height) > decoding.max_pixels:
         image.close()
         raise _TooLargeError(f"it has {pixels:,} pixels, more than the limit of {decoding.max_pixels:,}")
@@ -118,6 +121,8 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
     Raises:
         ValueError: If it has 32 bits per pixel.
     """
+    if image.mode == "I" and image.format == "PPM":  # 16 bits, which have a mode of their own in other formats
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
     image.load()  # which turns a TIFF

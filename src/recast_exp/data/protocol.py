@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import fnmatch
 import logging
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from recast_exp.config.schema import DatasetConfig
 
 log = logging.getLogger(__name__)
+
+_NOT_THERE = errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG  # the last: no file system could have it
 
 UNDIVIDED = (0.6, 0.2, 0.2)
 """Shares of train, validation and test for a set without an official split."""
@@ -85,9 +88,14 @@ def missing_files(paths: Sequence[Path]) -> list[Path]:
     """The paths that are not regular files; each folder is listed once. Reading a pipe, for example, would block."""
     existing: set[Path] = set()
     for folder in {path.parent for path in paths}:
-        if folder.is_dir():
+        try:
             with os.scandir(folder) as entries:
                 existing.update(Path(entry.path) for entry in entries if is_file(entry))
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+        except ValueError:  # a NUL in its name
+            continue
     return [path for path in paths if path not in existing]
 
 

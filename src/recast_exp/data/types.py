@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file can hold a name: half of a character is none."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Images and their labels.
@@ -79,6 +88,8 @@ class Official:
 
     def __post_init__(self) -> None:
         index = self.index or "the index"
+        if odd := [name for name in self.classes if not isinstance(name, str) or not name or not _is_text(name)]:
+            raise UserError(f"{index}: expected names of classes, got {odd[0]!r:.60}")
         # One name may be written in several ways, and systems differ in theirs: a task trained elsewhere has to fit
         object.__setattr__(self, "classes", tuple(unicodedata.normalize("NFC", name) for name in self.classes))
         name, count = next(iter(Counter(self.classes).most_common(1)), ("", 0))

@@ -30,7 +30,7 @@ _MAX_HEADER = 1 << 20
 
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(EOFError, NotImplementedError, ValueError, LookupError, OverflowError),
+    *(EOFError, NotImplementedError, ValueError, LookupError, OverflowError, RecursionError),
 )
 """The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
 

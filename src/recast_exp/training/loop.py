@@ -65,6 +65,17 @@ class EpochSeed(Callback):
         torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, "epoch"))
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Writes the checkpoint of each epoch in the place of the one before.
+
+    It takes nothing from the checkpoint that a run is continued from. Its state there names files, which Lightning would
+    look for, and remove: a folder of others must not choose them.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave the state as it is."""
+
+
 def fit(
     recipe: Recipe,
     adapted: AdaptedModel,
@@ -112,7 +123,7 @@ def fit(
     if run_dir:
         last = layout.checkpoint(run_dir)
         callbacks.append(
-            ModelCheckpoint(
+            LastCheckpoint(
                 last.parent, last.stem, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -11,6 +11,9 @@ from recast_exp.data.types import Samples
 from recast_exp.errors import RecastError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from recast_exp.config.schema import DatasetConfig
 
 Dataset = TypeVar("Dataset")
@@ -49,10 +52,26 @@ def reading(cfg: DatasetConfig, folder: Path) -> Iterator[None]:
 
 def samples(dataset: Indexed) -> Samples:
     """List the paths and labels of a torchvision dataset that was made with `loader=Path`, so that none is decoded."""
+    paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    return Samples(paths, labels_of(labels, paths[0].parent))
+
+
+def labels_of(found: Sequence[object], where: Path) -> NDArray[np.int64]:
+    """Labels as torchvision gives them, as an array [N].
+
+    Args:
+        found: The labels.
+        where: Their file or folder, for the message.
+
+    Raises:
+        UserError: If one is no integer.
+    """
     import numpy as np
 
-    paths, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-    return Samples(paths, np.array(labels, dtype=np.int64))
+    for label in found:
+        if not (type(label) is int or isinstance(label, np.integer)):
+            raise UserError(f"{where}: expected labels that are integers, got {label!r}")
+    return np.array(found, dtype=np.int64)
 
 
 def unverified(dataset_class: type[Dataset]) -> type[Dataset]:
