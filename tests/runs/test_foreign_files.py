@@ -168,19 +168,63 @@ def test_nothing_of_a_foreign_file_happens(tmp_path: Path) -> None:
     assert done.files == []
 
 
-def test_the_storage_of_a_search_calls_nothing_but_optuna(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pruner", "named"),
+    [
+        ({"_target_": "os.mkdir", "path": "MADE"}, r"os\.mkdir"),
+        ({"_target_": "optuna.storages.journal._file.os.mkdir", "path": "MADE"}, r"os\.mkdir"),
+        ({"_target_": "optuna.logging.logging.FileHandler", "filename": "MADE"}, "FileHandler"),
+        ({"_target_": "optuna.storages.RDBStorage", "url": "sqlite:///MADE"}, "RDBStorage"),
+        ({"_target_": "optuna.pruners._base.abc.ABC"}, r"abc\.ABC"),
+        (
+            {
+                "_target_": "optuna.pruners.PatientPruner",
+                "wrapped_pruner": {"_target_": "os.mkdir", "path": "MADE"},
+                "patience": 1,
+            },
+            r"os\.mkdir",
+        ),
+        ({"_target_": "optuna.pruners.PatientPruner", "_args_": ["x"]}, "options that optuna.pruners.PatientPruner"),
+        ({"_target_": "optuna.pruners.PatientPruner", "patience": "${oc.env:HOME}"}, "options that optuna.pruners.P"),
+        (None, "None"),
+        ([1], "1"),
+    ],
+)
+def test_the_storage_of_a_search_makes_nothing_but_pruners(tmp_path: Path, pruner: Any, named: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    from recast_exp.search.study import STUDY, _storage, load_trial
+
+    path, made = tmp_path / "optuna.log", tmp_path / "made"
+    study = optuna.create_study(study_name=STUDY, storage=_storage(path))
+    study.set_user_attr("request", json.loads(json.dumps({"pruner": pruner}).replace("MADE", str(made))))
+    study.ask()
+    with pytest.raises(UserError, match=named) as error:
+        load_trial(str(path), 0)
+    assert "\n" not in str(error.value)
+    assert not made.exists()
+
+
+def test_pruners_of_pruners_are_made(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     from recast_exp.search.study import STUDY, _storage, load_trial
 
     path = tmp_path / "optuna.log"
     study = optuna.create_study(study_name=STUDY, storage=_storage(path))
-    inner = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
+    inner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 3}
     pruner = {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": inner, "patience": 1}
     study.set_user_attr("request", {"pruner": pruner})
     study.ask()
-    with pytest.raises(UserError, match=r"os\.mkdir"):
-        load_trial(str(path), 0)
-    assert not (tmp_path / "made").exists()
+    trial = load_trial(str(path), 0)
+    assert trial is not None
+    assert isinstance(trial.study.pruner, optuna.pruners.PatientPruner)
+
+
+def test_the_storage_of_a_resumed_trial_is_that_of_its_search(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "search" / "0", f"search.storage={tmp_path}/other.log", "search.trial=0")
+    with pytest.raises(UserError, match=r"search\.storage=.*expected optuna\.log beside the folders of the trials"):
+        resumed_overrides(folder)
+    folder = run_folder(tmp_path / "search" / "1", f"search.storage={tmp_path}/search/optuna.log", "search.trial=1")
+    assert f"search.storage={tmp_path}/search/optuna.log" in resumed_overrides(folder)
 
 
 @pytest.mark.parametrize("other_images", [False, True])

@@ -47,7 +47,8 @@ class OverrideChecker:
         elif launchers.is_override(override) and override.is_sweep_override():
             yield f"launcher: expected one option, which starts all jobs of a sweep, got {text.partition('=')[2]}"
         elif key in ("hydra", "hydra.sweeper.params"):
-            yield f"{key}: expected its keys to be set one by one ({key}.NAME=...), got {text.partition('=')[2] or text}"
+            got = text.partition("=")[2] or text
+            yield f"{key}: expected its keys to be set one by one ({key}.NAME=...), got {got}"
         elif override.is_hydra_override():
             if options and isinstance(value, str) and value not in options:
                 yield keys.unknown_option(key, value, options)

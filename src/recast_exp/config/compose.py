@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -139,6 +140,10 @@ class Composer:
                 except MissingConfigException as error:
                     if not self._is_new_seed(error):
                         raise
+        except KeyError as error:
+            raise UserError(
+                f"hydra.job.env_copy: expected environment variables that are set, got {error}, which is not"
+            ) from error
         except RecursionError:
             raise _circle(overrides, self.config_name) from None
         except _ERRORS as error:
@@ -252,16 +257,14 @@ def _check_launch(whole: DictConfig) -> None:
     """
     for part in ("launcher", "sweeper"):
         target = str(OmegaConf.select(whole, f"hydra.{part}._target_"))
-        if not target.startswith("hydra_plugins.") and not target.startswith("hydra._internal.core_plugins."):
+        if target not in Plugins.instance().class_name_to_class:
             raise UserError(
-                f"hydra.{part}._target_: expected a class below hydra_plugins, got {target!r}; choose one with "
+                f"hydra.{part}._target_: expected an installed plug-in of Hydra, got {target!r}; choose one with "
                 f"hydra/{part}=NAME"
             )
     batch = OmegaConf.select(whole, "hydra.sweeper.max_batch_size")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise UserError(f"hydra.sweeper.max_batch_size: expected an integer ≥ 1 or null, got {batch!r}")
-    if missing := [name for name in whole.hydra.job.env_copy if name not in os.environ]:
-        raise UserError(f"hydra.job.env_copy: expected names of environment variables, got {missing[0]!r}, which is not set")
 
 
 def _circle(choices: Sequence[str], name: str) -> UserError:

@@ -161,10 +161,21 @@ def resumed_overrides(folder: Path) -> list[str]:
             raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
         if "${" in text:
             raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
+        if key == "search.storage" and not _is_beside(folder, str(override.value())):
+            raise UserError(
+                f"resume: {path} holds {text[:80]!r}; expected {layout.STORAGE} beside the folders of the trials; go "
+                "on with the command of the search"
+            )
     configuration = _load(folder / ".hydra" / "config.yaml")
     if isinstance(configuration, dict) and "training" not in configuration:
         found.insert(0, "training=joint")  # all that older versions could do, whatever is the default now
     return found
+
+
+def _is_beside(folder: Path, storage: str) -> bool:
+    """Whether the storage of a search is the one of the search that a trial's folder belongs to."""
+    beside = folder.absolute().parent / layout.STORAGE
+    return not beside.is_symlink() and Path(storage).absolute().resolve() == beside.resolve()
 
 
 def _check_links(folder: Path) -> None:

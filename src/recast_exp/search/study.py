@@ -184,10 +184,7 @@ def load_trial(storage: str, number: int) -> Trial | None:
     if not Path(storage).is_file():
         raise UserError(f"search.storage: {storage} is not there; a trial's job needs the storage of its search")
     study = optuna.load_study(study_name=STUDY, storage=_storage(Path(storage)))
-    pruner = study.user_attrs[_REQUEST]["pruner"]
-    if foreign := [target for target in _targets(pruner) if not str(target).startswith("optuna.")]:
-        raise UserError(f"search.storage: {storage} names the pruner {foreign[0]}; expected a pruner of Optuna")
-    study.pruner = _pruner(pruner)
+    study.pruner = _recorded_pruner(study.user_attrs[_REQUEST]["pruner"], storage)
     found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
     if not found:
         raise UserError(f"search.trial: {storage} has no trial {number}")
@@ -249,16 +246,27 @@ def _unexpected(what: str, node: dict[str, object]) -> UserError:
     return UserError(f"hydra.sweeper.{what}: expected a {what} of Optuna, got {node.get('_target_')}")
 
 
-def _targets(node: object) -> Iterator[object]:
-    """All that a node would import: a file must not choose what is called here."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            if name == "_target_":
-                yield value
-            yield from _targets(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _targets(value)
+def _recorded_pruner(node: object, storage: str) -> BasePruner:
+    """The pruner that a storage names. Others may have written it: it is a pruner of Optuna, or of pruners of Optuna.
+
+    Raises:
+        UserError: If it is anything else, or does not take its options.
+    """
+    content = dict(node) if isinstance(node, Mapping) else {}
+    target = str(content.pop("_target_", node))
+    module, _, name = target.rpartition(".")
+    listed = module == "optuna.pruners" and name in optuna.pruners.__all__
+    kind = getattr(optuna.pruners, name) if listed else None
+    if not (isinstance(kind, type) and issubclass(kind, BasePruner)):
+        raise UserError(f"search.storage: {storage} names the pruner {target[:80]!r}; expected one of optuna.pruners")
+    options = {
+        option: _recorded_pruner(value, storage) if isinstance(value, Mapping) else value
+        for option, value in content.items()
+    }
+    try:
+        return kind(**options)
+    except Exception as error:  # what a class says of values that no user has typed
+        raise UserError(f"search.storage: {storage} names options that {target} does not take") from error
 
 
 def _comparable(content: Mapping[str, object], space: Mapping[str, str]) -> dict[str, object]:

@@ -68,8 +68,8 @@ class EpochSeed(Callback):
 class LastCheckpoint(ModelCheckpoint):
     """Writes the checkpoint of each epoch in the place of the one before.
 
-    It takes nothing from the checkpoint that a run is continued from. Its state there names files, which Lightning would
-    look for, and remove: a folder of others must not choose them.
+    It takes nothing from the checkpoint that a run is continued from. Its state there names files, which Lightning
+    would look for, and remove: a folder of others must not choose them.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
