@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,12 +54,30 @@ def decode(path: Path, schema: type[T]) -> T:
         ValueError: If the file is missing, cannot be read, or does not fit the schema; the text says why, in one line.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise ValueError(f"{size:,} bytes, where {LARGEST:,} are the limit")
-        return parse(path.read_text(encoding="utf-8"), schema)
+        return parse(read_regular(path).decode(), schema)
     except OSError as error:
         raise ValueError(error.strerror or one_line(error)) from error
+
+
+def read_regular(path: Path, largest: int = LARGEST) -> bytes:
+    """Read a whole file, which must be one: a pipe would wait for ever, and a device never ends.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+
+    Raises:
+        ValueError: If it is no regular file, or is larger.
+        OSError: If it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"{max(status.st_size, len(content)):,} bytes, where {largest:,} are the limit")
+    return content
 
 
 def parse(text: str, schema: type[T]) -> T:
@@ -124,7 +143,7 @@ def check_yaml(path: Path) -> None:
         UserError: If the file cannot be read, is no YAML, or holds more than is read.
     """
     try:
-        _count(path.read_text(encoding="utf-8"))
+        _count(read_regular(path).decode())
     except yaml.MarkedYAMLError as error:
         line = f": line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}") from error

@@ -11,7 +11,7 @@ import pytest
 
 from recast_exp.errors import UserError
 from recast_exp.models.task_file import read_task
-from recast_exp.runs.adopt import recorded, resumed_overrides
+from recast_exp.runs.adopt import contradictions, recorded, resumed_overrides
 from recast_exp.runs.task_header import read_record
 from support.program import runner
 from support.task_files import FACTS
@@ -225,6 +225,19 @@ def test_the_storage_of_a_resumed_trial_is_that_of_its_search(tmp_path: Path) ->
         resumed_overrides(folder)
     folder = run_folder(tmp_path / "search" / "1", f"search.storage={tmp_path}/search/optuna.log", "search.trial=1")
     assert f"search.storage={tmp_path}/search/optuna.log" in resumed_overrides(folder)
+
+
+@pytest.mark.parametrize("backbone", ["hf-hub:evil/x", "HF-HUB:evil/x", "hf_hub:evil/x", "local-dir:/etc"])
+def test_a_task_file_chooses_no_repository_and_no_folder(tmp_path: Path, backbone: str) -> None:
+    config = CONFIG | {"model": {**CONFIG["model"], "backbone": backbone}}
+    path = task_file(tmp_path / "t.safetensors", config)
+    [line] = contradictions({"model.backbone": "digits_vit"}, path, [], {})
+    assert line.endswith(f"if you trust it, add model.backbone={backbone}")
+    assert list(contradictions({"model.backbone": backbone}, path, ["model.backbone"], {})) == []
+    done = runner(tmp_path / "r")("stage=evaluate", f"task={path}", "dataset=digits")
+    assert done.code == 2
+    assert any(f"add model.backbone={backbone}" in line for line in done.err)
+    assert done.files == []
 
 
 @pytest.mark.parametrize("other_images", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from recast_exp.config import grammar
 from recast_exp.data.images import read_image
 from recast_exp.data.preprocessing import Decoding
 from recast_exp.data.unpack import ArchiveError, extract
-from recast_exp.errors import RecastError
+from recast_exp.errors import RecastError, UserError
 from recast_exp.recast import Banks
 from recast_exp.runs import record
 from recast_exp.runs.sweep import SweepRecord
@@ -100,3 +101,27 @@ def test_overrides(text: str) -> None:
 @pytest.mark.parametrize("text", ["{a:" * 600 + "1" + "}" * 600, "[" * 2000, "9" * 6000])
 def test_deep_and_long_values(text: str) -> None:
     assert grammar.parse(f"adapter.arguments={text}") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "job.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(ValueError, match=r"^it is no regular file$"):
+        schemas.decode(path, dict[str, Any])
+    with pytest.raises(UserError, match="it is no regular file"):
+        check_yaml(path)
+
+
+def test_a_file_that_grows_is_read_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    path.write_bytes(b" " * 101)
+    with pytest.raises(ValueError, match=r"^101 bytes, where 100 are the limit$"):
+        schemas.read_regular(path, 100)
+    assert schemas.read_regular(path, 101) == b" " * 101

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError, apply_task, load_task
+from recast_exp.models.weights import content_hash
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
@@ -291,3 +293,31 @@ def test_places_that_cannot_be_written_to(place: str, model: RecastModel, tmp_pa
         model.save_task("pets", path)
     with pytest.raises(UserError, match=r"^expected a path, got 3"):
         model.save_task("pets", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", ["hf-hub:evil/x", "local-dir:/etc"])
+def test_a_model_chooses_no_repository_and_no_folder(backbone: str, model: RecastModel, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    name = json.loads((tmp_path / "model.json").read_text())["backbone"]
+    with pytest.raises(UserError, match=f"^backbone: expected {name}, that of .*, got 'other'"):
+        RecastModel.load(tmp_path, backbone="other")
+    assert RecastModel.load(tmp_path, backbone=name).backbone == name
+    change(backbone=backbone)(tmp_path)
+    with pytest.raises(UserError, match=f"if you trust it, load it with backbone='{backbone}'"):
+        RecastModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("change_weights", [lambda tensor: tensor.fill_(float("nan")), lambda tensor: tensor.int()])
+def test_weights_that_no_model_has_are_refused(
+    change_weights: Callable[[Tensor], Tensor], model: RecastModel, tmp_path: Path
+) -> None:
+    model.save(tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    tensors = load_file(tmp_path / f"{record['weights']}.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = change_weights(tensors[name].clone())
+    changed = content_hash(tensors)
+    save_file(tensors, tmp_path / f"{changed}.safetensors")
+    change(weights=changed)(tmp_path)
+    with pytest.raises(UserError, match=f"expected finite numbers of the type of its backbone, got others in {name}"):
+        RecastModel.load(tmp_path)

@@ -117,6 +117,13 @@ def contradictions(
             f"{key}: expected {expected}, with which the task file {task} was trained, got {got}; leave {leave_out} out"
         )
 
+    typed = list(typed)
+    backbone = str(record.get("model.backbone"))
+    if ":" in backbone and "model.backbone" not in typed:  # hf-hub:OWNER/NAME, local-dir:FOLDER
+        yield (
+            f"model.backbone: the task file {task} was trained on {backbone}, a repository or a folder, which no file "
+            f"may choose; if you trust it, add model.backbone={backbone}"
+        )
     for key in dict.fromkeys(keys.mapping_of(key) or key for key in typed):
         if key in differing:
             yield line(key, keys.shown(asked.get(key)), "it")

@@ -419,14 +419,19 @@ class RecastModel(nn.Module):
 
     @classmethod
     @torch.inference_mode(False)
-    def load(cls, path: str | Path) -> RecastModel:
-        """Load a model of `save`, to the bit. No task is active, and nothing is downloaded.
+    def load(cls, path: str | Path, *, backbone: str | None = None) -> RecastModel:
+        """Load a model of `save`, to the bit. No task is active, and nothing of timm's own is downloaded.
+
+        Args:
+            path: The folder, or the zip file.
+            backbone: Its backbone, to be named only where it is `hf-hub:OWNER/NAME` or `local-dir:FOLDER`: what timm
+                loads from there a file must not choose.
 
         Raises:
             MissingInputError: If there is none at the path.
-            UserError: If it is damaged.
+            UserError: If it is damaged, or has another backbone than the one named.
         """
-        return model_file.load(cls, user_path(path))
+        return model_file.load(cls, user_path(path), backbone)
 
     @torch.inference_mode(False)
     def merge(self, name: str) -> nn.Module:

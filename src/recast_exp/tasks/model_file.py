@@ -165,8 +165,13 @@ def _is_whole(file: Path, weights: str) -> bool:
         return False
 
 
-def load(cls: type[RecastModel], path: Path) -> RecastModel:
+def load(cls: type[RecastModel], path: Path, backbone: str | None = None) -> RecastModel:
     """Read a model of `save`.
+
+    Args:
+        cls: Its class.
+        path: The folder, or the zip file.
+        backbone: Its backbone, which has to be named where it is not one of timm's own.
 
     Raises:
         MissingInputError: If there is none at the path, or one of its files is missing.
@@ -176,6 +181,7 @@ def load(cls: type[RecastModel], path: Path) -> RecastModel:
         raise MissingInputError(f"{path}: expected a folder or zip file of RecastModel.save, got nothing")
     with _unpacked(path) as folder:
         record = _read(folder / RECORD, path)
+        _check_backbone(record["backbone"], backbone, path)
         banks = Banks.load(_file(folder, record["bank"], path), record["bank"])
         with seeded(0):  # its first weights are replaced
             network = create_network(record["backbone"], record["img_size"])
@@ -239,8 +245,18 @@ def _read(file: Path, path: Path) -> _Record:
         raise
     except ValueError as error:
         raise UserError(f"{path}: expected the {RECORD} of RecastModel.save, got a damaged one ({error})") from error
-    check_name(record["backbone"])
     return record
+
+
+def _check_backbone(recorded: str, named: str | None, path: Path) -> None:
+    if named is not None and named != recorded:
+        raise UserError(f"backbone: expected {recorded}, that of {path}, or None, got {named!r}")
+    if named is None and ":" in recorded:  # hf-hub:OWNER/NAME, local-dir:FOLDER
+        raise UserError(
+            f"{path}: its backbone is {recorded}, a repository or a folder, which no file may choose; if you trust it, "
+            f"load it with backbone={recorded!r}"
+        )
+    check_name(recorded)
 
 
 def _file(folder: Path, digest: str, path: Path) -> Path:
@@ -277,4 +293,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
     different = sorted(set(live) ^ set(tensors)) or [n for n in live if live[n].shape != tensors[n].shape]
     if different:
         raise UserError(f"{path}: expected the weights of its backbone, got others; they differ in {different[0]}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != live[name].is_floating_point() or not tensor.isfinite().all():
+            raise UserError(f"{path}: expected finite numbers of the type of its backbone, got others in {name}")
     network.load_state_dict(tensors, strict=False)
