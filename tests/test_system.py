@@ -101,3 +101,14 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, recast_exp.system as system; system.is_main_process(1); print({modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text_in_logs() -> None:
+    code = (
+        "import logging; from pathlib import Path; from recast_exp.system import steady_output; steady_output();"
+        "logging.basicConfig(format='%(message)s');"
+        "logging.getLogger('recast_exp.x').warning('%s and %s, %d', Path('a\\x1b[31m'), OSError('b\\x07'), 3);"
+        "logging.getLogger('other').warning('%s', 'c\\x1b[0m')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [r"a\x1b[31m and b\x07, 3", "c\x1b[0m"]

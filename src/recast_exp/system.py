@@ -9,6 +9,8 @@ import shutil
 import sys
 from typing import Any
 
+from recast_exp.errors import printable
+
 
 def usable_cores() -> int:
     """The processor cores that this process may use: by its affinity, the quota of its container, and SLURM.
@@ -84,9 +86,21 @@ class _Steady:
         return getattr(self._stream, name)
 
 
+def _plain_record(name: str, *parts: Any, **more: Any) -> logging.LogRecord:
+    """A record of a log whose values hold nothing that a terminal would obey: names of files are anybody's."""
+    made = logging.LogRecord(name, *parts, **more)
+    if name.startswith("recast_exp") and isinstance(made.args, tuple):
+        made.args = tuple(
+            printable(str(value)) if isinstance(value, str | os.PathLike | BaseException) else value
+            for value in made.args
+        )
+    return made
+
+
 def steady_output() -> None:
     """Let the output of this process survive a terminal without Unicode, a reader that has gone, and a full disk."""
     logging.raiseExceptions = False  # a log that cannot be written says so forty lines at a time
+    logging.setLogRecordFactory(_plain_record)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

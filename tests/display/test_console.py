@@ -60,3 +60,12 @@ def test_a_comparison_of_several_seeds_names_none(capsys: pytest.CaptureFixture[
     out = shown(capsys)
     assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors method params bytes ")
     assert "RECAST-Att 48 192 50.0 ± 50.0 50.0 ± 50.0 5 s" in out
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_predictions("x", 1, 1, {"a\x1b[31m": {"b\x1b]0;title\x07[bold]": 1}})
+    console.show_bad({"c\x1b[2J.png": "d\x9b"})
+    out = capsys.readouterr().out
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}
+    for text in (r"a\x1b[31m", r"b\x1b]0;title\x07[bold]", r"c\x1b[2J.png", r"d\x9b"):
+        assert text in out

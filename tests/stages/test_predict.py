@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,55 @@ def test_other_predictions_in_the_folder(predict: Callable[..., Any], digits: Pa
             predict(*typed)
         assert_one_line(error, "hydra.run.dir", tmp_path, "choose a new folder")
     assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_images_that_have_changed_since(predict: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted(digits.iterdir())[:3]:
+        shutil.copy(path, images / f"b{path.name}")
+    run = tmp_path / "run"
+    predict(images, folder=run)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    shutil.copy(next(digits.iterdir()), images / "a.png")  # comes first: the last one would be predicted again
+    with pytest.raises(UserError) as error:
+        predict(images, folder=run)
+    assert_one_line(error, "hydra.run.dir", run, "some have been added, removed or renamed since")
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    (images / "a.png").rename(images / "c.png")  # comes last: nothing before it has changed
+    assert predict(images, folder=run)["images"] == 4
+    assert len(table(run / "predictions.csv")) == 4
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.jsonl", "broken.csv"])
+@pytest.mark.parametrize("change", ["removed", "cut", "folder"])
+def test_files_of_predictions_that_are_not_whole(
+    name: str, change: str, predict: Callable[..., Any], digits: Path, tmp_path: Path
+) -> None:
+    predict(f"{digits}/000?.png")
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if change == "cut":
+        path.write_bytes(content[:-1])
+    elif change == "folder":
+        path.mkdir()
+    before = {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+    with pytest.raises(UserError) as error:
+        predict(f"{digits}/000?.png")
+    assert_one_line(error, "hydra.run.dir", path, "is not there, or shorter than progress.json says")
+    assert before == {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+
+
+@pytest.mark.parametrize("entry", ["seen", "broken", "seconds", "sizes"])
+def test_progress_that_cannot_be(entry: str, predict: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    predict(f"{digits}/000?.png")
+    path = tmp_path / "progress.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {entry: {"predictions.csv": -5} if entry == "sizes" else -1}))
+    with pytest.raises(UserError) as error:
+        predict(f"{digits}/000?.png")
+    assert_one_line(error, "hydra.run.dir", path, "is damaged")
 
 
 def test_no_image_that_can_be_read(predict: Callable[..., Any], tmp_path: Path) -> None:

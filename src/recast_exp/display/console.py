@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from recast_exp.config.grammar import short
+from recast_exp.display.cells import cell
 from recast_exp.display.numbers import mean_and_spread
 from recast_exp.runs import layout
 from recast_exp.runs.results import (
@@ -118,8 +118,8 @@ def show_merged(rows: Sequence[MergedTask], bank: int, before: int) -> None:
         table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         name, value = max(row["similarity"].items(), key=lambda pair: abs(pair[1]))
-        cells = (f"{row['error']:.3f}", f"{row['averaged']:.3f}", f"{escape(name)} {value:+.2f}")
-        table.add_row(escape(row["task"]), *cells, f"{row['bytes'] / 1000:,.1f}")
+        cells = (f"{row['error']:.3f}", f"{row['averaged']:.3f}", f"{cell(name)} {value:+.2f}")
+        table.add_row(cell(row["task"]), *cells, f"{row['bytes'] / 1000:,.1f}")
     after = bank + sum(row["bytes"] for row in rows)
     sizes = f"{before / 1e6:,.2f} MB before, {after / 1e6:,.2f} MB now, of which {bank / 1e6:,.2f} MB are shared"
     _print(f"{len(rows)} tasks", table, f"Error: of what a task has changed in the weights, relative. {sizes}.")
@@ -226,7 +226,7 @@ def show_bad(bad: dict[str, str]) -> None:
     table.add_column("image", overflow="fold")
     table.add_column("problem", overflow="fold")
     for path, reason in list(bad.items())[:SHOWN]:
-        table.add_row(escape(path), escape(reason))
+        table.add_row(cell(path), cell(reason))
     _print(f"{len(bad)} image(s) cannot be used", table, *(["…"] if len(bad) > SHOWN else []))
 
 
@@ -247,9 +247,9 @@ def show_sequence(title: str, found: Sequenced) -> None:
     matrix = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     matrix.add_column("after", overflow="fold")
     for task in found["tasks"]:
-        matrix.add_column(escape(task), justify="right", overflow="fold")
+        matrix.add_column(cell(task), justify="right", overflow="fold")
     for task, row in zip(found["tasks"], found["accuracy"], strict=True):
-        matrix.add_row(escape(task), *(f"{100 * accuracy:.1f}" for accuracy in row))
+        matrix.add_row(cell(task), *(f"{100 * accuracy:.1f}" for accuracy in row))
     methods = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     methods.add_column("after the last task", overflow="fold", min_width=17)
     for column in ("task known", "forgetting", "task unknown", "parameters"):
@@ -257,7 +257,7 @@ def show_sequence(title: str, found: Sequenced) -> None:
     for line in found["methods"]:
         unknown = "–" if line["unknown"] is None else f"{100 * line['unknown']:.1f}"
         cells = (f"{100 * line['known']:.1f}", f"{100 * line['forgetting']:.1f}", unknown, f"{line['parameters']:,}")
-        methods.add_row(escape(line["method"]), *cells)
+        methods.add_row(cell(line["method"]), *cells)
     lines = ["Accuracy in percent: the mean over the tasks. Parameters: of all tasks, without heads."]
     if (transfer := found["forward_transfer"]) is not None:
         lines.append(f"Starting from earlier tasks changes the accuracy of a task by {100 * transfer:+.1f} points.")
@@ -273,12 +273,12 @@ def show_predictions(where: str, images: int, broken: int, counts: Mapping[str, 
     for task, by_class in counts.items():
         ranked = sorted(by_class.items(), key=lambda pair: -pair[1])
         for at, (label, count) in enumerate(ranked[:SHOWN]):
-            table.add_row(escape(task) if at == 0 else "", escape(label), f"{count:,}")
+            table.add_row(cell(task) if at == 0 else "", cell(label), f"{count:,}")
         if len(ranked) > SHOWN:
             rest = sum(count for _, count in ranked[SHOWN:])
             table.add_row("", f"{len(ranked) - SHOWN} other classes", f"{rest:,}")
     left_out = f"; {broken:,} cannot be read, named in {layout.BROKEN}" if broken else ""
-    _print(f"{images:,} images of {escape(where)}{left_out}", table)
+    _print(f"{images:,} images of {cell(where)}{left_out}", table)
 
 
 def show_skipped(skipped: Sequence[Recorded | Left]) -> None:
@@ -290,7 +290,7 @@ def show_skipped(skipped: Sequence[Recorded | Left]) -> None:
     for record in skipped:
         jobs_by_reason.setdefault(record["reason"] or "", []).append(str(record["number"]))
     for reason, jobs in jobs_by_reason.items():
-        table.add_row(", ".join(jobs), escape(reason))
+        table.add_row(", ".join(jobs), cell(reason))
     _print(f"{len(skipped)} job(s) do not fit and were left out", table)
 
 
@@ -302,14 +302,14 @@ def show_failures(left: Sequence[Recorded | Left], jobs: int, command: str) -> N
         table.add_column(column, overflow="fold")
     for record in left[:SHOWN]:
         cells = (record["label"], record["dataset"], str(record["seed"]), record["state"], record["reason"] or "")
-        table.add_row(str(record["number"]), *map(escape, cells))
+        table.add_row(str(record["number"]), *map(cell, cells))
     more = f" ({len(left) - SHOWN} more are not shown)" if len(left) > SHOWN else ""
     total = f" of {jobs}" if jobs else ""
     _print(
         f"{len(left)}{total} job(s) did not finish{more}",
         table,
         "The same command in the same folder runs only these jobs again:",
-        f"  {escape(command)}",
+        f"  {cell(command)}",
     )
 
 
@@ -322,18 +322,18 @@ def show_search(folder: Path, search: SearchRecord) -> None:
     table.add_column("trial", justify="right")
     table.add_column("val", justify="right")
     for key in search["space"]:
-        table.add_column(escape(key), overflow="fold")
+        table.add_column(cell(key), overflow="fold")
     for value, trial in finished[:BEST]:
-        sampled = [escape(short(trial["parameters"][key])) for key in search["space"]]
+        sampled = [cell(short(trial["parameters"][key])) for key in search["space"]]
         table.add_row(str(trial["number"]), _percent(value), *sampled)
     counts = Counter(trial["state"] for trial in trials)
     order = (State.FINISHED, State.PRUNED, State.FAILED, State.RUNNING)
     states = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
     failed = [trial for trial in trials if trial["state"] == State.FAILED]
-    lines = [f"Trial {trial['number']} failed: {escape(trial['reason'] or '')}" for trial in failed[:SHOWN]]
+    lines = [f"Trial {trial['number']} failed: {cell(trial['reason'] or '')}" for trial in failed[:SHOWN]]
     lines += ["…"] if len(failed) > SHOWN else []
     if search["best"]:
-        lines.append(f"Run the best setting: {escape(search['best']['command'])}")
+        lines.append(f"Run the best setting: {cell(search['best']['command'])}")
     _print(f"Search {folder}: {len(trials)} trials, {states}", *([table] if finished else []), *lines)
 
 

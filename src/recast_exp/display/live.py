@@ -19,11 +19,11 @@ from typing import NotRequired, TypedDict
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from recast_exp.config.grammar import short
+from recast_exp.display.cells import cell
 from recast_exp.errors import RecastError
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import Record
@@ -196,7 +196,7 @@ def table(records: Sequence[Watched], started: float, own: Sequence[str] = ()) -
     for record in shown:
         cells = [str(record["number"]), record["label"], record["dataset"], str(record["seed"])]
         cells += [told[record["number"]]] if told else []
-        rows.add_row(*map(escape, cells), *_status(record))
+        rows.add_row(*map(cell, cells), *_status(record))
     counts = [f"{len(ended)} of {len(records)} jobs ended"]
     counts += [f"{len(failed)} failed"] if failed else []
     left = remaining(records, started)

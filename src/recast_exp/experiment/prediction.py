@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -13,13 +14,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from lightning.fabric import Fabric
+from msgspec import Meta
 from torch import Tensor
 from tqdm import tqdm
 
@@ -67,11 +70,13 @@ class _Progress:
     """How far a run is, in `progress.json`: what is behind these sizes in the files is of a batch that was cut off."""
 
     asked: str
-    seen: int = 0
-    broken: int = 0
-    seconds: float = 0.0
-    sizes: dict[str, int] = field(default_factory=dict)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    seen: Annotated[int, Meta(ge=0)] = 0
+    broken: Annotated[int, Meta(ge=0)] = 0
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    sizes: dict[str, Annotated[int, Meta(ge=0)]] = field(default_factory=dict)
+    counts: dict[str, dict[str, Annotated[int, Meta(ge=0)]]] = field(default_factory=dict)
+    paths: str = ""
+    """A hash of the paths that have been seen, in their order; empty in the files of earlier versions."""
 
 
 def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
@@ -100,8 +105,8 @@ def run(settings: Config, run_dir: Path, asked: Asked) -> Metrics:
     with _Files(run_dir, what, list(tasks), min(asked.top, most)) as files:
         if files.progress.seen:
             log.info("Going on after %d images", files.progress.seen)
-        rest = itertools.islice(paths, files.progress.seen, None)
-        _predict(settings.trainer, tasks, rest, asked, files, settings.dataset.max_pixels)
+            files.check_seen(itertools.islice(paths, files.progress.seen))
+        _predict(settings.trainer, tasks, paths, asked, files, settings.dataset.max_pixels)
         found = files.progress
     predicted = found.seen - found.broken
     if not predicted:
@@ -148,7 +153,8 @@ def _predict(
                 logits: Tensor = network(normalize(pixels.to(fabric.device), *constants[spec])).cpu()
                 rows[name] = [top_of(line, classes, name, asked.top) for line in logits]
             broken = [(path, reason) for path, reason in batch if isinstance(reason, str)]
-            files.add([path for path, _ in whole], rows, broken, time.perf_counter() - started)
+            order = [path for path, _ in batch]
+            files.add(order, [path for path, _ in whole], rows, broken, time.perf_counter() - started)
             started = time.perf_counter()
             bar.update(len(batch))
 
@@ -209,7 +215,25 @@ class _Files:
             )
         return progress
 
+    def check_seen(self, paths: Iterable[Path]) -> None:
+        """Refuse to go on where the images that have been seen are no longer the first ones.
+
+        Raises:
+            UserError: If they are not.
+        """
+        if self.progress.paths and functools.reduce(_chained, paths, "") != self.progress.paths:
+            raise UserError(
+                f"hydra.run.dir: {self._folder} has predictions of other images: some have been added, removed or "
+                "renamed since; choose a new folder"
+            )
+
     def __enter__(self) -> _Files:
+        for name, size in self.progress.sizes.items():
+            path = self._folder / name
+            if name not in self._heads or not path.is_file() or path.stat().st_size < size:
+                raise UserError(
+                    f"hydra.run.dir: {path} is not there, or shorter than {layout.PROGRESS} says; choose a new folder"
+                )
         self._open = {name: (self._folder / name).open("ab") for name in self._heads}
         for name, file in self._open.items():
             file.truncate(self.progress.sizes.get(name, 0))
@@ -224,6 +248,7 @@ class _Files:
 
     def add(
         self,
+        order: Sequence[Path],
         paths: Sequence[Path],
         rows: Mapping[str, Sequence[Predicted]],
         broken: Sequence[tuple[Path, str]],
@@ -250,11 +275,16 @@ class _Files:
             file.write(texts[name].encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        self.progress.seen += len(paths) + len(broken)
+        self.progress.seen += len(order)
+        self.progress.paths = functools.reduce(_chained, order, self.progress.paths)
         self.progress.broken += len(broken)
         self.progress.seconds += seconds
         self.progress.sizes = {name: file.tell() for name, file in self._open.items()}
         write_json(self._path, dataclasses.asdict(self.progress))
+
+
+def _chained(before: str, path: Path) -> str:
+    return hashlib.sha256(f"{before}{path}\0".encode(errors="surrogateescape")).hexdigest()
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
