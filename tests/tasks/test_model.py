@@ -401,7 +401,7 @@ def test_a_model_that_has_templates_or_an_adapter_already_is_not_wrapped() -> No
     with pytest.raises(UserError, match=r"^width: expected 48, the number of features of vit_tiny_patch16_224"):
         RecastModel.wrap(backbone(), width=999)
     for nothing in (None, "vit_tiny_patch16_224"):
-        with pytest.raises(UserError, match=r"^model: expected a network, got"):
+        with pytest.raises(UserError, match=r"^model: expected a network \(from_timm takes a name\), got"):
             RecastModel.wrap(nothing)  # type: ignore[arg-type]
 
 

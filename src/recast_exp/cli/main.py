@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 import string
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from recast_exp.system import steady_output
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     steady_output()
+    os.environ["MPLBACKEND"] = "agg"  # plots are files; what is set for other programs may be nothing that there is
     try:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -58,7 +60,14 @@ def run(argv: Sequence[str]) -> int:
         return report_errors([line], UserError.exit_code)
 
 
+_RANKS = "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK"
+"""Environment variables that Lightning and torchmetrics read when they are imported."""
+
+
 def _run(argv: Sequence[str]) -> int:
+    if odd := [name for name in _RANKS if not re.fullmatch(r"\s*\d+\s*", os.environ.get(name, "0"))]:
+        line = f"{odd[0]}: expected an integer, got {os.environ[odd[0]]!r}; unset this environment variable"
+        return report_errors([line], UserError.exit_code)
     try:
         Path.cwd()
     except OSError:  # another process has removed it

@@ -118,7 +118,7 @@ def has_jobs(folder: Path) -> bool:
     closed: list[OSError] = []
     if next(records(folder, SWEEP, JOB, closed=closed), None) is not None:
         return True
-    if closed:
+    if closed and not isinstance(closed[0], FileNotFoundError):
         raise closed[0]
     return False
 
