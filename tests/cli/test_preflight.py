@@ -25,7 +25,11 @@ REFUSED = {
     "a class": (("dataset.classes=[nope]",), 2, "dataset.classes: expected names or patterns such as 5, 6, 7, got"),
     "a device": (("trainer.accelerator=gpu", "trainer.devices=1"), 2, "trainer.accelerator: expected auto, cpu"),
     "a cache": (("cache_dir=FILE",), 2, "cache_dir: FILE cannot be written to"),
-    "weights": (("model.pretrained=true", "model.weights=FILE"), 2, "model.weights: expected a file of weights, a .safetensors"),
+    "weights": (
+        ("model.pretrained=true", "model.weights=FILE"),
+        2,
+        "model.weights: expected a file of weights, a",
+    ),
     "weights of another model": (
         ("model.pretrained=true", "model.weights=TENSORS"),
         2,

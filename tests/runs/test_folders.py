@@ -49,9 +49,21 @@ CASES = {
     "a job of a newer version": (newer("0/job.json"), True, "job.json has format 2, this version reads up to 1"),
     "a run in a sweep": (written("sweep.json"), False, "is the folder of a sweep; choose a new one"),
     "a sweep in a run": (written("job.json"), True, "is the folder of a run; choose a new one"),
-    "a file for a job": (written("1"), True, "is a file, where the folder of a job is to be"),
-    "a folder for a record": (made("0/job.json"), True, "0/job.json is a folder; remove it"),
-    "a folder for the list of jobs": (made("sweep.json"), True, "sweep.json is a folder; remove it"),
+    "a file for a job": (written("1"), True, "/1, got a file; move it, or choose a new folder"),
+    "a folder for a record": (made("0/job.json"), True, "expected a file in FOLDER/0/job.json, got a folder; move it"),
+    "a folder for the list of jobs": (made("sweep.json"), True, "expected a file in FOLDER/sweep.json, got a folder"),
+    "a folder for Hydra's list": (made("multirun.yaml"), True, "expected a file in FOLDER/multirun.yaml, got a folder"),
+    **{
+        f"a folder for {name}": (made(name), False, f"expected a file in FOLDER/{name}, got a folder; move it")
+        for name in (
+            *("job.json", "metrics.json", "parameters.json", "metrics.csv", "task.safetensors", "predictions.csv"),
+            *("dataset.json", "checkpoints/last.ckpt", ".lock"),
+        )
+    },
+    **{
+        f"a file for {name}": (written(name), False, f"expected a folder in FOLDER/{name}, got a file; move it")
+        for name in ("plots", "checkpoints", ".hydra")
+    },
 }
 
 
@@ -65,7 +77,7 @@ def test_what_is_there_stays(case: str, tmp_path: Path, capsys: pytest.CaptureFi
     place = ["-m", "seed=1,2", f"hydra.sweep.dir={folder}"] if in_sweep else ["seed=1", f"hydra.run.dir={folder}"]
     assert cli.run([*QUICK, f"cache_dir={tmp_path.parent / 'cache'}", *place]) == 2
     errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1 and line in errors[0]
+    assert len(errors) == 1 and line.replace("FOLDER", str(folder)) in errors[0]
     assert contents(tmp_path) == before
 
 

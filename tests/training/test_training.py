@@ -632,6 +632,43 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert epochs == []
 
 
+@pytest.mark.parametrize(
+    ("callback", "change"),
+    [
+        ("History", None),
+        ("History", {"rows": []}),
+        ("History", {"rows": [{}, {}]}),
+        ("History", {"rows": [{"epoch": 1, "images": 3, "seconds": 1.0}, {"epoch": 2, "images": 3}]}),
+        ("History", {"rows": [{"epoch": 1, "images": 3, "seconds": 1.0}, {"epoch": 2, "images": 3, "seconds": 0}]}),
+        ("History", {"rows": [{"epoch": 1, "images": 3, "seconds": 1.0}] * 2}),
+        ("History", {"rows": [{"epoch": e, "images": 3, "seconds": 1.0, "val/accuracy": 1e308} for e in (1, 2)]}),
+        ("Snapshots", None),
+        ("Snapshots", {"epoch": 99}),
+        ("Snapshots", {"epoch": -5}),
+        ("Snapshots", {"epoch": "x"}),
+        ("Snapshots", {"best": 9.0}),
+        ("Snapshots", {"tensors": "x"}),
+        ("Snapshots", {"tensors": {"head.bias": torch.tensor([torch.nan])}}),
+        ("Snapshots", {"tensors": {}}),
+    ],
+)
+def test_the_epochs_of_a_checkpoint_agree(
+    callback: str, change: dict[str, Any] | None, build: Build, tmp_path: Path
+) -> None:
+    typed = ("model=vit_att", "select=best")
+    train(build, tmp_path, *typed, "trainer.max_epochs=2")
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    if change is None:
+        del content["callbacks"][callback]
+    else:
+        content["callbacks"][callback] |= change
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"^resume: expected a checkpoint ") as error:
+        train(build, tmp_path, *typed, "trainer.max_epochs=3")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("scheme", ["", "local://"])
 def test_a_checkpoint_of_others_removes_nothing(scheme: str, build: Build, tmp_path: Path) -> None:
     victim = tmp_path / "victim" / "precious.txt"

@@ -66,8 +66,8 @@ _RANKS = "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM
 
 def _run(argv: Sequence[str]) -> int:
     if odd := [name for name in _RANKS if not re.fullmatch(r"\s*\d+\s*", os.environ.get(name, "0"))]:
-        line = f"{odd[0]}: expected an integer, got {os.environ[odd[0]]!r}; unset this environment variable"
-        return report_errors([line], UserError.exit_code)
+        problem = f"{odd[0]}: expected an integer, got {os.environ[odd[0]]!r}; unset this environment variable"
+        return report_errors([problem], UserError.exit_code)
     try:
         Path.cwd()
     except OSError:  # another process has removed it

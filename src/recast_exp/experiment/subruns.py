@@ -11,9 +11,17 @@ from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
 from recast_exp.runs.results import Results
 
+NEEDED = "val/accuracy", "test/accuracy", "seconds"
+"""The metrics that tables show of every run."""
+
 
 def claim(settings: Config, run_dir: Path) -> bool:
-    """Whether a run with these very settings was begun in a folder; what another has left there is removed."""
+    """Whether a run with these very settings was begun in a folder; what another has left there is removed.
+
+    Raises:
+        UserError: If a run could not write there.
+    """
+    job_record.check_place(run_dir, "hydra.run.dir")
     record = job_record.read(run_dir)
     # One that has only chosen a recipe is gone on with: the stage alone differs
     known = record is not None and not list(job_record.differences({**record, "stage": "adapt"}, settings))
@@ -31,7 +39,7 @@ def done(settings: Config, run_dir: Path, label: str, work: Callable[[], object]
         label: What tables call its method.
         work: Does the run, and writes its results into the folder.
     """
-    if not (claim(settings, run_dir) and job_record.is_finished(run_dir)):
+    if not (claim(settings, run_dir) and job_record.is_finished(run_dir, NEEDED)):
         job_record.begin(run_dir, settings, label=label, overrides=[])
         with job_record.ending(run_dir):
             work()

@@ -291,7 +291,7 @@ def _has_died(record: Record) -> bool:
         os.kill(int(record["pid"]), 0)
     except ProcessLookupError:
         return True
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return False
     return False
 

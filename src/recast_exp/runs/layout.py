@@ -66,6 +66,23 @@ WITHOUT_JOBS = frozenset({HYDRA, CHECKPOINTS, PLOTS, REPORT, TENSORBOARD, WANDB,
 """Folders in which nobody looks for jobs."""
 
 
+FILES = (
+    *(JOB, LOCK, METRICS, PARAMETERS, HISTORY, TASK, DATASET, PREDICTIONS, PREDICTIONS_LINES, BROKEN, PROGRESS),
+    *(VALIDATION, RECONSTRUCTION, CHECK, WANDB_RECORD, SWEEP, MULTIRUN, SEARCH, STORAGE, SEQUENCE, SEQUENCE_MATRIX),
+    *(SEQUENCE_METHODS, BANK_SIZES, BANK_SIZES_TABLE, COMPARISON, COMPARISON_TABLE, RECIPES),
+)
+FOLDERS = HYDRA, PLOTS, CHECKPOINTS, EXPORT, PUBLISH, WANDB, TENSORBOARD, REPORT, TASKS, MERGED, RUNS
+
+
+def in_the_way(folder: Path) -> Path | None:
+    """What would stop a job from writing in a folder: a file in a folder's place, or a folder in that of a file."""
+    wrong = [folder] if folder.exists() and not folder.is_dir() else []
+    wrong += [path for name in FOLDERS if (path := folder / name).exists() and not path.is_dir()]
+    wrong += [path for name in FILES if (path := folder / name).is_dir()]
+    wrong += [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_dir()]
+    return next(iter(wrong), None)
+
+
 def checkpoint(run_dir: Path, name: str = "last") -> Path:
     """The checkpoint of a run that it can be continued from."""
     return run_dir / CHECKPOINTS / f"{name}.ckpt"

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -201,9 +201,25 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
     Raises:
         UserError: If a run was started there with other settings, or by a newer version.
     """
+    check_place(folder, key)
     check_version(folder, layout.JOB, key)
     if known is not None and known["stage"] == "adapt" and (different := next(differences(known, settings), None)):
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
+
+
+def check_place(folder: Path, key: str) -> None:
+    """Refuse a folder in which a job could not write.
+
+    Args:
+        folder: The folder; it need not be there.
+        key: The key that chooses it, for the message.
+
+    Raises:
+        UserError: If a file lies in the place of a folder, or a folder in that of a file.
+    """
+    if (path := layout.in_the_way(folder)) is not None:
+        expected, got = ("file", "folder") if path.is_dir() else ("folder", "file")
+        raise UserError(f"{key}: expected a {expected} in {path}, got a {got}; move it, or choose a new folder")
 
 
 def check_version(folder: Path, name: str, key: str, newest: int = FORMAT) -> None:
@@ -245,7 +261,12 @@ def read_metrics(folder: Path) -> Metrics:
         MissingInputError: If it has none.
         UserError: If they are damaged.
     """
-    return schemas.read_json(folder / layout.METRICS, Metrics, "the metrics of a run")
+    path = folder / layout.METRICS
+    metrics: Metrics = schemas.read_json(path, Metrics, "the metrics of a run")
+    for name, value in metrics.items():
+        if name.rpartition("/")[2].startswith("accuracy") and not (isinstance(value, float | int) and 0 <= value <= 1):
+            raise UserError(f"{path}: expected {name} from 0 to 1, got {value!r}")
+    return metrics
 
 
 def read_results(folder: Path) -> Results:
@@ -259,8 +280,13 @@ def read_results(folder: Path) -> Results:
     return Results(read_metrics(folder), counts)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a job has all its results, readable and whole; a record that says so is not enough."""
+def is_finished(folder: Path, needed: Sequence[str] = ("val/accuracy", "test/accuracy")) -> bool:
+    """Whether a job has all its results, readable and whole; a record that says so is not enough.
+
+    Args:
+        folder: Folder of the job.
+        needed: Metrics that it must have, numbers of at least 0.
+    """
     record = read(folder)
     if record is None or record["state"] != State.FINISHED:
         return False
@@ -270,10 +296,11 @@ def is_finished(folder: Path) -> bool:
             return True
         metrics, parameters = read_results(folder)
         task = read_record(folder / layout.TASK)
-        accuracy, count = float(metrics["test/accuracy"]), int(parameters["task_specific"])
+        numbers = [*(metrics[name] for name in needed), parameters["task_specific"]]
+        sound = all(isinstance(value, float | int) and value >= 0 for value in numbers)
     except (OSError, ValueError, KeyError, TypeError, RecastError):
         return False
-    return 0 <= accuracy <= 1 and count >= 0 and task["config"].get("seed", keys.default("seed")) == record["seed"]
+    return sound and task["config"].get("seed", keys.default("seed")) == record["seed"]
 
 
 def _now() -> str:

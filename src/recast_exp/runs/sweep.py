@@ -141,6 +141,7 @@ def holding(folder: Path, planned: Sequence[Planned], labels: Sequence[str], arg
             each. Nothing has been changed then.
     """
     command, again = shlex.join(["python", "-m", "recast_exp", *argv]), command_again(argv, folder)
+    job_record.check_place(folder, "hydra.sweep.dir")
     plan = Plan(folder, command, [], again, searched(folder))
     if different := list(_differences(folder, planned)):
         raise UserError(*different)
@@ -217,11 +218,12 @@ def records(folder: Path, jobs: Sequence[PlannedJob] = ()) -> list[Recorded]:
         jobs: Its jobs, if they are known; else all that have a folder there.
     """
     found: list[Recorded] = []
-    known = [folder / str(job["folder"]) / layout.JOB for job in jobs]
-    for path in known or folder.glob(f"*/{layout.JOB}"):
-        record = job_record.read(path.parent)
-        if record is not None and (number := record["number"]) is not None:
-            found.append({**record, "number": number, "folder": str(path.parent.relative_to(folder))})
+    planned = {folder / str(job["folder"]): job["number"] for job in jobs}
+    for place in planned or [path.parent for path in folder.glob(f"*/{layout.JOB}")]:
+        record = job_record.read(place)
+        number = planned.get(place, record["number"] if record else None)  # the plan knows it better
+        if record is not None and number is not None:
+            found.append({**record, "number": number, "folder": str(place.relative_to(folder))})
     return sorted(found, key=lambda record: int(record["number"]))
 
 
@@ -255,15 +257,13 @@ def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     job_record.check_version(folder, layout.SWEEP, "hydra.sweep.dir", FORMAT)
     if (folder / layout.JOB).is_file():
         raise UserError(f"hydra.sweep.dir: {folder} is the folder of a run; choose a new one")
-    if (folder / layout.SWEEP).is_dir():
-        raise UserError(f"hydra.sweep.dir: {folder / layout.SWEEP} is a folder; remove it, or choose a new one")
     for job in planned:
         place = folder / str(job.number)
         job_record.check_version(place, layout.JOB, "hydra.sweep.dir")
-        if place.exists() and not place.is_dir():
-            yield f"hydra.sweep.dir: {place} is a file, where the folder of a job is to be; remove it"
-        elif (place / layout.JOB).is_dir():
-            yield f"hydra.sweep.dir: {place / layout.JOB} is a folder; remove it"
+        try:
+            job_record.check_place(place, "hydra.sweep.dir")
+        except UserError as error:
+            yield from error.lines
     try:
         there = len(schemas.decode(folder / layout.SWEEP, SweepRecord)["jobs"])
     except ValueError:

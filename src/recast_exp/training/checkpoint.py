@@ -17,16 +17,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read the checkpoint that a run is continued from, without unpickling code.
 
     Raises:
-        UserError: If it is no checkpoint of a run, or its numbers are not finite.
+        UserError: If it is no checkpoint of a run, or its numbers are not finite, or its epochs contradict each other.
     """
     expected = f"resume: expected a checkpoint of a run, got {path}"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = schemas.checked(content, dict[str, Any])
         parts = schemas.checked(content, _Checkpoint)
-        history = schemas.checked(parts["callbacks"].get("History", {"rows": []}), _History)
-        if not all(math.isfinite(value) for row in history["rows"] for value in row.values()):
-            raise ValueError("its history holds NaN or infinity")
+        _check_history(schemas.checked(parts["callbacks"].get("History"), _History)["rows"], parts["epoch"])
+        _check_snapshots(parts["callbacks"].get("Snapshots"), parts["epoch"])
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{expected}, which is damaged ({first_line(error)}); start the run from scratch") from error
     for name, tensor in parts["state_dict"].items():
@@ -35,10 +34,50 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _check_history(rows: list[dict[str, int | float]], epoch: int) -> None:
+    """Refuse a history that no training of so many epochs has.
+
+    Raises:
+        ValueError: One line.
+    """
+    if [row.get("epoch") for row in rows] != list(range(1, epoch + 2)):
+        raise ValueError(f"its history is none of {epoch + 1} epoch(s)")
+    for row in rows:
+        if not all(math.isfinite(value) for value in row.values()):
+            raise ValueError("its history holds NaN or infinity")
+        if row.get("images", 0) < 1 or row.get("seconds", 0) <= 0:
+            raise ValueError("its history has an epoch without images or time")
+        if any(not 0 <= value <= 1 for name, value in row.items() if name.endswith("accuracy")):
+            raise ValueError("its history has an accuracy that cannot be")
+
+
+def _check_snapshots(content: object, epoch: int) -> None:
+    """Refuse the best epoch of a training that did not have it; None is a training that reports its last one.
+
+    Raises:
+        ValueError: One line.
+    """
+    if content is None:
+        return
+    found = schemas.checked(content, _Snapshots)
+    if not 0 <= found["epoch"] <= epoch or not -1 <= found["best"] <= 1:
+        raise ValueError("its best epoch is none of its epochs")
+    if not all(isinstance(tensor, Tensor) and torch.isfinite(tensor).all() for tensor in found["tensors"].values()):
+        raise ValueError("its best epoch is not made of finite numbers")
+
+
 class _History(TypedDict):
     """The state of `training.history.History`: a row for each epoch."""
 
     rows: list[dict[str, int | float]]
+
+
+class _Snapshots(TypedDict):
+    """The state of `training.loop.Snapshots`."""
+
+    best: float
+    epoch: int
+    tensors: dict[str, Any]
 
 
 class _Checkpoint(TypedDict):

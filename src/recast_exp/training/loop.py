@@ -240,6 +240,13 @@ class Snapshots(Callback):
         self.epoch = 0
         self.tensors: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to go on where the best epoch so far is not known."""
+        if trainer.current_epoch and not self.tensors:
+            raise UserError(
+                "resume: expected a checkpoint with its best epoch, got one without; start the run from scratch"
+            )
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the parameters if the epoch is the best so far."""
         accuracy = trainer.callback_metrics["val/accuracy"].item()
