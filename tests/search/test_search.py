@@ -43,6 +43,7 @@ SPACE = (
     "scheduler.step_size=int(interval(1,40))",
     "model=vit_att,vit_mlp",
 )
+EFFECTIVE = "training=joint", "scheduler=step"
 FEW = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 2}
 Objective = Callable[[int, dict[str, str]], Any]
 Search = Callable[..., dict[str, Any]]
@@ -292,6 +293,7 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.setattr(cli.JobRunner, "__call__", lambda self, cfg: task(cfg))
     argv = ["-m", "search=optuna", "hydra.sweep.dir=a b", "hydra.sweeper.n_trials=2", "hydra/sweeper/pruner=hyperband"]
+    argv += EFFECTIVE
     assert cli.run([*argv, *SPACE, "dataset.classes=['5', '6']"]) == 2  # the exit code of the trial that failed
     found = json.loads(Path("a b/search.json").read_text())
     assert [trial["state"] for trial in found["trials"]] == ["finished", "failed"]
@@ -340,10 +342,38 @@ def test_a_search_that_cannot_work_leaves_nothing(
     options: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("folder").mkdir()
-    assert cli.run(["-m", "search=optuna", "hydra.sweep.dir=a", *options, *SPACE]) == 2
+    assert cli.run(["-m", "search=optuna", "hydra.sweep.dir=a", *EFFECTIVE, *options, *SPACE]) == 2
     told = capsys.readouterr().err
     assert re.fullmatch(rf"error: hydra\.sweeper\.{says}\n", told), told
     assert not Path("a").exists()
+
+
+@pytest.mark.parametrize(
+    ("searched", "reason"),
+    [
+        (["optimizer.lr=interval(1e-4,1e-1)"], "optimizer.lr: .*: what trains has optimizer.coefficients_lr instead"),
+        (["optimizer.lr=1e-4,1e-1", "model=vit_frozen"], "optimizer.lr: .*: what trains has a solved head instead"),
+        (["scheduler.step_size=int(interval(5,30))"], "scheduler.step_size: .*: scheduler=cosine has no steps"),
+        (["optimizer.adapter_lr=interval(0.1,0.2)"], "optimizer.adapter_lr: .*: there is no adapter to train"),
+        (
+            ["optimizer.coefficients_lr=0.1,0.2", "model=vit_frozen"],
+            "optimizer.coefficients_lr: .*: there is no .*",
+        ),
+    ],
+)
+def test_a_key_without_effect_is_not_searched_over(
+    searched: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["-m", "search=optuna", "hydra.sweep.dir=a", *searched]) == 2
+    assert re.fullmatch(rf"error: {reason}\n", capsys.readouterr().err)
+    assert not Path("a").exists()
+
+
+def test_a_key_with_an_effect_on_some_of_the_models_is_searched_over() -> None:
+    line = CommandLine(
+        ("search=optuna", "optimizer.coefficients_lr=0.1,0.2", "model=vit_frozen,vit_att"), multirun=True
+    )
+    assert check(line).wrong == []
 
 
 def test_a_trial_is_pruned_for_real(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
