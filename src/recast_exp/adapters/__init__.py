@@ -266,6 +266,8 @@ def check_adapter(create: Callable[[str], nn.Module], adapter: Adapter) -> None:
             network = create("cpu")
             inject_adapter(network, adapter)
     except RecastError as error:
+        if not str(error).startswith("adapter"):  # an option: another adapter is no way out
+            raise UnfitError(*(f"adapter.{line}" for line in error.lines)) from None
         raise UnfitError(f"{error}; choose one of {', '.join(fitting(lambda: create('meta')))}") from None
     added = sum(parameter.numel() for parameter in network.parameters()) - size
     if added > size:

@@ -13,6 +13,7 @@ starts at one for the block itself and at zero for the others, so that the new b
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from recast_exp.adapters._base import Adapter, attach, backbone_modules, parametrize_weight, weight_of
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 NAME = "growth"
 
@@ -44,6 +47,8 @@ class Growth(Adapter):
         """Let blocks be followed by new ones."""
         found = _blocks(network)
         count = min(self.blocks, len(found))
+        if count < self.blocks:
+            log.warning("growth: %d new blocks instead of %d, one after each block", count, self.blocks)
         names: dict[str, str] = {}
         for place in (round((index + 1) * len(found) / count) - 1 for index in range(count)):
             path, alike = found[place]

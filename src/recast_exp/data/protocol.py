@@ -201,12 +201,22 @@ def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[st
         bound = round(0.8 * len(everything))
         return {"train": everything.select(np.sort(order[:bound])), "test": everything.select(np.sort(order[bound:]))}
     if "all" in splits:
+        for key, value, default in (("split", cfg.split, "official"), ("val_fraction", cfg.val_fraction, 0.2)):
+            if value != default:
+                raise UserError(
+                    f"dataset.{key}: expected {default} for a set without splits, which is divided {_shares()} for "
+                    f"training, validation and test, got {value}; make folders train, val and test of your own"
+                )
         everything = splits["all"]
         parts = split_by_class(everything.labels, UNDIVIDED, cfg.split_seed, classes)
         return {split: everything.select(part) for split, part in zip(SPLITS, parts, strict=True)}
     if cfg.split == "redrawn":
         return {"train": _join([splits[name] for name in ("train", "val") if name in splits]), "test": splits["test"]}
     return splits
+
+
+def _shares() -> str:
+    return ", ".join(f"{100 * share:.0f} %" for share in UNDIVIDED)
 
 
 def _join(samples: Sequence[Samples]) -> Samples:

@@ -88,6 +88,11 @@ def read_official(cfg: DatasetConfig, data_dir: str | Path) -> Official:
     return official
 
 
+def is_published(cfg: DatasetConfig) -> bool:
+    """Whether a dataset is one that somebody has published, and not images of one's own."""
+    return not getattr(_module(cfg), "OWN", False)
+
+
 def _module(cfg: DatasetConfig) -> DatasetModule:
     """The module that reads a dataset.
 

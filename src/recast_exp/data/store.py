@@ -187,7 +187,7 @@ def open_stores(requests: Mapping[str, Request], mode: str, cache: Path, name: s
             stores[split] = _array_store(images, geometry)
         elif mode == "off" or (mode == "ram" and not request.build):
             stores[split] = FileStore(images, geometry)
-        elif mode == "memmap" and (store := _find(folder := _folder(cache, images, geometry))) is not None:
+        elif mode == "memmap" and (store := _find(folder := _folder(cache, images, geometry), len(images))) is not None:
             stores[split] = store
         elif not request.build:
             stores[split] = FileStore(images, geometry)
@@ -222,7 +222,7 @@ class _Plan:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             # Another job may be building it, or have built it since
             with locked(self.folder.with_suffix(".lock"), f"the decoded images of {name}"):
-                return _find(self.folder) or self._build_folder(self.folder, name)
+                return _find(self.folder, len(self.paths)) or self._build_folder(self.folder, name)
         except OSError as error:
             raise UserError(
                 f"dataset.cache: {self.folder.parent} cannot be written to ({error.strerror or error}); set cache_dir "
@@ -246,11 +246,14 @@ class _Plan:
                 {"recast_exp": json.dumps(facts)},
             )
             temporary.chmod(temporary.parent.stat().st_mode)  # `mkdtemp` makes folders that only their owner can read
-            shutil.rmtree(folder, ignore_errors=True)  # one that `_find` did not accept
+            if folder.is_dir():  # one that `_find` did not accept
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        store = _find(folder)
+        store = _find(folder, len(self.paths))
         assert store is not None
         return store
 
@@ -310,14 +313,19 @@ def _free_memory() -> int:
         return 2**62
 
 
-def _find(folder: Path) -> Store | None:
-    """The complete store in a folder; None if there is none."""
+def _find(folder: Path, count: int) -> Store | None:
+    """The complete store of so many images in a folder; None if there is none, or what is there is damaged."""
     try:
+        if not (folder / _INDEX).is_file() or not (folder / _PIXELS).is_file():
+            return None
         with safe_open(folder / _INDEX, framework="np") as file:
-            index = Index(file.get_tensor("shapes"))
+            shapes = file.get_tensor("shapes")
+        if shapes.dtype != np.int64 or shapes.shape != (count, 2) or (shapes < 1).any():
+            return None
+        index = Index(shapes)
         if (folder / _PIXELS).stat().st_size == index.size:
             return PixelStore(folder / _PIXELS, index)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, TypeError, ValueError):
         pass
     return None
 

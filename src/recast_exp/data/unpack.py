@@ -5,6 +5,7 @@ Nothing heavy is imported.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import re
 import shutil
@@ -33,6 +34,10 @@ _DAMAGE = (
     *(EOFError, NotImplementedError, ValueError, LookupError, OverflowError, RecursionError),
 )
 """The exceptions of the standard library for a damaged archive, apart from an OSError without a number."""
+
+
+_NO_NAME = errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
+"""The numbers of an OSError for members that are in each other's way, or have names that no file can have."""
 
 
 class ArchiveError(UserError):
@@ -68,6 +73,10 @@ def extract(archive: Path, folder: Path) -> None:
             if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno is None):
                 reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
                 raise ArchiveError(f"{archive}: truncated or damaged ({reason}); download it again") from error
+            if isinstance(error, OSError) and error.errno in _NO_NAME:
+                raise ArchiveError(
+                    f"{archive}: holds a member that cannot be a file here ({error.strerror}: {error.filename})"
+                ) from error
             raise
 
 

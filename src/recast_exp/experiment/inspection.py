@@ -16,6 +16,7 @@ from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.images import look_at
 from recast_exp.data.preprocessing import Decoding
 from recast_exp.data.protocol import choose, decoding, missing_files, prepared_as
+from recast_exp.data.registry import is_published
 from recast_exp.data.types import SPLITS, ImageSet, Official
 from recast_exp.display import console
 from recast_exp.errors import MissingInputError, UserError
@@ -43,7 +44,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
     official = read_official(dataset, settings.data_dir)
     sizes, bad = _inspect(official, decoding(dataset))
     report: Inspection = {
-        "verified": dataset.verify and "all" not in official.splits,
+        "verified": dataset.verify and is_published(dataset),
         "official_classes": len(official.classes),
         "classes": len({label for part in official.splits.values() for label in np.unique(part.labels).tolist()}),
         "official_images": {split: len(samples) for split, samples in official.splits.items()},

@@ -174,7 +174,10 @@ def check_size(model: ModelConfig) -> None:
     if model.img_size is None or (network := _blueprint(model)) is None:
         return
     name, size = model.backbone, model.img_size
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    embed = getattr(network, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if tuple(getattr(getattr(embed, "proj", None), "stride", patch) or ()) != patch:
+        patch = None  # patches that overlap leave nothing out
     for length in patch if isinstance(patch, tuple) else ():
         if isinstance(length, int) and size % length:
             raise UserError(

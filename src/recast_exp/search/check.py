@@ -33,8 +33,9 @@ def problems(settings: Mapping[str, object], given: Sequence[Override]) -> Itera
         value = settings.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"hydra.sweeper.{name}: expected an integer ≥ 1, got {value!r}"
-    if not isinstance(settings.get("seed"), int):
-        yield f"hydra.sweeper.seed: expected an integer, got {settings.get('seed')!r}"
+    seed = settings.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        yield f"hydra.sweeper.seed: expected an integer ≥ 0 and < {2**32}, got {seed!r}"
     storage = str(settings.get("storage"))
     if user_path(storage).is_dir():
         yield f"hydra.sweeper.storage: expected a file, got {storage}, which is a folder"

@@ -58,6 +58,8 @@ class Compare(Stage):
         from recast_exp.experiment import comparison
 
         super().preflight(settings, inputs, variants)
+        if self.methods == []:
+            raise UserError("stage.methods: expected names of methods, or null for all, got none")
         if self.methods is not None or self.more:
             comparison.select(self.methods, comparison.methods(settings, variants(), self.more))
 

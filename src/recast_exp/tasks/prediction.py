@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from recast_exp.config.schema import MAX_PIXELS
-from recast_exp.data.images import pixels_of, read_image
+from recast_exp.data.images import UnreadableImageError, pixels_of, read_image
 from recast_exp.data.preprocessing import Decoding, InputSpec
 from recast_exp.data.transforms import augmentation
 from recast_exp.errors import UserError, first_line
@@ -59,7 +59,11 @@ def prepared(picture: Picture, spec: InputSpec, max_pixels: int = MAX_PIXELS) ->
 def _pixels(picture: Picture, decoding: Decoding) -> Tensor:
     if isinstance(picture, str | Path):
         path = user_path(picture)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:  # in a folder that cannot be opened
+            raise UnreadableImageError(f"{path}: cannot be read ({error.strerror})", str(error.strerror)) from error
+        if not there:
             raise UserError(f"{path}: expected an image file, got nothing")
         return read_image(path, decoding)
     if isinstance(picture, Image.Image):

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+OWN = True
+"""There is no official set to compare with."""
 
 _LAYOUT = "PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 
@@ -69,6 +76,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     if not folders:
         classes, samples = _scan(root, unread)
         return Official(classes, {"all": samples}, unread=_reported(root, unread))
+    unread.update(f"{folder.name}/" for folder in _folders(root) if folder not in folders.values())
     scanned = {split: _scan(folder, unread) for split, folder in folders.items()}
     classes = scanned["train"][0]
     label_of = {name: label for label, name in enumerate(classes)}
