@@ -227,6 +227,30 @@ def of_words() -> Iterator[Case]:
 # Files of configuration
 
 
+def of_hydra() -> Iterator[Case]:
+    """Keys of Hydra's own, and what others have left in the environment of a command."""
+    kind = "Hydra"
+    yield typed(kind, "hydra: expected its keys to be set one by one", "hydra={}")
+    yield typed(kind, "hydra.job.env_copy: expected environment variables that are set", "hydra.job.env_copy=[NOT_SET]")
+    for size in ("0", "-1"):
+        yield typed(
+            kind, f"hydra.sweeper.max_batch_size: expected an integer ≥ 1 or null, got {size}",
+            "-m", f"hydra.sweeper.max_batch_size={size}", "seed=1,2",
+        )  # fmt: skip
+    for part, target in (("launcher", "nowhere.X"), ("launcher", "hydra_plugins.x.Y"), ("sweeper", "os.getcwd")):
+        yield typed(
+            kind, f"hydra.{part}._target_: expected an installed plug-in of Hydra, got '{target}'",
+            "-m", f"hydra.{part}._target_={target}", "seed=1,2",
+        )  # fmt: skip
+    yield typed(kind, "hydra.sweeper.params: expected its keys to be set", "-m", "+hydra.sweeper.params={seed: '1,2'}")
+    yield typed(kind, "seed: got range(1,5,0): ", "-m", "seed=range(1,5,0)")
+    yield typed(kind, "stage.methods: expected names of methods", "stage=compare", "stage.methods=[]")
+    yield typed(
+        kind, "hydra.sweeper.seed: expected an integer ≥ 0",
+        "-m", "search=optuna", "hydra.sweeper.seed=-1", "optimizer.coefficients_lr=0.1,0.2",
+    )  # fmt: skip
+
+
 def configured(content: str | bytes, name: str = "experiment/mine.yaml") -> Typed:
     def prepare(at: Materials) -> Sequence[object]:
         at.file(f"conf/{name}", content)
@@ -1018,7 +1042,7 @@ def _mimic_changed(change: Callable[[torch.Tensor], object]) -> None:
 def all_cases() -> list[Case]:
     """The whole table."""
     makers = (
-        *(of_keys, of_words, of_configurations, of_tasks, of_banks, of_checkpoints, of_weights, of_folders, of_lists),
-        *(of_archives, of_images, of_calls),
+        *(of_keys, of_words, of_hydra, of_configurations, of_tasks, of_banks, of_checkpoints, of_weights, of_folders),
+        *(of_lists, of_archives, of_images, of_calls),
     )
     return [case for make in makers for case in make()]

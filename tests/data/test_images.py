@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from recast_exp.data.protocol import choose
 from recast_exp.data.store import Request, open_stores
 from recast_exp.data.transforms import augmentation
 from recast_exp.data.types import Samples
+from recast_exp.errors import UserError
 from support.fixtures_data import make_folder
 
 NOW, BEFORE = Decoding("white", orient=True), Decoding()
@@ -216,3 +218,42 @@ def test_the_library_sees_what_a_person_sees(tmp_path: Path) -> None:
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     first, second = model.predict([tmp_path / "upright.png", tmp_path / "turned.png"], tasks="pets")
     assert first.top == second.top
+
+
+def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    program = tmp_path / "bin" / "gs"  # which PIL runs for an EPS file, whatever its name says
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    path = tmp_path / "image.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+        read_image(path)
+    assert not started.exists()
+
+
+def test_grey_of_16_bits_in_every_format(tmp_path: Path) -> None:
+    grey = (RAMP.astype(np.uint16) * 300).astype(">u2")
+    (tmp_path / "g.pgm").write_bytes(b"P5 %d %d 65535\n" % grey.shape[::-1] + grey.tobytes())
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "g.png")
+    expected = torch.from_numpy((grey >> 8).astype(np.uint8))
+    for name in ("g.pgm", "g.png"):
+        assert torch.equal(read_image(tmp_path / name)[0], expected)
+
+
+def test_folders_called_training_and_testing_are_splits(tmp_path: Path) -> None:
+    for split in ("training", "testing", "extra"):
+        make_folder(tmp_path / split)
+    official = read_official(DatasetConfig(name="folder", path=str(tmp_path)), "nowhere")
+    assert sorted(official.splits) == ["test", "train"]
+    assert official.unread == {"extra/": 1}
+
+
+@pytest.mark.parametrize(("key", "value"), [("val_fraction", 0.5), ("split", "redrawn")])
+def test_a_folder_without_splits_is_divided_one_way(tmp_path: Path, key: str, value: object) -> None:
+    make_folder(tmp_path)
+    cfg = DatasetConfig(name="folder", path=str(tmp_path), **{key: value})
+    with pytest.raises(UserError, match=rf"^dataset\.{key}: expected .* divided 60 %, 20 %, 20 % for training"):
+        choose(cfg, read_official(cfg, "nowhere"))

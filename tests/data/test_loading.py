@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from recast_exp.data import store as store_module
@@ -381,6 +382,32 @@ def test_a_damaged_store_is_built_again(tmp_path: Path, files: list[Path], damag
     (folder,) = folders(cache)
     path = cache / "images" / folder / damage
     path.write_bytes(path.read_bytes()[:-10])
+    assert torch.equal(open_stores(wanted(files), "memmap", cache, "cub")["train"][7], first)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        torch.ones(0, 2, dtype=torch.int64),
+        torch.ones(3, dtype=torch.int64),
+        torch.tensor(3),
+        torch.ones(12, 3, dtype=torch.int64),
+        torch.ones(12, 2),
+        torch.ones(12, 2, dtype=torch.bfloat16),
+        -torch.ones(12, 2, dtype=torch.int64),
+        "a folder",
+        "a pipe",
+    ],
+)
+def test_an_index_that_cannot_be_is_built_again(tmp_path: Path, files: list[Path], shapes: Tensor | str) -> None:
+    cache = tmp_path / "cache"
+    first = open_stores(wanted(files), "memmap", cache, "cub")["train"][7].clone()
+    [index] = cache.rglob("index.safetensors")
+    if isinstance(shapes, Tensor):
+        save_file({"shapes": shapes}, index)
+    else:
+        index.unlink()
+        (index.mkdir if shapes == "a folder" else lambda: os.mkfifo(index))()
     assert torch.equal(open_stores(wanted(files), "memmap", cache, "cub")["train"][7], first)
 
 

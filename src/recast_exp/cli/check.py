@@ -272,7 +272,7 @@ class _Checker:
         except RecastError as error:
             self.findings.add(error)
             return []
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # the latter of range(1,5,0)
             self._wrong(f"{key}: got {typed}: {first_line(error)}")
             return []
         if not values:

@@ -144,7 +144,10 @@ def _seed(value: str) -> str:
         return quote(value)
     if override.is_interval_sweep() or "glob(" in value:
         return value
-    names = [quote(_number(element)) for element in _elements(override)]
+    try:
+        names = [quote(_number(element)) for element in _elements(override)]
+    except ValueError:  # range(1,5,0)
+        return value
     return ",".join(names) or value
 
 
