@@ -135,7 +135,9 @@ MISTAKES = [
         "~optimizer.lr: every key is needed and none can be deleted; set another value: optimizer.lr=...",
     ),
     ("~model", "~model: every key is needed and none can be deleted; set another value: model=..."),
-    ("hydra.foo=1", "Could not override 'hydra.foo'."),
+    ("hydra.foo=1", "hydra.foo: Key 'foo' not in 'HydraConf'; --cfg hydra shows what there is"),
+    ("hydra.run=null", "hydra.run: field 'hydra.run' is not Optional; --cfg hydra shows what there is"),
+    ("hydra.run.dir=???", "hydra.run.dir: expected a value, got .*"),
     ("hydra/launcher=slurm", "hydra/launcher: expected one of .*, got 'slurm'"),
     ("experiment=foo", "experiment: expected one of .*, got 'foo'; --config-dir DIR adds those of DIR/experiment/"),
     ("trainer.devices=2", "trainer.devices: expected trainer=ddp for 2 devices, got strategy=auto"),
@@ -317,6 +319,7 @@ def test_own_experiments(empty_folder: Path) -> None:
         ("trainer: {max_epochs: -4}", "trainer.max_epochs: expected an integer ≥ 1 and ≤ 1000000, got -4"),
         ("defaults: [{override /model: vit_at}]", "model: expected one of .*, got 'vit_at'; did you mean vit_att?"),
         ("trainer: [", ".*mine.yaml: line .*"),
+        ("optimizer: [1, 2]", "experiment/mine.yaml: expected sections and their keys (Merge error: list .*)"),
     ],
 )
 def test_mistakes_in_own_experiments(text: str, pattern: str, empty_folder: Path) -> None:

@@ -316,6 +316,37 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert alone.search.trial is None
 
 
+def _changed(lines: list[str], op_code: int, **entries: Any) -> list[str]:
+    """The lines of a storage, the first of a kind with other entries."""
+    at = next(at for at, line in enumerate(lines) if json.loads(line)["op_code"] == op_code)
+    return [*lines[:at], json.dumps(json.loads(lines[at]) | entries), *lines[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "a list": lambda lines: [*lines[:3], "[]", *lines[3:]],
+        "nothing": lambda lines: [*lines[:3], "null", *lines[3:]],
+        "an unknown operation": lambda lines: [*lines, json.dumps(json.loads(lines[-1]) | {"op_code": 99})],
+        "a request that is text": lambda lines: _changed(lines, 2, user_attr={"request": "x"}),
+        "an empty request": lambda lines: _changed(lines, 2, user_attr={"request": {}}),
+        "a distribution": lambda lines: _changed(lines, 5, distribution="x"),
+        "a value that is text": lambda lines: _changed(lines, 6, values=["x"]),
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_a_storage_that_others_have_changed_is_one_line(
+    damage: tuple[str, Callable[[list[str]], list[str]]], search: Search
+) -> None:
+    search(objective, "a", n_trials=2)
+    storage = Path("a/optuna.log")
+    changed = damage[1](storage.read_text().splitlines())
+    storage.write_text("\n".join(changed) + "\n")
+    with pytest.raises(UserError, match=r"^hydra.sweeper.storage: a/optuna.log cannot be read \(.*elsewhere$") as error:
+        search(objective, "a", n_trials=3)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -311,6 +311,15 @@ def describe(error: BaseException) -> str:
     file = re.match(r"In '([^']*)'", text)
     place = f" (in {file[1]}.yaml)" if file else ""
     full_key = re.search(r"full_key: (\S+)", text)
+    if file and full_key and full_key[1] == file[1].partition("/")[0]:
+        return f'{file[1]}.yaml: expected "# @package _global_" as its first line, without which its keys have no place'
+    if file and file[1] != "./local" and re.search("full_key: ?$", text, re.MULTILINE):
+        return f"{file[1]}.yaml: expected sections and their keys ({text.splitlines()[1]})"
+    override = re.match(r"(?:Error merging override|Could not override) '?([\w./@]+)", text)
+    if override and override[1].startswith("hydra") and error.__cause__:
+        return f"{override[1]}: {first_line(error.__cause__)}; --cfg hydra shows what there is"
+    if missing := re.match(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]}: expected a value, got ???"
     if full_key and not full_key[1].startswith("hydra"):
         field = keys.field_of(full_key[1])
         if field is None:

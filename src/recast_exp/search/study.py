@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
+from recast_exp import schemas
 from recast_exp.config import keys
 from recast_exp.errors import UserError, first_line
 
@@ -159,11 +160,19 @@ def open_study(storage: Path, settings: Settings, content: Mapping[str, object],
             direction="maximize",
             load_if_exists=True,
         )
-    except (ValueError, KeyError) as error:
+        for trial in study.get_trials(deepcopy=False):
+            numbers = [*(trial.values or ()), *trial.intermediate_values.values()]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise ValueError(f"trial {trial.number} has results that are no numbers")
+        asked = study.user_attrs.get(_REQUEST)
+        if asked is not None:
+            asked = schemas.checked(asked, Request)
+    except UserError:
+        raise
+    except Exception as error:  # a log that others have changed can raise anything
         raise UserError(
-            f"hydra.sweeper.storage: {storage} cannot be read ({error}); start a new search in another folder"
+            f"hydra.sweeper.storage: {storage} cannot be read ({first_line(error)}); start a new search elsewhere"
         ) from error
-    asked = study.user_attrs.get(_REQUEST)
     if asked is None:
         study.set_user_attr(_REQUEST, request)
     elif lines := list(_differences(asked, request)):
