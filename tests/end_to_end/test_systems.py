@@ -45,6 +45,22 @@ def test_a_terminal_without_unicode(tmp_path: Path) -> None:
     assert record(tmp_path / "run")["state"] == "finished"
 
 
+def test_what_other_programs_have_set(tmp_path: Path) -> None:
+    """A backend of plots that is not there, and ranks that are no numbers."""
+    run = command("hydra.run.dir=within/../run")  # and a folder that is not where its first part is
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path / "run")["state"] == "finished"
+    assert list((tmp_path / "run" / "plots").iterdir())
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        done = subprocess.run(
+            command(), cwd=tmp_path, env=os.environ | {name: "abc"}, capture_output=True, text=True, check=False
+        )
+        line = f"error: {name}: expected an integer, got 'abc'; unset this environment variable\n"
+        assert (done.returncode, done.stderr) == (2, line)
+
+
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_reader_that_goes_away(sweep: bool, tmp_path: Path) -> None:
     """As `… | head -1` does."""
