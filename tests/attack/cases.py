@@ -245,6 +245,9 @@ def of_hydra() -> Iterator[Case]:
     yield typed(kind, "hydra.sweeper.params: expected its keys to be set", "-m", "+hydra.sweeper.params={seed: '1,2'}")
     yield typed(kind, "seed: got range(1,5,0): ", "-m", "seed=range(1,5,0)")
     yield typed(kind, "stage.methods: expected names of methods", "stage=compare", "stage.methods=[]")
+    for stage in ("evaluate", "export", "publish"):
+        says = f"task: expected one task file with stage={stage}, got 2"
+        yield typed(kind, says, f"stage={stage}", "task=[a.safetensors,b.safetensors]")
     yield typed(
         kind, "hydra.sweeper.seed: expected an integer ≥ 0",
         "-m", "search=optuna", "hydra.sweeper.seed=-1", "optimizer.coefficients_lr=0.1,0.2",

@@ -96,7 +96,11 @@ class JobChecker:
             return Checked([*errors, error])
         if settings.task and "task" in stage.requires:
             try:
-                task = str(next(iter(task_files(settings.task)), settings.task))  # those after it are of the same model
+                files = task_files(settings.task)
+                if len(files) > 1 and not stage.several_tasks:
+                    name = settings.stage["name"]
+                    raise UserError(f"task: expected one task file with stage={name}, got {len(files)}")
+                task = str(next(iter(files), settings.task))  # those after it are of the same model
                 other = not stage.needs_images or _asks_for_other_images(task, settings, job)
                 errors += map(UserError, self._contradictions(task, settings, job, composed, other))
                 content = adopt.adopt(content, task, other_images=other)

@@ -45,6 +45,7 @@ class Stage(ABC):
         needs_images: Whether it needs a dataset, which is then checked as well.
         reads_index: Whether the index of its dataset is read before a folder is made, too.
         requires: Keys of `task`, `path` and `resume` that have to be set.
+        several_tasks: Whether `task` may name several files.
         accepts: Those that may be set.
         runs_in_sweep: Whether it may be a job of a sweep.
     """
@@ -53,6 +54,7 @@ class Stage(ABC):
     needs_images: ClassVar[bool] = True
     reads_index: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ()
+    several_tasks: ClassVar[bool] = False
     accepts: ClassVar[tuple[str, ...]] = ()
     runs_in_sweep: ClassVar[bool] = True
 

@@ -19,6 +19,7 @@ class Merge(Stage):
     """How many templates the tasks share."""
 
     requires: ClassVar[tuple[str, ...]] = ("task",)
+    several_tasks: ClassVar[bool] = True
     needs_images: ClassVar[bool] = False
     runs_in_sweep: ClassVar[bool] = False
 

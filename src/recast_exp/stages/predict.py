@@ -19,6 +19,7 @@ class Predict(Stage):
     """Which images, and what is written of them."""
 
     requires: ClassVar[tuple[str, ...]] = ("task",)
+    several_tasks: ClassVar[bool] = True
     needs_images: ClassVar[bool] = False
 
     images: str = option("", "folder, pattern (photos/**/*.jpg), list of paths (.txt) or image")
