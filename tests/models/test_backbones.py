@@ -26,7 +26,7 @@ from recast_exp.experiment import pretrain
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.pretrain import pretrained_weights
 from recast_exp.models.backbones import Backbone, create_backbone
-from recast_exp.models.check import check_model
+from recast_exp.models.check import check_model, check_size
 from recast_exp.models.create import backbone_name
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.models.weights import fingerprint
@@ -571,3 +571,9 @@ def test_groups_are_checked_without_weights(
     check_model(fine.model, fine.recast, fine.mimicry, fine.adapter)
     with pytest.raises(UserError, match=re.escape(words)):
         check_model(wrong.model, wrong.recast, wrong.mimicry, wrong.adapter)
+
+
+def test_patches_that_overlap_leave_nothing_out() -> None:
+    check_size(ModelConfig(backbone="pvt_v2_b0", img_size=64, pretrained=False))  # patches of 7 pixels, 4 apart
+    with pytest.raises(UserError, match="expected a multiple of 16, the patch size of vit_tiny_patch16_224, got 225"):
+        check_size(ModelConfig(backbone="vit_tiny_patch16_224", img_size=225, pretrained=False))

@@ -136,8 +136,12 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
     shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if missing or unknown or shapes:
         parts = [
-            f"{what} {len(names)} tensors, such as {names[0]}"
-            for what, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes for", shapes))
+            f"{before} {len(names)} {after}, such as {names[0]}"
+            for before, names, after in (
+                ("lacks", missing, "tensors"),
+                ("has", unknown, "unknown tensors"),
+                ("has", shapes, "tensors of other shapes"),
+            )
             if names
         ]
         raise UserError(
