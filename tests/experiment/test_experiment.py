@@ -11,18 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from recast_exp.config.schema import Config
 from recast_exp.data.store import PixelStore
-from recast_exp.errors import MissingInputError
+from recast_exp.errors import MissingInputError, UserError
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.probe import probe
 from recast_exp.models.backbones import create_backbone
+from recast_exp.models.bank_cache import Material, _settings
+from recast_exp.models.loading import apply_task, load_task
 from recast_exp.training.loop import fit
 from recast_exp.training.loop import test as measure
 from support.fixtures_data import make_cub
+from support.running import run_stage
 
 Compose = Callable[..., Config]
 SET_ON_IMPORT = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}  # by scikit-learn and joblib
@@ -93,3 +98,49 @@ def test_building_and_training_leave_the_process_as_it_was(typed: tuple[str, ...
 def test_an_embedded_backbone_needs_its_weights(compose: Compose) -> None:
     with pytest.raises(MissingInputError, match=r"model\.backbone: expected a file with the weights .* digits_vit"):
         create_backbone(compose("model=vit_att").model)
+
+
+def test_the_same_weights_with_other_arguments_are_another_backbone(tiny: Compose, tmp_path: Path) -> None:
+    """With two heads of attention instead of three, the same weights compute other features."""
+
+    def result(heads: int, cache: str) -> dict[str, float]:
+        typed = ("model=vit_frozen", f"model.arguments={{num_heads: {heads}}}", f"cache_dir={tmp_path / cache}")
+        metrics = run_stage(tiny(*typed), tmp_path / f"run-{cache}-{heads}")
+        return {name: metrics[name] for name in ("val/accuracy", "test/accuracy", "test/loss")}
+
+    three, two = result(3, "shared"), result(2, "shared")
+    assert three == result(3, "three")
+    assert two == result(2, "two") != three
+
+
+def test_a_calibrated_bank_is_one_of_what_the_network_computes(tiny: Compose) -> None:
+    materials = (Material((), None), Material((), torch.zeros(1, 3, 8, 8)))
+
+    def keys(*typed: str) -> list[object]:
+        settings = tiny("model=vit_att", "mimicry=calibrated", *typed)
+        backbone = Experiment.open(tiny("model=vit_frozen", *typed)).backbone
+        return [_settings(backbone, settings.recast, settings.mimicry, each) for each in materials]
+
+    (weights_alone, with_images), (other_alone, other_with_images) = keys(), keys("model.arguments={num_heads: 2}")
+    assert weights_alone == other_alone  # a bank of the weights alone serves both
+    assert with_images != other_with_images
+
+
+def test_a_task_is_applied_to_the_arguments_that_it_was_trained_with(tiny: Compose, tmp_path: Path) -> None:
+    run_stage(tiny("model=vit_att", "model.arguments={num_heads: 2}"), tmp_path / "two")
+    run_stage(tiny("model=vit_att"), tmp_path / "three")
+    two, three = (tmp_path / name / "task.safetensors" for name in ("two", "three"))
+    task = load_task(two)
+    state = create_backbone(tiny("model=vit_frozen").model).network.state_dict()
+
+    def network(**arguments: int) -> torch.nn.Module:
+        made = timm.create_model("digits_vit", num_classes=0, **arguments)
+        made.load_state_dict(state)
+        return made
+
+    apply_task(network(**task.settings.arguments), task)
+    with pytest.raises(UserError, match=r"num_heads of blocks\.0\.attn is 3, not 2; pass \*\*task\.settings\.argu"):
+        apply_task(network(), task)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"^task: expected tasks of one backbone, got model\.arguments={'num_heads'"):
+        run_stage(tiny("stage=predict", f"task=[{three},{two}]", f"stage.images={tmp_path / 'x.png'}"), tmp_path / "p")

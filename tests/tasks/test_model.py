@@ -690,3 +690,22 @@ def test_a_model_of_ones_own() -> None:
     for call in (lambda: model.merge("one"), lambda: model.save_task("one", "x.safetensors")):
         with pytest.raises(UserError, match="expected a timm model"):
             call()
+
+
+def test_a_state_dict_holds_the_active_task_alone() -> None:
+    """As the documentation says; `save` keeps all."""
+    model, other = vit(), vit()
+    for each in (model, other):
+        each.add_task("a", 2)
+        each.add_task("b", 3)
+    model.set_task("b")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 if parameter.requires_grad else 0)
+    model.set_task("a")
+    other.set_task("a")
+    other.load_state_dict(model.state_dict())
+    images = torch.ones(1, 3, 32, 32)
+    assert torch.equal(other.eval()(images), model.eval()(images))
+    with model.task("b"), other.task("b"):
+        assert not torch.equal(other(images), model(images))

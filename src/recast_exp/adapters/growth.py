@@ -48,7 +48,7 @@ class Growth(Adapter):
         found = _blocks(network)
         count = min(self.blocks, len(found))
         if count < self.blocks:
-            log.warning("growth: %d new blocks instead of %d, one after each block", count, self.blocks)
+            log.info("growth: %d new blocks instead of %d, one after each block", count, self.blocks)
         names: dict[str, str] = {}
         for place in (round((index + 1) * len(found) / count) - 1 for index in range(count)):
             path, alike = found[place]

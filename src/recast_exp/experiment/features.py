@@ -56,7 +56,7 @@ def features_key(experiment: Experiment, split: str, views: int = 0) -> str:
     return json_hash(
         {
             "format": FORMAT,
-            "fingerprint": experiment.backbone.fingerprint,
+            "backbone": experiment.backbone.computation,
             "input": dataclasses.asdict(experiment.backbone.input),
             "images": _images(experiment.images.splits[split], experiment.cache),
             "batch": experiment.eval_batch_size,

@@ -63,6 +63,11 @@ def open_tasks(settings: Config) -> dict[str, Trained]:
     tasks = [load_task(file) for file in files]
     for task in tasks[1:]:
         first = tasks[0]
+        if task.settings.arguments != first.settings.arguments:
+            raise UserError(
+                f"task: expected tasks of one backbone, got model.arguments={task.settings.arguments} in {task.path}, "
+                f"and {first.settings.arguments} in {first.path}"
+            )
         if (task.backbone, task.input.size) != (first.backbone, first.input.size):
             raise UserError(
                 f"task: expected tasks of one backbone, got {task.backbone} with {task.input.size} pixels in "

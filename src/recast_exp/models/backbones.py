@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -29,12 +30,19 @@ class Backbone:
         name: timm name with the tag of its weights.
         fingerprint: sha256 of all weights; backbones with the same fingerprint are the same bit for bit.
         input: The images that the weights expect: size in pixels, mean and standard deviation of the channels.
+        arguments: What timm's constructor was given beside the size; JSON-able.
     """
 
     network: nn.Module
     name: str
     fingerprint: str
     input: InputSpec
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def computation(self) -> dict[str, object]:
+        """All that features depend on but the images: with another number of heads, the same weights give others."""
+        return {"name": self.name, "arguments": self.arguments, "fingerprint": self.fingerprint}
 
 
 def is_embedded(model: ModelConfig) -> bool:
@@ -70,4 +78,4 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
                     "it with recast_exp.experiment.pretrain, or set model.weights=FILE"
                 )
             load_file(network, embedded, "model.backbone")
-    return Backbone(network, name, fingerprint(network), input_of(network, model))
+    return Backbone(network, name, fingerprint(network), input_of(network, model), dict(model.arguments))

@@ -161,6 +161,7 @@ def _settings(
         own["tasks"] = [content_hash(task) for task in material.differences]
     if material.images is not None:
         own["images"] = content_hash({"images": material.images})
+        own["arguments"] = backbone.arguments  # which decide what the network computes for them
     return own | {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,

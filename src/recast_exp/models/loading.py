@@ -28,6 +28,7 @@ from recast_exp.files import cache_folder, user_path
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.bank_cache import bank_path
+from recast_exp.models.create import blueprint
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash, fingerprint
 from recast_exp.recast import Banks, Group, Origin, TemplateCombination, remake
@@ -180,6 +181,7 @@ def apply_task(model: nn.Module, task: Task | str | Path, *, banks: Banks | str 
     """
     _check_plain(model)
     task = task if isinstance(task, Task) else load_task(task)
+    check_arguments(task, model)
     timm_model(model).reset_classifier(0)
     restore(model, task, banks=banks)
     return model.eval()
@@ -336,6 +338,38 @@ def check_timm(model: nn.Module) -> None:
         raise UserError(f"model: expected a timm model, got {type(model).__name__}, which has no reset_classifier")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UserError("model: expected weights with values, got a model on the meta device")
+
+
+def check_arguments(task: Task, network: nn.Module) -> None:
+    """Refuse a model that computes otherwise with the same weights than the one that a task was trained on.
+
+    Only for a task whose model timm made with arguments (`model.arguments`), such as another number of heads.
+
+    Args:
+        task: The task.
+        network: The model that it is to go with.
+
+    Raises:
+        UserError: If they differ in a number that no weight shows, or in an activation.
+    """
+    if not task.settings.arguments:
+        return
+    modules = dict(network.named_modules())
+    for name, expected in blueprint(task.settings).named_modules():
+        found = modules.get(name)
+        facts = [(each, getattr(expected, each, None), getattr(found, each, None)) for each in _UNSEEN]
+        if found is not None and not list(expected.children()) and not list(expected.parameters()):
+            facts.append(("the kind", type(expected).__name__, type(found).__name__))
+        for fact, wanted, got in facts:
+            if found is not None and wanted != got and isinstance(wanted, int | float | str):
+                raise UserError(
+                    f"model: expected one that timm made with {task.settings.arguments}, for {task.path}, got another: "
+                    f"{fact} of {name} is {got}, not {wanted}; pass **task.settings.arguments to timm"
+                )
+
+
+_UNSEEN = "num_heads", "head_dim", "scale", "eps"
+"""Numbers of a module that decide what it computes, and of which its weights show nothing."""
 
 
 def check_weights(task: Task, got: str) -> None:

@@ -166,7 +166,8 @@ def resumed_overrides(folder: Path) -> list[str]:
         key = override.key_or_group if override else ""
         if override is None or override.package is not None or re.split("[./]", key)[0] == "hydra":
             raise UserError(f"resume: {path} holds {text[:80]!r}; expected key=value with a key of recast_exp")
-        if "${" in text:
+        # Hydra's grammar takes away backslashes and quotes
+        if "${" in re.sub(r"[\\'\"]", "", text):
             raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
         if key == "search.storage" and not _is_beside(folder, str(override.value())):
             raise UserError(

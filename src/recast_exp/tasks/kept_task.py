@@ -116,6 +116,7 @@ class KeptTask:
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
         task.metrics, task.input = dict(loaded.metrics), loaded.input
         loading.check_weights(loaded, task._fingerprint_as(loaded))
+        loading.check_arguments(loaded, trunk.network)
         # A task without a bank is an adapter or a head on the pretrained backbone
         tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)
         task_file.copy_into(task.adapted(coefficients=banks is not None), tensors)

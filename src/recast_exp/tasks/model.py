@@ -60,7 +60,8 @@ class RecastModel(nn.Module):
 
     `model(images)` gives the logits [N, classes] of the active task for images [N, 3, H, W], or the features [N, D] of
     the pretrained backbone where no task is active. `model.parameters()` are those of the backbone, frozen, and of the
-    active task, which train: use an optimizer of its own for each task, made after `set_task`.
+    active task, which train: use an optimizer of its own for each task, made after `set_task`. `state_dict` holds what
+    `parameters` gives, and so the active task alone; `save` keeps all tasks.
 
     Switching changes the model, so two threads must not do it at once. `with model.task(name):` and
     `model(images, tasks=[…])` let other threads wait until they are done. `set_task` and `model(images)` do not.
