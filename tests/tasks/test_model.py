@@ -705,7 +705,7 @@ def test_a_state_dict_holds_the_active_task_alone() -> None:
     model.set_task("a")
     other.set_task("a")
     other.load_state_dict(model.state_dict())
-    images = torch.ones(1, 3, 32, 32)
+    images = torch.ones(1, 3, 64, 64)
     assert torch.equal(other.eval()(images), model.eval()(images))
     with model.task("b"), other.task("b"):
         assert not torch.equal(other(images), model(images))
