@@ -245,6 +245,23 @@ def test_damage_that_leaves_the_results_whole_is_a_remark(tmp_path: Path) -> Non
     assert "0: task.safetensors cannot be read" in html
 
 
+def test_a_label_is_no_formula_and_no_command(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", "=1+1", seed=1)
+    write_job(tmp_path / "1", "a\x1b[31m", seed=1)
+    write_report(tmp_path)
+    with (tmp_path / "report" / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"'=1+1", r"a\x1b[31m"}
+
+
+def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
+    write_job(tmp_path / "sweep" / "0", seed=1)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "sweep" / "report").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"^path: expected the report's own folder in .*, got a link to"):
+        write_report(tmp_path / "sweep")
+    assert not list((tmp_path / "victim").iterdir())
+
+
 def test_half_a_character_in_a_label_is_marked(tmp_path: Path) -> None:
     write_job(tmp_path / "0", "half \ud800 a pair", seed=1)
     write_job(tmp_path / "1", "half \ud800 a pair", seed=2)

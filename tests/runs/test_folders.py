@@ -67,6 +67,19 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("name", ["plots", "metrics.json", "checkpoints", "report", "0"])
+def test_links_are_not_followed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, victim = tmp_path / "folder", tmp_path / "victim"
+    folder.mkdir()
+    victim.mkdir()
+    (folder / name).symlink_to(victim)
+    place = ["-m", "seed=1,2", f"hydra.sweep.dir={folder}"] if name == "0" else ["seed=1", f"hydra.run.dir={folder}"]
+    assert cli.run([*QUICK, f"cache_dir={tmp_path.parent / 'cache'}", *place]) == 2
+    assert f"{folder / name}" in capsys.readouterr().err
+    assert not list(victim.iterdir())
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_there_stays(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, in_sweep, line = CASES[case]

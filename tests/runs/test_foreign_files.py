@@ -138,6 +138,7 @@ def run_folder(folder: Path, *overrides: str) -> Path:
         "label='$\\{oc.env:HOME}'",
         "dataset.classes=[$\\{oc.env:HOME\\}]",
         "logger={name: csv, project: '${oc.env:HOME}'}",
+        "search={storage: elsewhere/optuna.log, trial: 1}",
         "no override at all",
     ],
 )
@@ -255,3 +256,22 @@ def test_images_are_decoded_as_those_that_a_task_has_learnt_from(tmp_path: Path,
         tmp_path / "new.safetensors", CONFIG, input={**FACTS["input"], "background": "gray", "orient": True}
     )
     assert decoded(new) == ["gray", True]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["pretrained_cfg_overlay", "pretrained_cfg", "cache_dir", "checkpoint_path", "pretrained", "kwargs_filter"],
+)
+def test_a_task_file_does_not_say_what_timm_loads(tmp_path: Path, argument: str) -> None:
+    model = CONFIG["model"] | {"backbone": "vit_tiny_patch16_224", "arguments": {argument: {"url": "http://x/y.pth"}}}
+    path = task_file(tmp_path / "t.safetensors", CONFIG | {"model": model})
+    done = runner(tmp_path / "r")("stage=evaluate", f"task={path}")
+    assert done.code == 2
+    assert any(f"model.arguments.{argument}: expected an argument" in line for line in done.err), done.err
+    assert done.files == []
+
+
+def test_a_pickle_of_hydra_is_not_run(tmp_path: Path) -> None:
+    done = runner(tmp_path / "r")("--experimental-rerun", str(tmp_path / "config.pickle"))
+    assert done.code == 2
+    assert done.err == ["error: --experimental-rerun: expected resume=FOLDER instead, which continues a run"]

@@ -669,6 +669,38 @@ def test_the_epochs_of_a_checkpoint_agree(
     assert "\n" not in str(error.value)
 
 
+def _progress(**counts: int) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["loops"]["fit_loop"]["epoch_progress"]["current"].update(counts)
+
+
+def _expanded(content: dict[str, Any]) -> None:
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name] = torch.zeros(1).expand(10**12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _progress(processed=-(10**6), completed=-(10**6), ready=-(10**6), started=-(10**6)),
+        _progress(processed=0, completed=0),
+        _progress(processed=10**9),
+        lambda content: content.update(epoch=-5),
+        lambda content: content.update(loops={}),
+        _expanded,
+    ],
+)
+def test_numbers_of_a_checkpoint_that_would_train_for_ever(
+    change: Callable[[dict[str, Any]], None], build: Build, tmp_path: Path
+) -> None:
+    train(build, tmp_path, "model=vit_att", "trainer.max_epochs=1")
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"^resume: expected a checkpoint of a run, got "):
+        train(build, tmp_path, "model=vit_att", "trainer.max_epochs=2")
+
+
 @pytest.mark.parametrize("scheme", ["", "local://"])
 def test_a_checkpoint_of_others_removes_nothing(scheme: str, build: Build, tmp_path: Path) -> None:
     victim = tmp_path / "victim" / "precious.txt"

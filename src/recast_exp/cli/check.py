@@ -58,6 +58,7 @@ class Findings:
     jobs: list[Planned] = dataclasses.field(default_factory=list)
     """Each job that could be composed."""
     sweep_dir: Path | None = None
+    searched: list[str] = dataclasses.field(default_factory=list)
     """The folder of the sweep, if it is one."""
     is_grid: bool = False
     """Whether it is a sweep whose jobs are all known: Hydra's own sweeper, not one that searches."""
@@ -107,7 +108,6 @@ class _Checker:
         self.is_sweep = line.multirun
         self.sweeper: str | None = None  # the option of hydra/sweeper
         self.resumed: Path | None = None
-        self.searched: list[str] = []
         self.bad: set[str] = set()  # keys and groups with a line of their own
         self.verdicts: dict[str, bool] = {}
         self.findings = Findings(grammar.rewrite(line.overrides, multirun=line.multirun))
@@ -242,7 +242,7 @@ class _Checker:
                 self.findings.overrides.append(f"hydra.sweeper.params.seed={grammar.quote(text.partition('=')[2])}")
         if self.is_sweep and self.sweeper == search.SWEEPER:
             everything = [*parameters.values(), *given]
-            self.searched = [override.key_or_group for override in everything if override.is_sweep_override()]
+            self.findings.searched = [override.key_or_group for override in everything if override.is_sweep_override()]
             lines = list(search.problems(whole.hydra.sweeper, everything))
             for line in lines or search.part_problems(whole.hydra.sweeper):
                 self._wrong(line)
@@ -325,10 +325,6 @@ class _Checker:
                     failing.setdefault((type(error), str(error)), []).append(job)
             if settings is not None:
                 self.findings.jobs.append(Planned(number, job, checked.content, settings, checked.sources, unfit))
-        for key in () if failing or self.findings.wrong or not self.findings.jobs else self.searched:
-            reasons = [search.no_effect(key, job.settings) for job in self.findings.jobs]
-            if reasons[0] and all(reasons):
-                self._wrong(f"{key}: expected a key with an effect in a search, got one without: {reasons[0]}")
         option = next((override.value() for override in self.given if launchers.is_override(override)), "")
         if self.is_sweep and self.line.inputs and (line := launchers.too_many(str(option), len(all_jobs))):
             self._wrong(line)

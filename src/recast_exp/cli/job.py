@@ -202,6 +202,7 @@ def _run(
 ) -> Metrics:
     # Heavy: torch, timm and Lightning
     from recast_exp import heads
+    from recast_exp.experiment.effects import no_effect
     from recast_exp.training.trainer import progress_bars, quiet
 
     settings, folder, sweep = job.settings, job.folder, job.group
@@ -227,8 +228,12 @@ def _run(
             if rules.trains_only_head(settings) and heads.from_config(settings.head).solved:
                 if line := without_effect(sources):
                     log.warning("%s", line)
-            elif sweep is None and sources:
-                log.info("%s", recipe_line(settings, sources))
+            else:
+                if sweep is None and sources:
+                    log.info("%s", recipe_line(settings, sources))
+                for key in (key for key, file in sources.items() if file == "command line"):
+                    if reason := no_effect(key, settings):
+                        log.warning("%s: no effect: %s", key, reason)
         if settings.stage["name"] != "adapt":  # which goes on from what is there
             (folder / layout.METRICS).unlink(missing_ok=True)
         with record.ending(folder), _room(folder):

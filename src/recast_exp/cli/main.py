@@ -83,6 +83,9 @@ def _run(argv: Sequence[str]) -> int:
         _check_flags(args)
     except RecastError as error:
         return report_errors([str(error)], error.exit_code)
+    if args.experimental_rerun:  # it runs whatever code is in a pickle
+        instead = "--experimental-rerun: expected resume=FOLDER instead, which continues a run"
+        return report_errors([instead], UserError.exit_code)
     if not (args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         line = CommandLine(
             overrides=tuple(args.overrides),
@@ -155,6 +158,7 @@ def _preflight(findings: Findings) -> list[RecastError]:
     if not planned:
         return []
     from recast_exp.experiment.check import Inputs, check_experiment
+    from recast_exp.experiment.effects import no_effect
 
     assert findings.composer is not None
     inputs, composer = Inputs(), findings.composer
@@ -193,9 +197,13 @@ def _preflight(findings: Findings) -> list[RecastError]:
         elif error:
             failing.setdefault((type(error), str(error)), []).append(job)
     all_jobs = [job.asked for job in planned]
-    wrong = [
+    wrong: list[RecastError] = [
         kind(line + cause(line, [job.asked for job in those], all_jobs)) for (kind, line), those in failing.items()
     ]
+    for key in findings.searched:
+        reasons = [no_effect(key, job.settings) for job in planned]
+        if reasons[0] and all(reasons):
+            wrong.append(UserError(f"{key}: expected a key with an effect in a search, got one without: {reasons[0]}"))
     if not wrong and all(job.unfit for job in planned):
         wrong = [UserError(line) for line in dict.fromkeys(str(job.unfit) for job in planned)]
     return wrong

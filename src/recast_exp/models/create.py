@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from timm.models import get_deprecated_models, load_model_config_from_hf, parse_model_name
+from timm.models import build_model_with_cfg, get_deprecated_models, load_model_config_from_hf, parse_model_name
 from torch import nn
 
 from recast_exp.config.schema import ModelConfig
@@ -112,6 +112,12 @@ def create_network(
         raise UserError(f"model.arguments.in_chans: expected 3, as images have three, got {more['in_chans']}")
     if own := [key for key in _OURS if key in more]:
         raise UserError(f"model.arguments.{own[0]}: expected an argument without a key of its own; {_OURS[own[0]]}")
+    if loading := sorted(_OF_LOADING & more.keys()):
+        raise UserError(
+            f"model.arguments.{loading[0]}: expected an argument of the model, got one of how timm makes and loads it"
+        )
+    if huge := [key for key, value in more.items() if isinstance(value, int) and abs(value) > LARGEST]:
+        raise UserError(f"model.arguments.{huge[0]}: expected at most {LARGEST}, got {more[huge[0]]}")
     for key, value in more.items():  # timm takes any number, and training then fails
         if "drop" in key and key.endswith("_rate") and isinstance(value, int | float) and not 0 <= value < 1:
             raise UserError(f"model.arguments.{key}: expected a number ≥ 0 and < 1, got {value}")
@@ -134,6 +140,9 @@ def create_network(
         raise _refused(name, more, error) from error
 
 
+LARGEST = 2**14
+"""Of an integer among the arguments of a model, such as its width: a task file must not fill the memory."""
+
 _OURS = {
     "img_size": "set model.img_size",
     "num_classes": "the dataset decides",
@@ -141,6 +150,13 @@ _OURS = {
     "checkpoint_path": "set model.weights",
     "pretrained_cfg": "set model.weights, model.mean and model.std",
 }
+
+
+_OF_LOADING = frozenset(
+    {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    | {"features_only", "out_indices", "feature_cls", "hf_hub_id", "url", "file"}
+) - {"kwargs"}
+"""What timm takes beside the arguments of a model: a task file must not choose what is loaded."""
 
 
 def _can_be_made(name: str) -> bool:

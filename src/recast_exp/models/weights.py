@@ -128,6 +128,8 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
         raise UserError(
             f"{key}: expected a mapping of names to tensors, by itself or under state_dict, got another file: {path}"
         )
+    if repeated := [name for name, value in state.items() if isinstance(value, Tensor) and not is_whole(value)]:
+        raise UserError(f"{key}: expected tensors with all their numbers, got {repeated[0]} without in {path}")
     state, ignored = _fitted(network, state, key, path)
     expected = network.state_dict()
     classifiers = tuple(f"{name}." for name in _classifier_names(network))
@@ -171,6 +173,11 @@ _WRAPPERS = (
 
 _OTHER_PARTS = ("decoder", "projector", "projection", "predictor", "mask_token", "dino_head", "ibot_head", "momentum")
 """How names of what a pretraining adds to a backbone begin."""
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has memory for each of its numbers: one that repeats a few may stand for any number of them."""
+    return tensor.layout != torch.strided or tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _read(path: Path, key: str) -> Mapping[str, object]:

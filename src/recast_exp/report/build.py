@@ -44,6 +44,8 @@ def write_report(folder: Path) -> Path:
         )
     results = tabulate(contents.jobs)
     target = folder / layout.REPORT
+    if target.is_symlink():
+        raise UserError(f"path: expected the report's own folder in {target}, got a link to {target.readlink()}")
     try:
         _write(target, contents, results, searches, sequences)
     except OSError as error:

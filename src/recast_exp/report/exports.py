@@ -82,8 +82,13 @@ def write_csv(path: Path, rows: Sequence[Record]) -> None:
     output = io.StringIO()
     writer = csv.DictWriter(output, list(rows[0]) if rows else list(_COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     write_text(path, output.getvalue())
+
+
+def _plain(value: object) -> object:
+    """A text that no spreadsheet takes for a formula: a label may be anybody's."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 def write_parquet(path: Path, rows: Sequence[Record]) -> None:

@@ -47,6 +47,11 @@ class Facts(TypedDict):
     tests_hint: str
 
 
+def _line(text: str) -> str:
+    """A text within a fence of Markdown, which it must not end."""
+    return " ".join(text.replace("`", "'").split())
+
+
 def html(
     contents: Contents, results: Results, searches: Sequence[Search], sequences: Sequence[TaskSequence] = ()
 ) -> str:
@@ -138,8 +143,9 @@ def summary(
         parts += ["## Without results", markdown([names, *left])]
     if facts["remarks"]:
         parts += ["## Remarks", "".join(f"- {line}\n" for line in facts["remarks"])]
-    parts += ["## Commands and versions", *(f"```console\n$ {command}\n```" for command in facts["commands"])]
-    parts += ["".join(f"- {name}: {', '.join(values)}\n" for name, values in facts["versions"].items())]
+    parts += ["## Commands and versions", *(f"```console\n$ {_line(command)}\n```" for command in facts["commands"])]
+    versions = {name: ", ".join(values) for name, values in facts["versions"].items()}
+    parts += ["".join(f"- `{_line(name)}`: `{_line(values)}`\n" for name, values in versions.items())]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from recast_exp import schemas
 from recast_exp.config import grammar
 from recast_exp.config.schema import DatasetConfig
-from recast_exp.errors import one_line
+from recast_exp.errors import one_line, printable
 from recast_exp.report.replicates import Replicate
 from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, SWEEP, TASKS, WITHOUT_JOBS
 from recast_exp.runs.record import Record
@@ -194,6 +194,8 @@ def read_history(job: Job) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
+        if path.stat().st_size > schemas.LARGEST:
+            raise ValueError(f"{path.stat().st_size:,} bytes, where {schemas.LARGEST:,} are the limit")
         with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet may have put a mark at its start
             return [
                 {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)
@@ -225,9 +227,9 @@ def read_json(path: Path, schema: type[T]) -> T:
 
 
 def _shown(content: Any) -> Any:
-    """The same content with a mark for each half of a character, which no file and no plot can hold."""
+    """The same content as text: no half of a character, which no file can hold, and nothing that a terminal obeys."""
     if isinstance(content, str):
-        return content.encode(errors="replace").decode()
+        return printable(content.encode(errors="replace").decode())
     if isinstance(content, dict):
         return {_shown(name): _shown(value) for name, value in content.items()}
     return [_shown(value) for value in content] if isinstance(content, list) else content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -169,6 +170,8 @@ def resumed_overrides(folder: Path) -> list[str]:
         # Hydra's grammar takes away backslashes and quotes
         if "${" in re.sub(r"[\\'\"]", "", text):
             raise UserError(f"resume: {path} holds {text[:80]!r}, an interpolation; expected plain values")
+        if key == "search":
+            raise UserError(f"resume: {path} holds {text[:80]!r}; expected its keys one by one (search.trial=0)")
         if key == "search.storage" and not _is_beside(folder, str(override.value())):
             raise UserError(
                 f"resume: {path} holds {text[:80]!r}; expected {layout.STORAGE} beside the folders of the trials; go "
@@ -192,14 +195,15 @@ def _check_links(folder: Path) -> None:
     Raises:
         UserError: If there is one.
     """
-    within = [folder / name for name in (layout.HYDRA, layout.CHECKPOINTS, layout.PLOTS)]
-    for place in (folder, *(each for each in within if each.is_dir())):
-        for path in place.iterdir():
+    for root, folders, files in os.walk(folder):
+        for path in (Path(root) / name for name in (*folders, *files)):
             if path.is_symlink():
                 raise UserError(
                     f"resume: expected the files of a run in {folder}, got {path.relative_to(folder)}, a link to "
                     f"{path.readlink()}; put that in its place"
                 )
+        if Path(root) == folder and layout.WANDB in folders:
+            folders.remove(layout.WANDB)  # which links to its newest run; a run that goes on makes a new one there
 
 
 def merged(started: Iterable[str], typed: Iterable[str]) -> list[str]:

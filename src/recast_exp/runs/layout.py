@@ -75,10 +75,11 @@ FOLDERS = HYDRA, PLOTS, CHECKPOINTS, EXPORT, PUBLISH, WANDB, TENSORBOARD, REPORT
 
 
 def in_the_way(folder: Path) -> Path | None:
-    """What would stop a job from writing in a folder: a file in a folder's place, or a folder in that of a file."""
+    """What would lead a job's files elsewhere, or stop it: a link, a file in a folder's place, or the reverse."""
     wrong = [folder] if folder.exists() and not folder.is_dir() else []
     wrong += [path for name in FOLDERS if (path := folder / name).exists() and not path.is_dir()]
     wrong += [path for name in FILES if (path := folder / name).is_dir()]
+    wrong += [path for name in (*FOLDERS, *FILES) if (path := folder / name).is_symlink()]
     wrong += [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_dir()]
     return next(iter(wrong), None)
 

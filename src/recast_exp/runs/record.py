@@ -218,6 +218,8 @@ def check_place(folder: Path, key: str) -> None:
         UserError: If a file lies in the place of a folder, or a folder in that of a file.
     """
     if (path := layout.in_the_way(folder)) is not None:
+        if path.is_symlink():
+            raise UserError(f"{key}: expected a job's own files, got {path}, a link to {path.readlink()}; move it")
         expected, got = ("file", "folder") if path.is_dir() else ("folder", "file")
         raise UserError(f"{key}: expected a {expected} in {path}, got a {got}; move it, or choose a new folder")
 

@@ -260,6 +260,9 @@ def _differences(folder: Path, planned: Sequence[Planned]) -> Iterator[str]:
     for job in planned:
         place = folder / str(job.number)
         job_record.check_version(place, layout.JOB, "hydra.sweep.dir")
+        if place.is_symlink():
+            yield f"hydra.sweep.dir: expected a folder in {place}, got a link to {place.readlink()}; move it"
+            continue
         try:
             job_record.check_place(place, "hydra.sweep.dir")
         except UserError as error:

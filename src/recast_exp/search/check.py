@@ -77,27 +77,3 @@ def trial_problems(settings: Config) -> Iterator[str]:
         yield f"stage: expected adapt in a search, which goes by validation accuracy, got {settings.stage['name']}"
     if settings.probe:
         yield "probe: expected false in a search, got true, which would test the probe before a trial is stopped"
-
-
-def no_effect(key: str, settings: Config) -> str | None:
-    """Why the value of a key of the recipe does not matter for a trial; None where it may."""
-    options, schedule = settings.optimizer, settings.scheduler.name
-    if key in ("scheduler.step_size", "scheduler.adapter_step_size", "scheduler.gamma") and schedule != "step":
-        return f"scheduler={schedule} has no steps"
-    present = {
-        "coefficients": settings.model.method == "recast",
-        "adapter": settings.adapter["name"] != "none",
-        "backbone": settings.model.method == "full",
-    }
-    for kind, there in present.items():
-        if key == f"optimizer.{kind}_lr" and not there:
-            return f"there is no {kind} to train"
-    if key == "optimizer.lr":
-        from recast_exp.training.objectives import from_config  # heavy: it imports torch
-
-        own = {"coefficients": options.coefficients_lr, "adapter": options.adapter_lr, "backbone": options.backbone_lr}
-        trains = from_config(settings.training).trains
-        if "head" not in trains and not any(present[kind] and own[kind] is None for kind in trains):
-            names = ", ".join(f"optimizer.{kind}_lr" for kind in trains if present[kind]) or "a solved head"
-            return f"what trains has {names} instead"
-    return None

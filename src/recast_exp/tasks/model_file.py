@@ -50,7 +50,7 @@ _COEFFICIENTS = f"{_REWRITTEN}original"
 
 _Hash: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Dtype: TypeAlias = Annotated[str, Meta(pattern="^(float32|float16|bfloat16|float64)$")]
-_Count: TypeAlias = Annotated[int, Meta(ge=1, lt=2**31)]
+_Count: TypeAlias = Annotated[int, Meta(ge=1, lt=2**16)]
 
 
 class _Versioned(TypedDict):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recast_exp import schemas
 from recast_exp.errors import UserError, first_line
+from recast_exp.models.weights import is_whole
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -26,10 +27,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         parts = schemas.checked(content, _Checkpoint)
         _check_history(schemas.checked(parts["callbacks"].get("History"), _History)["rows"], parts["epoch"])
         _check_snapshots(parts["callbacks"].get("Snapshots"), parts["epoch"])
+        _check_progress(parts["loops"], parts["epoch"])
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{expected}, which is damaged ({first_line(error)}); start the run from scratch") from error
     for name, tensor in parts["state_dict"].items():
-        if not isinstance(tensor, Tensor) or not torch.isfinite(tensor).all():
+        if not isinstance(tensor, Tensor) or not is_whole(tensor) or not torch.isfinite(tensor).all():
             raise UserError(f"{expected}, in which {name} is not made of finite numbers; start the run from scratch")
     return checkpoint
 
@@ -51,6 +53,17 @@ def _check_history(rows: list[dict[str, int | float]], epoch: int) -> None:
             raise ValueError("its history has an accuracy that cannot be")
 
 
+def _check_progress(loops: object, epoch: int) -> None:
+    """Refuse Lightning's own count of the epochs where it is another: training would end too early, or never.
+
+    Raises:
+        ValueError: One line.
+    """
+    counted = schemas.checked(loops, _Loops)["fit_loop"]["epoch_progress"]["current"]
+    if epoch < 0 or counted["processed"] != epoch + 1 or counted["completed"] not in (epoch, epoch + 1):
+        raise ValueError("its loops have counted other epochs than its history")
+
+
 def _check_snapshots(content: object, epoch: int) -> None:
     """Refuse the best epoch of a training that did not have it; None is a training that reports its last one.
 
@@ -70,6 +83,23 @@ class _History(TypedDict):
     """The state of `training.history.History`: a row for each epoch."""
 
     rows: list[dict[str, int | float]]
+
+
+class _Counted(TypedDict):
+    processed: int
+    completed: int
+
+
+class _Progress(TypedDict):
+    current: _Counted
+
+
+class _FitLoop(TypedDict):
+    epoch_progress: _Progress
+
+
+class _Loops(TypedDict):
+    fit_loop: _FitLoop
 
 
 class _Snapshots(TypedDict):

@@ -32,6 +32,8 @@ class History(Callback):
         self._measure = measure
         self.rows: list[dict[str, float]] = []
         self.running = False
+        self.grew = False
+        """Whether an epoch has ended since the run was started or continued."""
         self._started = self._validating = 0.0
         self._validated = False
         self._images = 0
@@ -77,6 +79,7 @@ class History(Callback):
         row["images"] = self._images
         row["seconds"] = time.perf_counter() - self._started - self._validating
         self.rows.append(row)
+        self.grew = True
         if self.path and trainer.is_global_zero:
             write_text(self.path, as_csv(self.rows))
             accuracy = {name: row[name] for name in ("val/accuracy",) if name in row}

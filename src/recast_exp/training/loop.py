@@ -141,7 +141,8 @@ def fit(
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:  # a damaged file can raise anything
-            if checkpoint is None or history.running or isinstance(error, RecastError):
+            before = checkpoint is not None and not history.grew and not isinstance(error, MemoryError | OSError)
+            if not before or isinstance(error, RecastError) or "memory" in str(error):
                 raise
             raise UserError(
                 f"resume: expected a checkpoint of this run, got {checkpoint}, which is damaged or of another run "
