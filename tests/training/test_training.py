@@ -669,6 +669,32 @@ def test_the_epochs_of_a_checkpoint_agree(
     assert "\n" not in str(error.value)
 
 
+def _group(**entries: object) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["optimizer_states"][0]["param_groups"][0].update(entries)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _group(lr="x"),
+        _group(betas=3),
+        lambda content: content["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3, 3)),
+        lambda content: content["lr_schedulers"][0].update(step=5),
+        lambda content: content["lr_schedulers"][0].update(base_lrs=["x", "y"]),
+    ],
+)
+def test_states_of_an_optimizer_that_cannot_be_are_one_line(
+    change: Callable[[dict[str, Any]], None], build: Build, tmp_path: Path
+) -> None:
+    train(build, tmp_path, "model=vit_att", "trainer.max_epochs=1")
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"^resume: expected a checkpoint of this run, got .*from scratch$"):
+        train(build, tmp_path, "model=vit_att", "trainer.max_epochs=3")
+
+
 def _progress(**counts: int) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["loops"]["fit_loop"]["epoch_progress"]["current"].update(counts)
 

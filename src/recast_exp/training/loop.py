@@ -7,6 +7,7 @@ stopped and continued is equal, bit for bit, to one that was not.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,8 +142,8 @@ def fit(
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:  # a damaged file can raise anything
-            before = checkpoint is not None and not history.grew and not isinstance(error, MemoryError | OSError)
-            if not before or isinstance(error, RecastError) or "memory" in str(error):
+            of_machine = isinstance(error, MemoryError | OSError) or re.search("memory|DataLoader worker", str(error))
+            if checkpoint is None or history.grew or of_machine or isinstance(error, RecastError):
                 raise
             raise UserError(
                 f"resume: expected a checkpoint of this run, got {checkpoint}, which is damaged or of another run "
