@@ -992,7 +992,7 @@ def of_calls() -> Iterator[Case]:
                 {"layers": ("blocks.0.attn.qkv", "blocks.0.mlp.fc1")},
             )
         ),
-        ("groups of two for tasks", "groups: ", mimicked(templates="tasks")),
+        ("tasks without differences", "differences: ", mimicked(templates="tasks")),
         ("too many classes", "classes: ", lambda _: _model().add_task("b", 10**30)),
         ("true for classes", "classes: ", lambda _: _model().add_task("b", True)),
         ("a number for an image", "images: ", lambda _: _model().predict([1, 2])),

@@ -274,7 +274,7 @@ def no_mapping(state: dict[str, Tensor]) -> Any:
     ("change", "expected"),
     [
         (without, ("lacks 1", "blocks.3.mlp.fc1.weight")),
-        (with_more, ("unknown 1", "blocks.12.mlp.fc1.weight")),
+        (with_more, ("1 unknown", "blocks.12.mlp.fc1.weight")),
         (with_other_shape, ("other shapes", "blocks.3.mlp.fc1.weight")),
         (other_architecture, ("VisionTransformer",)),
         (no_state, ()),
