@@ -1,0 +1,57 @@
+"""Keys that were typed though nothing depends on them: each is told apart by what it does to the predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recast_exp.cli import main as cli
+from recast_exp.config.schema import Config
+from recast_exp.experiment.effects import no_effect
+from support.running import run_stage
+
+Compose = Callable[..., Config]
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("optimizer.lr=1e-5 training=through_head", "what trains has optimizer.coefficients_lr instead"),
+        ("optimizer.lr=1e-5 training=joint", None),
+        ("optimizer.lr=1e-5 training=through_head optimizer.coefficients_lr=null", None),
+        ("optimizer.coefficients_lr=0.01", None),
+        ("optimizer.adapter_lr=0.01", "there is no adapter to train"),
+        ("optimizer.adapter_lr=0.01 adapter=melo", None),
+        ("optimizer.momentum=0.1", "optimizer=adamw has none"),
+        ("scheduler.step_size=1", "scheduler=cosine has no steps"),
+        ("scheduler.step_size=1 scheduler=step", None),
+    ],
+)
+def test_a_key_without_effect_leaves_the_predictions(
+    typed: str, reason: str | None, tiny: Compose, tmp_path: Path
+) -> None:
+    key, _, _ = typed.partition("=")
+    texts = typed.split()
+    assert no_effect(key, tiny("model=vit_att", *texts)) == reason
+    if reason is None:
+        return
+    run_stage(tiny("model=vit_att", *texts), tmp_path / "with")
+    run_stage(tiny("model=vit_att", *texts[1:]), tmp_path / "without")
+    predictions = [(tmp_path / name / "predictions.csv").read_bytes() for name in ("with", "without")]
+    assert predictions[0] == predictions[1]
+
+
+def test_a_run_says_which_keys_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["recast_exp"])
+    typed = ("model.pretrained=false", "logger=none", "probe=false", "trainer.max_epochs=1", "trainer.limit_batches=1")
+    with caplog.at_level(logging.WARNING, "recast_exp"):
+        assert cli.run([*typed, "optimizer.lr=1e-5", "hydra.run.dir=run"]) == 0
+    text = (tmp_path / "run" / "recast_exp.log").read_text()
+    assert "optimizer.lr: no effect: what trains has optimizer.coefficients_lr instead" in text
+    assert "trainer.max_epochs: no effect" not in text
