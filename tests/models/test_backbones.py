@@ -30,6 +30,7 @@ from recast_exp.models.check import check_model, check_size
 from recast_exp.models.create import backbone_name
 from recast_exp.models.digits import EMBEDDED
 from recast_exp.models.weights import fingerprint
+from recast_exp.models.weights import load_file as load_weights
 from recast_exp.recast import find_groups, inject, merge, mimic
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
@@ -577,3 +578,10 @@ def test_patches_that_overlap_leave_nothing_out() -> None:
     check_size(ModelConfig(backbone="pvt_v2_b0", img_size=64, pretrained=False))  # patches of 7 pixels, 4 apart
     with pytest.raises(UserError, match="expected a multiple of 16, the patch size of vit_tiny_patch16_224, got 225"):
         check_size(ModelConfig(backbone="vit_tiny_patch16_224", img_size=225, pretrained=False))
+
+
+def test_weights_that_repeat_a_number_are_not_made_of_it(tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.zeros(1, dtype=torch.float16).expand(10**7, 10**6)}, tmp_path / "w.pth")
+    network = timm.create_model("digits_vit", num_classes=0)
+    with pytest.raises(UserError, match=r"expected tensors with all their numbers, got head\.weight without"):
+        load_weights(network, tmp_path / "w.pth", "model.weights")

@@ -253,6 +253,17 @@ def test_a_label_is_no_formula_and_no_command(tmp_path: Path) -> None:
         assert {row["method"] for row in csv.DictReader(file)} == {"'=1+1", r"a\x1b[31m"}
 
 
+def test_a_command_and_a_device_are_no_markdown(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", seed=1)
+    path = tmp_path / "0" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "`<script>` [x](javascript:1)"}))
+    write_plan(tmp_path, [], "python\n```\n<b>")
+    write_report(tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "- `device`: `'<script>' [x](javascript:1)`" in text
+    assert "$ python " + "'" * 3 + " <b>\n```" in text
+
+
 def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
     write_job(tmp_path / "sweep" / "0", seed=1)
     (tmp_path / "victim").mkdir()

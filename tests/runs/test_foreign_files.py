@@ -275,3 +275,22 @@ def test_a_pickle_of_hydra_is_not_run(tmp_path: Path) -> None:
     done = runner(tmp_path / "r")("--experimental-rerun", str(tmp_path / "config.pickle"))
     assert done.code == 2
     assert done.err == ["error: --experimental-rerun: expected resume=FOLDER instead, which continues a run"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard/hparams.yaml", "plots/deep/x.png", "metrics.csv"])
+def test_a_link_anywhere_in_a_resumed_run_is_refused(tmp_path: Path, name: str) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"expected the files of a run in .*, got {name}, a link to"):
+        resumed_overrides(folder)
+    (folder / name).unlink()
+    resumed_overrides(folder)
+
+
+def test_a_task_file_does_not_ask_for_a_huge_model(tmp_path: Path) -> None:
+    model = CONFIG["model"] | {"backbone": "vit_tiny_patch16_224", "arguments": {"depth": 10**7}}
+    path = task_file(tmp_path / "t.safetensors", CONFIG | {"model": model})
+    done = runner(tmp_path / "r")("stage=evaluate", f"task={path}")
+    assert done.code == 2
+    assert any("model.arguments.depth: expected at most 16384, got 10000000" in line for line in done.err), done.err

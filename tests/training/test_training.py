@@ -669,6 +669,15 @@ def test_the_epochs_of_a_checkpoint_agree(
     assert "\n" not in str(error.value)
 
 
+def train_and_change(change: Callable[[dict[str, Any]], None], build: Build, run_dir: Path) -> None:
+    """Train for an epoch, and change what its checkpoint holds."""
+    train(build, run_dir, "model=vit_att", "trainer.max_epochs=1")
+    path = run_dir / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
 def _group(**entries: object) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["optimizer_states"][0]["param_groups"][0].update(entries)
 
@@ -686,11 +695,7 @@ def _group(**entries: object) -> Callable[[dict[str, Any]], None]:
 def test_states_of_an_optimizer_that_cannot_be_are_one_line(
     change: Callable[[dict[str, Any]], None], build: Build, tmp_path: Path
 ) -> None:
-    train(build, tmp_path, "model=vit_att", "trainer.max_epochs=1")
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    content = torch.load(path, weights_only=True)
-    change(content)
-    torch.save(content, path)
+    train_and_change(change, build, tmp_path)
     with pytest.raises(UserError, match=r"^resume: expected a checkpoint of this run, got .*from scratch$"):
         train(build, tmp_path, "model=vit_att", "trainer.max_epochs=3")
 
@@ -718,11 +723,7 @@ def _expanded(content: dict[str, Any]) -> None:
 def test_numbers_of_a_checkpoint_that_would_train_for_ever(
     change: Callable[[dict[str, Any]], None], build: Build, tmp_path: Path
 ) -> None:
-    train(build, tmp_path, "model=vit_att", "trainer.max_epochs=1")
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    content = torch.load(path, weights_only=True)
-    change(content)
-    torch.save(content, path)
+    train_and_change(change, build, tmp_path)
     with pytest.raises(UserError, match=r"^resume: expected a checkpoint of a run, got "):
         train(build, tmp_path, "model=vit_att", "trainer.max_epochs=2")
 

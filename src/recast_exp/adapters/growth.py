@@ -13,7 +13,6 @@ starts at one for the block itself and at zero for the others, so that the new b
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from torch import Tensor, nn
 from recast_exp.adapters._base import Adapter, attach, backbone_modules, parametrize_weight, weight_of
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
-
-log = logging.getLogger(__name__)
 
 NAME = "growth"
 
@@ -41,14 +38,12 @@ class Growth(Adapter):
 
     fits = "repeated blocks of layers of the same shapes, as in timm's ViT, Swin, ConvNeXt and ResNets"
 
-    blocks: int = option(3, "new blocks, spread evenly over the depth", ge=1)
+    blocks: int = option(3, "new blocks, spread evenly over the depth; at most one after each block", ge=1)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Let blocks be followed by new ones."""
         found = _blocks(network)
         count = min(self.blocks, len(found))
-        if count < self.blocks:
-            log.info("growth: %d new blocks instead of %d, one after each block", count, self.blocks)
         names: dict[str, str] = {}
         for place in (round((index + 1) * len(found) / count) - 1 for index in range(count)):
             path, alike = found[place]

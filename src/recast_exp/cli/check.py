@@ -58,8 +58,9 @@ class Findings:
     jobs: list[Planned] = dataclasses.field(default_factory=list)
     """Each job that could be composed."""
     sweep_dir: Path | None = None
-    searched: list[str] = dataclasses.field(default_factory=list)
     """The folder of the sweep, if it is one."""
+    searched: list[str] = dataclasses.field(default_factory=list)
+    """The keys and groups that a search draws values of."""
     is_grid: bool = False
     """Whether it is a sweep whose jobs are all known: Hydra's own sweeper, not one that searches."""
     composer: Composer | None = None

@@ -86,7 +86,7 @@ def _run(argv: Sequence[str]) -> int:
     if args.experimental_rerun:  # it runs whatever code is in a pickle
         instead = "--experimental-rerun: expected resume=FOLDER instead, which continues a run"
         return report_errors([instead], UserError.exit_code)
-    if not (args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
+    if not (args.help or args.hydra_help or args.shell_completion or args.info):
         line = CommandLine(
             overrides=tuple(args.overrides),
             multirun=args.multirun,

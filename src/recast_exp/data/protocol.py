@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from recast_exp.config import keys
 from recast_exp.data.images import damaged_files
 from recast_exp.data.listing import is_file
 from recast_exp.data.preprocessing import Decoding, InputSpec
@@ -201,8 +202,8 @@ def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[st
         bound = round(0.8 * len(everything))
         return {"train": everything.select(np.sort(order[:bound])), "test": everything.select(np.sort(order[bound:]))}
     if "all" in splits:
-        for key, value, default in (("split", cfg.split, "official"), ("val_fraction", cfg.val_fraction, 0.2)):
-            if value != default:
+        for key, value in (("split", cfg.split), ("val_fraction", cfg.val_fraction)):
+            if value != (default := keys.default(f"dataset.{key}")):
                 raise UserError(
                     f"dataset.{key}: expected {default} for a set without splits, which is divided {_shares()} for "
                     f"training, validation and test, got {value}; make folders train, val and test of your own"

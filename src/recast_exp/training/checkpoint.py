@@ -31,9 +31,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{expected}, which is damaged ({first_line(error)}); start the run from scratch") from error
     for name, tensor in parts["state_dict"].items():
-        if not isinstance(tensor, Tensor) or not is_whole(tensor) or not torch.isfinite(tensor).all():
+        if not _is_sound(tensor):
             raise UserError(f"{expected}, in which {name} is not made of finite numbers; start the run from scratch")
     return checkpoint
+
+
+def _is_sound(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and is_whole(tensor) and bool(torch.isfinite(tensor).all())
 
 
 def _check_history(rows: list[dict[str, int | float]], epoch: int) -> None:
@@ -75,7 +79,7 @@ def _check_snapshots(content: object, epoch: int) -> None:
     found = schemas.checked(content, _Snapshots)
     if not 0 <= found["epoch"] <= epoch or not -1 <= found["best"] <= 1:
         raise ValueError("its best epoch is none of its epochs")
-    if not all(isinstance(tensor, Tensor) and torch.isfinite(tensor).all() for tensor in found["tensors"].values()):
+    if not all(map(_is_sound, found["tensors"].values())):
         raise ValueError("its best epoch is not made of finite numbers")
 
 

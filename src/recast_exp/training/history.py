@@ -31,7 +31,6 @@ class History(Callback):
         self.path = path
         self._measure = measure
         self.rows: list[dict[str, float]] = []
-        self.running = False
         self.grew = False
         """Whether an epoch has ended since the run was started or continued."""
         self._started = self._validating = 0.0
@@ -47,7 +46,6 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and note the learning rates before the schedule changes them."""
-        self.running = True
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._learning_rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
         self._started, self._validating, self._images = time.perf_counter(), 0.0, 0
