@@ -116,10 +116,15 @@ class Times:
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> Times:
-    """Time the cases in turn, A B C A B C …, without garbage collection, after untimed rounds."""
+    """Time the cases in turn, without garbage collection, after untimed rounds.
+
+    Each round begins with the next case, A B C, B C A, C A B, …: none is always the one after a certain other.
+    """
     times = Times({name: [] for name in cases}, {name: [] for name in cases})
+    order = list(cases.items())
     for index in range(warmup + rounds):
-        for name, run in cases.items():
+        first = index % len(order)
+        for name, run in order[first:] + order[:first]:
             gc.collect()
             gc.disable()
             _wait()

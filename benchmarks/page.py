@@ -25,7 +25,7 @@ from measuring import described, shown
 HERE = Path(__file__).parent
 RUNS: dict[str, list[str]] = {
     "training_step": ["--rounds", "5"],
-    "inference": ["--rounds", "8"],
+    "inference": ["--rounds", "18"],
     "mimicry": ["--rounds", "3"],
     "startup": [],
     "input_pipeline": ["--rounds", "5"],

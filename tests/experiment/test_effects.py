@@ -28,6 +28,21 @@ Compose = Callable[..., Config]
         ("optimizer.momentum=0.1", "optimizer=adamw has none"),
         ("scheduler.step_size=1", "scheduler=cosine has no steps"),
         ("scheduler.step_size=1 scheduler=step", None),
+        ("recast.num_groups=1 model=vit_frozen", "model=vit_frozen has no templates"),
+        ("mimicry.steps=3", "mimicry=closed_form has no such option"),
+        ("mimicry.steps=3 mimicry=gradient", None),
+        ("adapter.sparsity=3.0 adapter=melo", "adapter.rank_gates is not set"),
+        ("adapter.sparsity=3.0 adapter=melo adapter.rank_gates=true", None),
+        ("optimizer.coefficients_pull=0.1 model=vit_frozen", "there are no coefficients to train"),
+        ("optimizer.lr_scale=2.0 model=vit_frozen", "only the head trains"),
+        ("optimizer.lr_scale=2.0", None),
+        ("optimizer.head_weight_decay=0.1", None),
+        ("optimizer.head_weight_decay=0.1 training=through_head", "training=through_head solves the head"),
+        ("optimizer.weight_decay=0.1", None),
+        (
+            "optimizer.weight_decay=0.1 training=through_head",
+            "what trains has optimizer.coefficients_weight_decay instead",
+        ),
     ],
 )
 def test_a_key_without_effect_leaves_the_predictions(
@@ -55,3 +70,14 @@ def test_a_run_says_which_keys_have_no_effect(
     text = (tmp_path / "run" / "recast_exp.log").read_text()
     assert "optimizer.lr: no effect: what trains has optimizer.coefficients_lr instead" in text
     assert "trainer.max_epochs: no effect" not in text
+
+
+def test_a_stage_says_which_of_its_options_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["recast_exp"])
+    typed = ("stage=reconstruct", "stage.sizes=[1]", "model.pretrained=false", "hydra.run.dir=run")
+    with caplog.at_level(logging.WARNING, "recast_exp"):
+        assert cli.run([*typed]) == 0
+    assert "stage.sizes: no effect: stage.sweep is not set" in (tmp_path / "run" / "recast_exp.log").read_text()

@@ -65,7 +65,9 @@ class MeLo(Adapter):
     alpha: float = option(4.0, "numerator α of their scale α/r", gt=0, le=10_000)
     init: str = option("random", "first values of A: random, or from training images", choices=("random", "eva"))
     rank_gates: bool = option(False, "train a gate for each rank, and cut off the ranks whose gate ends at zero")
-    sparsity: float = option(10.0, "how fast the gates shrink, in units of the learning rate for a step", ge=0, le=1e6)
+    sparsity: float = option(
+        10.0, "how fast the gates shrink, in units of the learning rate for a step", ge=0, le=1e6, needs="rank_gates"
+    )
     nested: bool = option(False, "train the ranks so that the first ones do without the others")
     ranks: list[int] | None = option(None, "rank of each layer, in their order; null is `rank` for all")
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from recast_exp import stages
 from recast_exp.config import grammar, rules
+from recast_exp.config.fields import unmet
 from recast_exp.config.schema import Config, typed
 from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError, first_line
@@ -224,6 +225,10 @@ def _run(
         if sweep is not None and settings.skip_unfit and (reason := _unfit(settings)):
             record.update(folder, state=State.SKIPPED, reason=reason)
             return {}
+        keys = [grammar.key(text) for text in overrides]
+        for key in (key for key in keys if key.startswith("stage.")):
+            if needed := unmet(stage, key.removeprefix("stage.")):
+                log.warning("%s: no effect: stage.%s is not set", key, needed)
         if settings.stage["name"] == "adapt":
             if rules.trains_only_head(settings) and heads.from_config(settings.head).solved:
                 if line := without_effect(sources):
@@ -231,7 +236,7 @@ def _run(
             else:
                 if sweep is None and sources:
                     log.info("%s", recipe_line(settings, sources))
-                for key in (key for key, file in sources.items() if file == "command line"):
+                for key in keys:
                     if reason := no_effect(key, settings):
                         log.warning("%s: no effect: %s", key, reason)
         if settings.stage["name"] != "adapt":  # which goes on from what is there

@@ -40,6 +40,7 @@ class Limits(TypedDict, total=False):
     lt: float | None
     choices: tuple[str, ...] | None
     path: bool
+    needs: str | None
 
 
 class Role(enum.StrEnum):
@@ -72,15 +73,18 @@ def key(
     lt: float | None = None,
     choices: tuple[str, ...] | None = None,
     path: bool = False,
+    needs: str | None = None,
 ) -> Default:
     """Declare a configuration key: role, default, help, bounds (inclusive `ge`/`le`, exclusive `gt`/`lt`) or choices.
 
     `path=True` marks a file or folder: such values are taken literally on the command line (spaces, `=`, any letter).
+    `needs` names another field of the same dataclass; the value has no effect while that one is false or empty.
     """
     metadata = {
         name: value
         for name, value in {
-            "role": role, "help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path or None
+            "role": role, "help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices,
+            "path": path or None, "needs": needs,
         }.items()
         if value is not None
     }  # fmt: skip
@@ -163,6 +167,12 @@ def shortened(value: object) -> str:
     """The `repr` of a value for a message, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+
+
+def unmet(options: DataclassInstance, name: str) -> str | None:
+    """The option that is false or empty, so that the value of another one has no effect; None if there is none."""
+    needs = {field.name: field.metadata.get("needs") for field in dataclasses.fields(options)}.get(name)
+    return needs if needs and not getattr(options, needs) else None
 
 
 _ITEMS: dict[str, tuple[type, ...]] = {"list[str]": (str,), "list[int]": (int,), "list[float]": (int, float)}

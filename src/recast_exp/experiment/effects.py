@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from recast_exp.config.schema import Config
+import dataclasses
+
+from recast_exp import adapters
+from recast_exp.config.fields import unmet
+from recast_exp.config.schema import Config, MimicryConfig
+from recast_exp.plugins import SOLVERS
+from recast_exp.recast.solvers import options_of
 from recast_exp.training.objectives import from_config
+
+_OF_SOLVERS = {field.name for field in dataclasses.fields(MimicryConfig)} - {"name", "seed", "options"}
 
 
 def no_effect(key: str, settings: Config) -> str | None:
@@ -16,15 +24,31 @@ def no_effect(key: str, settings: Config) -> str | None:
         "adapter": settings.adapter["name"] != "none",
         "backbone": settings.model.method == "full",
     }
+    if key.startswith(("recast.", "mimicry.")) and not present["coefficients"]:
+        return f"model={settings.model.name} has no templates"
+    section, _, name = key.partition(".")
+    if section == "mimicry" and name in _OF_SOLVERS - {*options_of(SOLVERS.load(settings.mimicry.name))}:
+        return f"mimicry={settings.mimicry.name} has no such option"
+    if section == "adapter" and present["adapter"] and (needed := unmet(adapters.from_config(settings.adapter), name)):
+        return f"adapter.{needed} is not set"
     for kind, there in present.items():
         if key in (f"optimizer.{kind}_lr", f"optimizer.{kind}_weight_decay") and not there:
             return f"there is no {kind} to train"
+    if key == "optimizer.coefficients_pull" and not present["coefficients"]:
+        return "there are no coefficients to train"
+    if key in ("optimizer.lr_scale", "trainer.head_first_epochs") and not any(present.values()):
+        return "only the head trains"
     if key in ("optimizer.momentum", "optimizer.nesterov") and options.name != "sgd":
         return f"optimizer={options.name} has none"
-    if key == "optimizer.lr":
-        own = {"coefficients": options.coefficients_lr, "adapter": options.adapter_lr, "backbone": options.backbone_lr}
-        trains = from_config(settings.training).trains
-        if "head" not in trains and not any(present[kind] and own[kind] is None for kind in trains):
-            names = ", ".join(f"optimizer.{kind}_lr" for kind in trains if present[kind]) or "a solved head"
-            return f"what trains has {names} instead"
+    trains = from_config(settings.training).trains
+    if key == "optimizer.head_weight_decay" and "head" not in trains:
+        return f"training={settings.training['name']} solves the head"
+    for common in ("lr", "weight_decay"):
+        if key != f"optimizer.{common}":
+            continue
+        own = {kind: getattr(options, f"{kind}_{common}") for kind in present}
+        head = "head" in trains and (common == "lr" or options.head_weight_decay is None)
+        if not head and not any(there and own[kind] is None for kind, there in present.items()):
+            names = [f"optimizer.{kind}_{common}" for kind, there in present.items() if there]
+            return f"what trains has {', '.join(names) or 'a solved head'} instead"
     return None

@@ -27,8 +27,10 @@ class Compare(Stage):
     more: dict[str, str] = option({}, "further methods: label → overrides, separated by spaces (model=vit_mlp recast.granularity=row)")  # fmt: skip # noqa: E501
     methods: list[str] | None = option(None, "methods by name or glob pattern; null takes all that fit")
     tune: list[str] = option([], "values to try first, key by key (optimizer.lr_scale=0.3,1,3); validation chooses for each method")  # fmt: skip # noqa: E501
-    tune_by: str = option("accuracy", "what is compared on the validation images; with few images the loss tells more", choices=("accuracy", "loss"))  # fmt: skip # noqa: E501
-    tune_seeds: int = option(1, "seeds or draws that each value is tried with; their means are compared", ge=1)
+    tune_by: str = option("accuracy", "what is compared on the validation images; with few images the loss tells more", choices=("accuracy", "loss"), needs="tune")  # fmt: skip # noqa: E501
+    tune_seeds: int = option(
+        1, "seeds or draws that each value is tried with; their means are compared", ge=1, needs="tune"
+    )
 
     def problems(self, settings: Config) -> Iterator[str]:
         """Seeds, and each recipe by itself on the configuration."""

@@ -24,9 +24,11 @@ class Reconstruct(Stage):
     """Whether one bank is made, or banks of several sizes are compared."""
 
     sweep: bool = option(False, "compare banks of several sizes: error, similarity of the features, accuracy of a solved head")  # fmt: skip # noqa: E501
-    sizes: list[int] | None = option(None, "numbers of templates of each group to compare; null is each from 1 to the size of a group")  # fmt: skip # noqa: E501
-    solvers: list[str] = option(["closed_form", "calibrated"], "solvers to compare")
-    dtypes: list[str] = option(["float32"], "dtypes of the templates to compare: float32, bfloat16, int8")
+    sizes: list[int] | None = option(None, "numbers of templates of each group to compare; null is each from 1 to the size of a group", needs="sweep")  # fmt: skip # noqa: E501
+    solvers: list[str] = option(["closed_form", "calibrated"], "solvers to compare", needs="sweep")
+    dtypes: list[str] = option(
+        ["float32"], "dtypes of the templates to compare: float32, bfloat16, int8", needs="sweep"
+    )
 
     def problems(self, settings: Config) -> Iterator[str]:
         """It needs templates, and a comparison those of the layers."""

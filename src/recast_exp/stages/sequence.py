@@ -32,7 +32,7 @@ class Sequence(Stage):
     start_from: str = option("zero", "coefficients that the next task starts from: the pretrained ones, the mean of the earlier tasks, or those of the earlier task that fits best", choices=("zero", "mean", "task"))  # fmt: skip # noqa: E501
     baselines: list[str] = option(list(BASELINES), "what is trained for comparison: lae (the method with the same parameters for all tasks, and their mean), separate (full fine-tuning of a model for each task), fine-tuning (one model, task after task), joint (all classes at once)")  # fmt: skip # noqa: E501
     unknown: bool = option(True, "also score images whose task is not known")
-    random_features: int = option(2000, "random features of RanPAC, where the task is not known", ge=1)
+    random_features: int = option(2000, "random features of RanPAC, where the task is not known", ge=1, needs="unknown")
 
     def problems(self, settings: Config) -> Iterator[str]:
         """The tasks, and methods whose tasks share a backbone."""
