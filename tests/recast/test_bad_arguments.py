@@ -146,6 +146,15 @@ def test_a_weight_that_has_two_places_stays_whole() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_weights_that_are_all_zero_make_no_templates() -> None:
+    model = vit()
+    for block in (0, 1):
+        nn.init.zeros_(model.get_submodule(f"blocks.{block}.attn.qkv").weight)
+    for kind in ("layers", "random"):
+        with pytest.raises(UserError, match=r"^model: expected weights .*, got only zeros in blocks\.0\.attn\.qkv"):
+            mimic(model, find_groups(model, targets=QKV, templates=kind), templates=kind)
+
+
 def test_no_flipped_bit_of_a_bank_passes(tmp_path: Path) -> None:
     model = vit()
     path = tmp_path / "bank.safetensors"

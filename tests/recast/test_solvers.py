@@ -79,6 +79,16 @@ def test_every_weight_stays_a_combination_of_the_pretrained_weights_of_its_group
     torch.testing.assert_close(rebuilt(learned, found.templates), expected)
 
 
+@pytest.mark.parametrize(("templates", "blocks"), [(3, 1), (2, 2)])
+def test_wide_weights_are_made_part_by_part(templates: int, blocks: int) -> None:
+    weights = random(3, 10, 3 * closed_form.COLUMNS // 10 + 1)
+    found = closed_form.solve(weights, templates, 1, blocks, seed=3)
+    coefficients = found.coefficients[:, 0].transpose(0, 1).double()  # [B, L, n]
+    whole = torch.linalg.pinv(coefficients) @ weights.view(3, blocks, -1).transpose(0, 1).double()
+    expected = whole.transpose(0, 1).reshape(templates, *weights.shape[1:]).float()
+    torch.testing.assert_close(found.templates, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_closed_form_is_exact_at_any_scale_and_for_dependent_weights(scale: float) -> None:
     weights = random(4, 12, 10) * scale

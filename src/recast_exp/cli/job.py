@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import functools
+import gc
 import logging
 import os
 import re
@@ -191,6 +194,13 @@ def run_job(
         return _run(stage, job, overrides, number, sources or {})
 
 
+@functools.cache
+def _keep_imports() -> None:
+    """Leave what this process has imported out of garbage collection, which takes half a second to look through it."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries complain at the end of what was not collected
+
+
 def job_label(settings: Config) -> str:
     """The name of a job in lists and records: that of its method, for most stages."""
     from recast_exp.models.label import method_label  # heavy: it knows every adapter
@@ -206,6 +216,7 @@ def _run(
     from recast_exp.experiment.effects import no_effect
     from recast_exp.training.trainer import progress_bars, quiet
 
+    _keep_imports()
     settings, folder, sweep = job.settings, job.folder, job.group
     known = record.read(folder)
     record.check_same(folder, known, settings, "hydra.run.dir" if sweep is None else "hydra.sweep.dir")

@@ -74,7 +74,8 @@ def mimic(
     Raises:
         UnknownNameError: If there is no such solver, it has no such option, or the model has no such layer.
         UserError: If the model is on the meta device, two groups have one name or share a layer, `num_sets` is not
-            between 1 and 1000, there is no such kind of templates, or the solver needs images.
+            between 1 and 1000, there is no such kind of templates, all weights of a group are 0, or the solver needs
+            images.
 
     Example:
         >>> import timm
@@ -123,6 +124,12 @@ def mimic(
             )
             for index, (group, weights) in enumerate(zip(groups, stacked, strict=True))
         ]  # fmt: skip
+    for group, each in zip(groups, found, strict=True):
+        if not each.templates.count_nonzero():
+            raise UserError(
+                f"model: expected weights to make templates of, got only zeros in {', '.join(group.layers)}; load "
+                "pretrained weights, or leave these layers out of the targets"
+            )
     coefficients = {
         layer: own
         for group, each in zip(groups, found, strict=True)
