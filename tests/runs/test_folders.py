@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,10 @@ CASES = {
     "a sweep in a run": (written("job.json"), True, "is the folder of a run; choose a new one"),
     "a file for a job": (written("1"), True, "/1, got a file; move it, or choose a new folder"),
     "a folder for a record": (made("0/job.json"), True, "expected a file in FOLDER/0/job.json, got a folder; move it"),
+    "a pipe for a file": (
+        lambda folder: os.mkfifo(folder / "predictions.csv"),
+        *(False, "expected a file in FOLDER/predictions.csv, got a pipe or device"),
+    ),
     "a folder for the list of jobs": (made("sweep.json"), True, "expected a file in FOLDER/sweep.json, got a folder"),
     "a folder for Hydra's list": (made("multirun.yaml"), True, "expected a file in FOLDER/multirun.yaml, got a folder"),
     **{
@@ -67,17 +72,24 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["plots", "metrics.json", "checkpoints", "report", "0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plots", "metrics.json", "checkpoints", "report", "0", "recast_exp.log", ".hydra/config.yaml"),
+        *("export/config.json", "runs/linear_probe/1/predictions.csv"),
+    ],
+)
 def test_links_are_not_followed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, victim = tmp_path / "folder", tmp_path / "victim"
-    folder.mkdir()
+    (folder / name).parent.mkdir(parents=True)
     victim.mkdir()
     (folder / name).symlink_to(victim)
+    before = sorted(folder.rglob("*"))
     place = ["-m", "seed=1,2", f"hydra.sweep.dir={folder}"] if name == "0" else ["seed=1", f"hydra.run.dir={folder}"]
     assert cli.run([*QUICK, f"cache_dir={tmp_path.parent / 'cache'}", *place]) == 2
     assert f"{folder / name}" in capsys.readouterr().err
     assert not list(victim.iterdir())
-    assert [path.name for path in folder.iterdir()] == [name]
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("case", CASES)

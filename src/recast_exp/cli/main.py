@@ -141,6 +141,7 @@ def _single(findings: Findings) -> int:
             return hydra_api.run(loader, cfg, runner)
         folder = Path(str(cfg.hydra.run.dir))
         with alone(folder, planned.settings):
+            record.check_own(folder, "hydra.run.dir")
             record.check_same(folder, record.read(folder), planned.settings, "hydra.run.dir")
             runner.held = Path(os.path.abspath(folder))  # noqa: PTH100  (as Hydra names it: pathlib's keeps `..`)
             return hydra_api.run(loader, cfg, runner)

@@ -43,6 +43,10 @@ class Variants:
         """The options of a group, those of the user's `--config-dir` among them."""
         return self._groups.get(group, [])
 
+    def typed(self, group: str) -> str | None:
+        """The option of a group as it was typed (`method=vit_melo`); None if it was not."""
+        return next((text for text in self._options if grammar.key(text) == group), None)
+
     def compose(self, *overrides: str) -> Config:
         """The settings of the command with other options and values (`adapter=melo`, `recast.num_groups=12`).
 
@@ -55,7 +59,9 @@ class Variants:
         choices = [text for text in overrides if grammar.key(text) in self._groups and not _is_seed(text)]
         values = [text for text in overrides if text not in choices]
         replaced = {grammar.key(text) for text in choices}
-        options = [text for text in self._options if grammar.key(text) not in {*replaced, "method"}]
+        if replaced & {"model", "adapter"}:
+            replaced.add("method")  # which sets both
+        options = [text for text in self._options if grammar.key(text) not in replaced]
         fixed: set[str] = set()
         for text in choices:
             group, _, option = text.partition("=")

@@ -20,6 +20,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 LISTS = (".txt", ".lst")
 """Of text files with a path in each line."""
 
+_LONGEST_LINE = 1 << 16
+"""Characters of a line of a list; a longer one is no path, and the file no list."""
+
 _OF_SYSTEMS = "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"
 
 _MAGIC = "*?["
@@ -124,7 +127,12 @@ def _lines(path: Path) -> Iterator[Path]:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"stage.images: expected a list in UTF-8, got {path} in UTF-16; save it anew")
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise UserError(
+                        f"stage.images: expected a list with a path in each line, got {path}, which has a line of "
+                        f"{_LONGEST_LINE:,} characters or more"
+                    )
                 if name := line.strip():
                     try:
                         yield user_path(name)

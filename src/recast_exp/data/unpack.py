@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from recast_exp.errors import RecastError, UserError
 from recast_exp.files import writing
@@ -94,6 +95,8 @@ class _Contents:
         Raises:
             ArchiveError: If this is more than the limits allow.
         """
+        if size < 0:
+            raise ArchiveError(f"{self._archive}: member {name!r} has a size of {size} bytes")
         self._members += 1
         self._bytes += size
         if self._members > MAX_MEMBERS:
@@ -107,15 +110,28 @@ class _Contents:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is no larger than any honest one: tarfile reads some headers into memory at once."""
+    """A member whose header is no larger than any honest one: tarfile reads some headers into memory at once.
+
+    Nor is it sparse: the maps of sparse files are read into memory too, and photographs have none.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:  # with which tarfile goes back, for ever
+            raise tarfile.HeaderError(f"a member of {member.size} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            member._refuse_sparse()
         is_header = member.type in (b"x", b"g", b"X", tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
         if is_header and member.size > _MAX_HEADER:
             raise tarfile.HeaderError(f"a header of {member.size} bytes")
         return member
+
+    def _refuse_sparse(self, *_: object) -> NoReturn:
+        raise tarfile.HeaderError("a sparse file")
+
+    # What tarfile calls for each format of such maps
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 def _extract_tar(archive: Path, folder: Path) -> None:

@@ -20,9 +20,9 @@ from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import cache_folder, cache_place, user_path
 from recast_exp.models.bank_cache import check_kind
 from recast_exp.models.check import check_classifier, check_model, check_task
-from recast_exp.models.create import backbone_name, create_network
+from recast_exp.models.create import backbone_name, create_network, local_folder
 from recast_exp.models.loading import check_weights, load_task
-from recast_exp.models.weights import fingerprint, load_file
+from recast_exp.models.weights import file_of, fingerprint, load_file
 from recast_exp.recast import Banks
 from recast_exp.runs import hub, layout
 from recast_exp.runs.task_header import FROZEN, UNGROUPED, task_files
@@ -73,7 +73,7 @@ class Inputs:
         """
         model, dataset = settings.model, settings.dataset
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
-        if model.weights:
+        if model.weights or local_folder(model.backbone or ""):
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
         if settings.resume and (checkpoint := layout.checkpoint(user_path(settings.resume))).exists():
             read_checkpoint(checkpoint)
@@ -148,7 +148,8 @@ def _check_bank(path: str, recast: RecastConfig | None) -> None:
 
 def _check_weights(model: ModelConfig) -> nn.Module:
     network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
-    load_file(network, user_path(str(model.weights)), "model.weights")
+    if (file := file_of(model)) is not None:
+        load_file(network, *file)
     return network
 
 

@@ -162,7 +162,14 @@ def methods(settings: Config, variants: Variants, more: Mapping[str, str] = Mapp
         rows |= {each.model.label: each for each in (base, *_siblings(base, variants, common))}
     for name in adapters.fitting(functools.partial(blueprint, settings.model)):
         if name != "none":
-            adapted = with_values(variants.compose(f"adapter={name}"), common)
+            try:
+                adapted = with_values(variants.compose(f"adapter={name}"), common)
+                adapters.from_config(adapted.adapter)
+            except UserError as error:
+                raise UserError(
+                    f"stage: compare takes every adapter that fits, also adapter={name}: {error}; leave out what sets "
+                    "options of another adapter, such as experiment="
+                ) from error
             label = adapters.from_config(adapted.adapter).label
             rows[label] = with_values(adapted, frozen)
             if recast:

@@ -21,6 +21,9 @@ from recast_exp.runs.results import Metrics
 
 log = logging.getLogger(__name__)
 
+CARD = "README.md"
+_SENT = CARD, TASK
+
 LOAD = """import timm, recast_exp
 task = recast_exp.load_task("hf://{repo}")
 model = timm.create_model(task.backbone, pretrained=True{size})
@@ -56,12 +59,12 @@ def run(settings: Config, run_dir: Path, repo: str, *, dry_run: bool, private: b
         pixels=task.input.size,
         classes=len(task.classes),
     )
-    write_text(folder / "README.md", model_card(facts, load, parameters=counted(task)))
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    write_text(folder / CARD, model_card(facts, load, parameters=counted(task)))
+    sizes = {name: (folder / name).stat().st_size for name in _SENT}
     listed = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
     if dry_run:
         log.info("Nothing is sent. To %s would go %s: %s", repo, listed, folder)
-        log.info("Read %s; then stage.dry_run=false sends it.", folder / "README.md")
+        log.info("Read %s; then stage.dry_run=false sends it.", folder / CARD)
     else:
         log.info("Sent to %s: %s", _send(folder, repo, private), listed)
     return {"bytes": sum(sizes.values()), "sent": float(not dry_run)}
@@ -84,7 +87,10 @@ def _send(folder: Path, repo: str, private: bool) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="Task file and model card of recast_exp"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[*_SENT],  # whatever else lies there
+            commit_message="Task file and model card of recast_exp",
         )
     except LocalTokenNotFoundError as error:
         raise UserError(

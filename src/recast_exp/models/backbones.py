@@ -12,10 +12,9 @@ from torch import nn
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError
-from recast_exp.files import user_path
 from recast_exp.models.create import backbone_name, create_network, input_of
 from recast_exp.models.digits import EMBEDDED
-from recast_exp.models.weights import download, fingerprint, load_file
+from recast_exp.models.weights import download, file_of, fingerprint, load_file
 from recast_exp.torch_state import seeded
 
 log = logging.getLogger(__name__)
@@ -63,12 +62,13 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
     """
     name = backbone_name(model)
     with seeded(0):  # random weights are the same in every run
-        if model.pretrained and not model.weights and name not in EMBEDDED:
+        file = file_of(model)
+        if model.pretrained and file is None and name not in EMBEDDED:
             network = download(name, model.img_size, model.arguments)
         else:
             network = create_network(name, model.img_size, arguments=model.arguments)
-        if model.weights:
-            load_file(network, user_path(model.weights), "model.weights")
+        if file is not None:
+            load_file(network, *file)
         elif not model.pretrained:
             log.warning("model.pretrained=false: the backbone %s has random weights", name)
         elif is_embedded(model):

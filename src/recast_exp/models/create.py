@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -37,6 +38,12 @@ def current_name(name: str) -> str:
 def is_elsewhere(name: str) -> bool:
     """Whether a model comes from a repository of the Hugging Face Hub or from a folder (`hf-hub:…`, `local-dir:…`)."""
     return bool(parse_model_name(name)[0])
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of `local-dir:FOLDER`; None for other names."""
+    source, where = parse_model_name(name)
+    return user_path(where) if source == "local-dir" else None
 
 
 def check_name(name: str) -> None:

@@ -9,18 +9,23 @@ import os
 import re
 import socket
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
+from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import MissingInputError, UserError, first_line
-from recast_exp.models.create import create_network, is_elsewhere
+from recast_exp.files import user_path
+from recast_exp.models import torch_file
+from recast_exp.models.create import create_network, is_elsewhere, local_folder
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +103,27 @@ def _reachable() -> bool:
     return True
 
 
+def file_of(model: ModelConfig) -> tuple[Path, str] | None:
+    """The file with the weights of a model, and the key that names it; None where timm or nobody provides them.
+
+    Raises:
+        MissingInputError: If the folder of the model has none.
+    """
+    if model.weights:
+        return user_path(model.weights), "model.weights"
+    folder = local_folder(model.backbone or "") if model.pretrained else None
+    if folder is None:
+        return None
+    # timm itself would leave parameters random that the file lacks
+    for name in _LOCAL_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name, "model.backbone"
+    raise MissingInputError(f"model.backbone: expected {' or '.join(_LOCAL_WEIGHTS)} in {folder}, got neither")
+
+
+_LOCAL_WEIGHTS = "model.safetensors", "pytorch_model.bin"
+
+
 def load_file(network: nn.Module, path: Path, key: str) -> None:
     """Load a file of weights. It must hold every parameter but those of a classifier, and no others.
 
@@ -117,6 +143,7 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
         if loader is None:
             raise UserError(f"{key}: expected a .safetensors or .pth file for {type(network).__name__}, got {path}")
         try:
+            _check_arrays(path)
             loader(str(path))
         except Exception as error:
             raise UserError(
@@ -165,6 +192,27 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
     network.load_state_dict({name: value for name, value in state.items() if name in expected}, strict=False)
 
 
+def _check_arrays(path: Path) -> None:
+    """Refuse arrays that timm would copy without a look: what is not finite, no weight, or one number for all.
+
+    Raises:
+        ValueError: One line.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _UNPACKED * path.stat().st_size:
+            raise ValueError(f"it unpacks to more than {_UNPACKED} times its size")
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if not np.issubdtype(array.dtype, np.floating) or array.size < 2:
+                raise ValueError(f"{name} holds no weights: {array.dtype} {list(array.shape)}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+
+
+_UNPACKED = 10
+"""Times the size of an .npz file that its arrays may have: weights hardly shrink."""
+
 _WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher", "state_dict", "model_state_dict", "model"),
     *("student", "backbone", "encoder", "module", "net", "network"),
@@ -184,7 +232,7 @@ def _read(path: Path, key: str) -> Mapping[str, object]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch_file.load(path)
     except Exception as error:
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(

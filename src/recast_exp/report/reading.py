@@ -327,7 +327,7 @@ def _draw(config: object, overrides: Sequence[str]) -> int:
     recorded = _setting(config, *DRAW.split("."))
     typed = [text.partition("=")[2].strip("\"'") for text in overrides if grammar.key(text) == DRAW]
     for draw in (recorded, *reversed(typed)):
-        if isinstance(draw, int) or (isinstance(draw, str) and draw.isdecimal()):
+        if isinstance(draw, int) or (isinstance(draw, str) and _is_number(draw)):
             return int(draw)
     return DatasetConfig().split_seed
 
@@ -362,7 +362,11 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts 10 after 9, and numbers before names."""
-    return tuple((int(part), "") if part.isdecimal() else (10**9, part) for part in name.split("/"))
+    return tuple((int(part), "") if _is_number(part) else (10**9, part) for part in name.split("/"))
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # Python refuses to read thousands of digits
 
 
 def _line(text: object) -> str | None:

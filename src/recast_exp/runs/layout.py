@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -75,13 +76,19 @@ FOLDERS = HYDRA, PLOTS, CHECKPOINTS, EXPORT, PUBLISH, WANDB, TENSORBOARD, REPORT
 
 
 def in_the_way(folder: Path) -> Path | None:
-    """What would lead a job's files elsewhere, or stop it: a link, a file in a folder's place, or the reverse."""
-    wrong = [folder] if folder.exists() and not folder.is_dir() else []
-    wrong += [path for name in FOLDERS if (path := folder / name).exists() and not path.is_dir()]
-    wrong += [path for name in FILES if (path := folder / name).is_dir()]
-    wrong += [path for name in (*FOLDERS, *FILES) if (path := folder / name).is_symlink()]
-    wrong += [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_dir()]
-    return next(iter(wrong), None)
+    """What would lead a job's files elsewhere, or stop it: a link, a pipe, a file for a folder, or the reverse."""
+    if folder.exists() and not folder.is_dir():
+        return folder
+    files = [*(folder / name for name in FILES), *folder.glob("*.log"), *(folder / CHECKPOINTS).glob("*.ckpt")]
+    folders = [folder / name for name in FOLDERS]
+    for root, below, names in (found for path in folders if not path.is_symlink() for found in os.walk(path)):
+        if WANDB in below:
+            below.remove(WANDB)  # it links to its newest run, and writes to a new one
+        folders += [Path(root, name) for name in below]
+        files += [Path(root, name) for name in names]
+    wrong = (path for path in folders if path.is_symlink() or (path.exists() and not path.is_dir()))
+    wrong_files = (path for path in files if path.is_symlink() or (path.exists() and not path.is_file()))
+    return next(wrong, None) or next(wrong_files, None)
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> Path:

@@ -203,8 +203,33 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
     """
     check_place(folder, key)
     check_version(folder, layout.JOB, key)
-    if known is not None and known["stage"] == "adapt" and (different := next(differences(known, settings), None)):
+    if known is None:
+        return
+    different = next(differences(known, settings), None)
+    if different and (known["stage"] in _AS_STARTED or known["stage"] != settings.stage["name"]):
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
+
+
+_AS_STARTED = "adapt", "sequence"
+"""Stages that go on only with the settings they were started with: later tasks of a sequence build on earlier ones."""
+
+
+def check_own(folder: Path, key: str) -> None:
+    """Refuse a folder with files that a job would take for its own, or replace, though no job has written there.
+
+    Args:
+        folder: The folder; it need not be there.
+        key: The key that chooses it, for the message.
+
+    Raises:
+        UserError: One line.
+    """
+    if (folder / layout.JOB).exists() or (folder / layout.HYDRA).exists():
+        return
+    if there := [name for name in layout.FILES if name != layout.LOCK and (folder / name).exists()]:
+        raise UserError(
+            f"{key}: expected the folder of a run or a new one, got {folder}, which has a {there[0]} already"
+        )
 
 
 def check_place(folder: Path, key: str) -> None:
@@ -215,12 +240,13 @@ def check_place(folder: Path, key: str) -> None:
         key: The key that chooses it, for the message.
 
     Raises:
-        UserError: If a file lies in the place of a folder, or a folder in that of a file.
+        UserError: If a link, or what is no file, lies in the place of a file, or a file in that of a folder.
     """
     if (path := layout.in_the_way(folder)) is not None:
         if path.is_symlink():
             raise UserError(f"{key}: expected a job's own files, got {path}, a link to {path.readlink()}; move it")
-        expected, got = ("file", "folder") if path.is_dir() else ("folder", "file")
+        expected = "folder" if path.is_file() else "file"
+        got = "file" if path.is_file() else "folder" if path.is_dir() else "pipe or device"
         raise UserError(f"{key}: expected a {expected} in {path}, got a {got}; move it, or choose a new folder")
 
 

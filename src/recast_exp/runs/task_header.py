@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -217,7 +218,8 @@ def _header(path: Path) -> _Header:
         raise UserError(f"task: {path} cannot be read ({error.strerror})") from error
     try:
         header = json.loads(text)
-        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+        places = [tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"]
+        end = max((operator.index(stop) for _, stop in places), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         raise UserError(
             f"task: expected the task.safetensors of a run, got {path}, which is no safetensors file or is cut short"

@@ -62,8 +62,13 @@ class Compare(Stage):
         super().preflight(settings, inputs, variants)
         if self.methods == []:
             raise UserError("stage.methods: expected names of methods, or null for all, got none")
-        if self.methods is not None or self.more:
-            comparison.select(self.methods, comparison.methods(settings, variants(), self.more))
+        composed = variants()
+        if method := composed.typed("method"):
+            raise UserError(
+                f"method: expected none with stage=compare, which gives all methods one recipe, got {method}; set model= "
+                "and the recipe, or name it in stage.more"
+            )
+        comparison.select(self.methods, comparison.methods(settings, composed, self.more))
 
     def label(self, method: str) -> str:
         """It has many methods, each with a record of its own."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
+from recast_exp.errors import first_line
 from recast_exp.runs.results import Metrics
 from recast_exp.stages._base import Job, Stage
 
@@ -27,8 +28,16 @@ class Publish(Stage):
 
     def problems(self, settings: Config) -> Iterator[str]:
         """The repository."""
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo, re.ASCII):
             yield f"stage.repo: expected owner/name with stage=publish, got {self.repo or 'nothing'}"
+            return
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
+            yield f"stage.repo: expected owner/name as the Hub takes it, got {self.repo[:99]} ({first_line(error):.99})"
 
     def run(self, job: Job) -> Metrics:
         """Write the folder; send it, if that is asked for."""

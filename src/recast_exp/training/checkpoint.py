@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recast_exp import schemas
 from recast_exp.errors import UserError, first_line
+from recast_exp.models import torch_file
 from recast_exp.models.weights import is_whole
 
 
@@ -22,7 +23,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     expected = f"resume: expected a checkpoint of a run, got {path}"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch_file.load(path)
         checkpoint = schemas.checked(content, dict[str, Any])
         parts = schemas.checked(content, _Checkpoint)
         _check_history(schemas.checked(parts["callbacks"].get("History"), _History)["rows"], parts["epoch"])

@@ -244,7 +244,7 @@ class Snapshots(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to go on where the best epoch so far is not known."""
-        if trainer.current_epoch and not self.tensors:
+        if trainer.current_epoch >= (trainer.check_val_every_n_epoch or 1) and not self.tensors:
             raise UserError(
                 "resume: expected a checkpoint with its best epoch, got one without; start the run from scratch"
             )

@@ -89,7 +89,7 @@ class _Dtype:
 
     def __setstate__(self, state: object) -> None:
         parts = state if isinstance(state, tuple) else ()
-        if len(parts) < 5 or parts[1] not in ("<", ">", "|", "=") or any(part is not None for part in parts[2:5]):
+        if len(parts) != 8 or parts[1] not in ("<", ">", "|", "=") or parts[2:] != (None, None, None, -1, -1, 0):
             raise _ForgedError("a type that is no plain number")
 
 

@@ -75,7 +75,7 @@ def labels_of(found: Sequence[object], where: Path) -> NDArray[np.int64]:
 
 
 def unverified(dataset_class: type[Dataset]) -> type[Dataset]:
-    """Derive a class of torchvision that does not compare checksums, if its public attributes hold them."""
+    """Derive a class of torchvision that does not compare checksums, if its attributes hold them."""
     attributes: dict[str, object] = {
         name: [[*entry[:-1], None] for entry in getattr(dataset_class, name)]
         for name in ("train_list", "test_list")
@@ -83,6 +83,8 @@ def unverified(dataset_class: type[Dataset]) -> type[Dataset]:
     }
     if (lists := getattr(dataset_class, "split_list", None)) is not None:
         attributes["split_list"] = {split: [*entry[:-1], None] for split, entry in lists.items()}
+    if isinstance(resources := getattr(dataset_class, "_RESOURCES", None), dict):  # of FER2013
+        attributes["_RESOURCES"] = {part: (name, None) for part, (name, _) in resources.items()}
     if (meta := getattr(dataset_class, "meta", None)) is not None:
         attributes["meta"] = {**meta, "md5": None}
     # Some classes derive the name of their folder from their own name

@@ -179,8 +179,11 @@ def _options(cfg: DatasetConfig, parameters: Mapping[str, inspect.Parameter]) ->
 def _missing(cfg: DatasetConfig, data_dir: Path) -> list[str]:
     """The missing entries: those of the table, with the size in the name of Imagenette's folder."""
     size = str(cfg.options.get("size", "full")).removesuffix("px")
-    entries = [entry.format(size="" if size == "full" else f"-{size}") for entry in _SETS[cfg.name].entries]
-    return [entry for entry in entries if not (data_dir / entry).exists()]
+    return [entry for entry in _entries(cfg.name, size) if not (data_dir / entry).exists()]
+
+
+def _entries(name: str, size: str) -> list[str]:
+    return [entry.format(size="" if size == "full" else f"-{size}") for entry in _SETS[name].entries]
 
 
 def _unfinished(cfg: DatasetConfig, data_dir: Path) -> Path:
@@ -215,7 +218,9 @@ def _download(
         ) from error
     try:
         with locked(unfinished.with_suffix(".lock"), f"the download of dataset {cfg.name}"):
-            for entry in unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ():
+            own = {entry for size in ("full", "320", "160") for entry in _entries(cfg.name, size)}
+            begun = unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ()
+            for entry in own.intersection(begun):  # the file may be another's
                 if (data_dir / entry).is_dir():
                     shutil.rmtree(data_dir / entry)
                 else:
@@ -277,7 +282,12 @@ def _official(
     """Number the classes from 0; without names, the existing labels become the names."""
     import numpy as np
 
-    labels = {split: np.array(numbers, dtype=np.int64) for split, (_, numbers) in pairs.items()}
+    try:
+        labels = {split: np.array(numbers, dtype=np.int64) for split, (_, numbers) in pairs.items()}
+    except OverflowError as error:
+        raise UserError(
+            f"dataset {cfg.name}: expected small integers as labels below {data_dir}; get the whole set"
+        ) from error
     numbers = np.unique(np.concatenate(list(labels.values())))
     official = None
     if names is None:
