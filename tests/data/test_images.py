@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from recast_exp import RecastModel
 from recast_exp.config.schema import DatasetConfig
@@ -52,6 +52,15 @@ def test_photographs_are_turned(tmp_path: Path, orientation: int, ending: str) -
     assert size_of(path, NOW) == pixels.shape[1:] == RAMP.shape
     assert torch.equal(pixels[0], torch.from_numpy(RAMP))
     assert size_of(path, BEFORE) == read_image(path, BEFORE).shape[1:]
+
+
+@pytest.mark.parametrize("decoding", [NOW, BEFORE])
+def test_a_tiff_that_is_turned_by_its_xmp_data(tmp_path: Path, decoding: Decoding) -> None:
+    path, info = tmp_path / "photo.tif", TiffImagePlugin.ImageFileDirectory_v2()
+    info[700] = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    info.tagtype[700] = 1
+    Image.fromarray(np.ascontiguousarray(RAMP)).save(path, tiffinfo=info)
+    assert size_of(path, decoding) == read_image(path, decoding).shape[1:]
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,12 @@ class Variants:
         composed = self._composer.compose([*options, *choices])
         cfg = copy.deepcopy(composed.cfg)
         for text in values:
-            if grammar.parse(text) is None or "=" not in text or keys.field_of(grammar.key(text)) is None:
+            override = grammar.parse(text)
+            known = override is not None and keys.field_of(grammar.key(text)) is not None
+            if override is None or not known or override.is_delete() or override.is_sweep_override():
                 raise UserError(f"{text}: expected an option of a group, or key=value of a key that there is")
+            if problems := list(keys.value_problems(grammar.key(text), override.value())):
+                raise UserError(*problems)
         own = [(text, {grammar.key(text), keys.mapping_of(grammar.key(text))}) for text in self._values]
         for text in (*(text for text, names in own if not names & fixed), *values):
             override = grammar.parse(text)

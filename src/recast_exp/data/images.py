@@ -89,9 +89,10 @@ def size_of(path: Path, decoding: Decoding = Decoding()) -> tuple[int, int]:  # 
     """
     try:
         with _opened(path, decoding) as image:
-            turn = _orientation(image) if decoding.orient else 1
-            if turn > 1 and image.format == "TIFF":  # which PIL turns by itself
+            turn = _orientation(image)
+            if turn > 1 and image.format == "TIFF":  # which PIL turns by itself, whatever is asked for
                 image.load()
+            if image.format == "TIFF" or not decoding.orient:
                 turn = 1
             return (image.width, image.height) if 5 <= turn <= 8 else (image.height, image.width)
     except Exception:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,9 +206,22 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
     check_version(folder, layout.JOB, key)
     if known is None:
         return
-    different = next(differences(known, settings), None)
+    different = next(itertools.chain(differences(known, settings), _other_tasks(known, settings)), None)
     if different and (known["stage"] in _AS_STARTED or known["stage"] != settings.stage["name"]):
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
+
+
+def _other_tasks(known: Record, settings: Config) -> Iterator[str]:
+    """Where a sequence would go on with other tasks; more of them, or fewer, at its end change none of the others."""
+    before, now = known["config"].get("stage"), settings.stage
+    if known["stage"] != "sequence" or not isinstance(before, Mapping):
+        return
+    for option in ("splits", "start_from"):
+        if before.get(option) != now.get(option):
+            yield f"started with stage.{option}={before.get(option)}, not {now.get(option)}"
+    for old, new in zip(before.get("tasks") or (), now.get("tasks") or (), strict=False):
+        if old != new:
+            yield f"started with {old!r} among stage.tasks, not {new!r}"
 
 
 _AS_STARTED = "adapt", "sequence"

@@ -65,8 +65,8 @@ class Compare(Stage):
         composed = variants()
         if method := composed.typed("method"):
             raise UserError(
-                f"method: expected none with stage=compare, which gives all methods one recipe, got {method}; set model= "
-                "and the recipe, or name it in stage.more"
+                f"method: expected none with stage=compare, which gives all methods one recipe, got {method}; set "
+                "model= and the recipe, or name it in stage.more"
             )
         comparison.select(self.methods, comparison.methods(settings, composed, self.more))
 
