@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from recast_exp import stages
 from recast_exp.config import grammar, rules
-from recast_exp.config.fields import unmet
 from recast_exp.config.schema import Config, typed
 from recast_exp.config.variants import Variants
 from recast_exp.errors import Pruned, RecastError, UnfitError, UserError, first_line
@@ -121,6 +120,9 @@ def out_of_room(error: Exception, folder: Path) -> str | None:
             f"{where} cannot be {done} ({os.strerror(code)}); what was written before is whole: make room, and "
             f"continue it (a run with resume={folder}, a sweep with the same command)"
         )
+    if code in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
+        where = getattr(error, "filename", None) or folder
+        return f"{where}: a folder is in the place of a file, or a file in that of a folder; remove it"
     text = str(error)
     if code in (errno.EMFILE, errno.ENFILE):
         return (
@@ -237,12 +239,12 @@ def _run(
             record.update(folder, state=State.SKIPPED, reason=reason)
             return {}
         keys = [grammar.key(text) for text in overrides]
-        for key in (key for key in keys if key.startswith("stage.")):
-            if needed := unmet(stage, key.removeprefix("stage.")):
-                log.warning("%s: no effect: stage.%s is not set", key, needed)
+        for key in keys:
+            if reason := stage.no_effect(key):
+                log.warning("%s: no effect: %s", key, reason)
         if settings.stage["name"] == "adapt":
             if rules.trains_only_head(settings) and heads.from_config(settings.head).solved:
-                if line := without_effect(sources):
+                if line := without_effect(keys):
                     log.warning("%s", line)
             else:
                 if sweep is None and sources:

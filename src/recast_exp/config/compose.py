@@ -262,6 +262,8 @@ def _check_launch(whole: DictConfig) -> None:
                 f"hydra.{part}._target_: expected an installed plug-in of Hydra, got {target!r}; choose one with "
                 f"hydra/{part}=NAME"
             )
+    if OmegaConf.select(whole, "hydra.job.chdir"):
+        raise UserError("hydra.job.chdir: expected false, as paths are those of the folder of the command, got true")
     batch = OmegaConf.select(whole, "hydra.sweeper.max_batch_size")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise UserError(f"hydra.sweeper.max_batch_size: expected an integer ≥ 1 or null, got {batch!r}")

@@ -138,7 +138,8 @@ def range_problem(name: str, field: dataclasses.Field[object], value: object) ->
         return None
     metadata = field.metadata
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return f"{name}: expected {accepted(field)}, of 64 bits at most, got one of {value.bit_length():,} bits"
+        kind = "an integer" if str(field.type).startswith("dict") else accepted(field)
+        return f"{name}: expected {kind}, of 64 bits at most and signed, got {shortened(value)}"
     if "path" in metadata and isinstance(value, str):
         try:
             user_path(value)

@@ -177,7 +177,8 @@ def sweep_values(override: Override) -> list[str]:
 def _path(value: str, multirun: bool) -> str:
     if multirun and _SWEEP_CALL.fullmatch(value):
         return value
-    parts = split(value, brackets=False) if multirun else [value]
+    is_list = value.startswith("[") and value.endswith("]") and len(split(value)) == 1  # of task files
+    parts = split(value, brackets=False) if multirun and not is_list else [value]
     return ",".join(part if part.lower() == "null" or _is_quoted(part) else quote(_expanded(part)) for part in parts)
 
 

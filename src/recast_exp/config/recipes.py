@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from hydra.errors import HydraException
+
 from recast_exp.config import grammar, keys
 from recast_exp.errors import UserError
 
@@ -55,7 +57,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {}
     for text in texts:
         override = grammar.parse(text)
-        if override is None or "=" not in text:
+        if override is None or "=" not in text or override.is_delete():
             raise UserError(f"stage.tune: expected key=value,value,… (optimizer.lr_scale=0.3,1,3), got {text!r}")
         key = override.key_or_group
         if key not in keys.FIELDS or not (key.partition(".")[0] in SECTIONS or key in ALSO):
@@ -67,7 +69,12 @@ def parse(texts: Sequence[str]) -> dict[str, list[object]]:
         if override.is_sweep_override():
             if override.is_interval_sweep():
                 raise UserError(f"stage.tune: expected values separated by commas, got {text!r}")
-            values = list(itertools.islice(override.sweep_iterator(), grammar.MAX_JOBS))
+            try:
+                values = list(itertools.islice(override.sweep_iterator(), grammar.MAX_JOBS))
+            except (ValueError, HydraException) as error:  # range(1,3,0), glob(*)
+                raise UserError(f"stage.tune: expected values that can be listed, got {text!r} ({error})") from error
+        if key in found:
+            raise UserError(f"stage.tune: expected each key once, got {key} more than once")
         for value in values:
             for problem in keys.value_problems(key, value):
                 raise UserError(f"stage.tune: {problem}")

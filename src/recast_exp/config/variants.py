@@ -64,6 +64,8 @@ class Variants:
         options = [text for text in self._options if grammar.key(text) not in replaced]
         fixed: set[str] = set()
         for text in choices:
+            if text in self._options:  # as it was typed, with its values
+                continue
             group, _, option = text.partition("=")
             content = self._composer.option_content(group, option)
             fixed |= {key for key in content if key.partition(".")[0] in _OF_A_METHOD}

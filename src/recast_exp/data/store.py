@@ -313,6 +313,10 @@ def _free_memory() -> int:
         return 2**62
 
 
+_LONGEST_SIDE = 2**20
+"""Pixels; a longer one is that of a damaged index, with which sizes would be too large for an integer."""
+
+
 def _find(folder: Path, count: int) -> Store | None:
     """The complete store of so many images in a folder; None if there is none, or what is there is damaged."""
     try:
@@ -320,7 +324,8 @@ def _find(folder: Path, count: int) -> Store | None:
             return None
         with safe_open(folder / _INDEX, framework="np") as file:
             shapes = file.get_tensor("shapes")
-        if shapes.dtype != np.int64 or shapes.shape != (count, 2) or (shapes < 1).any():
+        sound = shapes.dtype == np.int64 and shapes.shape == (count, 2)
+        if not sound or ((shapes < 1) | (shapes > _LONGEST_SIDE)).any():
             return None
         index = Index(shapes)
         if (folder / _PIXELS).stat().st_size == index.size:

@@ -13,6 +13,7 @@ from rich.table import Table
 from recast_exp.config.grammar import short
 from recast_exp.display.cells import cell
 from recast_exp.display.numbers import mean_and_spread
+from recast_exp.errors import printable
 from recast_exp.runs import layout
 from recast_exp.runs.results import (
     BankSize,
@@ -57,7 +58,7 @@ def show_adaptation(title: str, method: str, select: str, metrics: Metrics, para
             _percent(metrics["probe/test/accuracy"]),
         )
     table.add_row(
-        f"[bold]{method}[/bold]",
+        f"[bold]{cell(method)}[/bold]",
         f"[bold]{parameters['task_specific']:,}[/bold]",
         f"{parameters['head']:,}",
         _percent(metrics["val/accuracy"]),
@@ -95,7 +96,7 @@ def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts)
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer, row in summary["layers"].items():
         table.add_row(
-            layer,
+            cell(layer),
             f"{row['relative_error']:.1e}",
             f"{row['max_error']:.1e}",
             f"{row['cosine_similarity']:.6f}",
@@ -168,7 +169,7 @@ def show_comparison(title: str, rows: Mapping[str, Compared], repeat: str = "see
             spreads = [f"{100 * spread:.1f}" for spread in (row["val/accuracy/spread"], row["test/accuracy/spread"])]
             cells = [f"{cell} ± {spread}" for cell, spread in zip(cells, spreads, strict=True)]
         size = f"{-(-row['task_bits'] // 8):,}"
-        table.add_row(name, f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
+        table.add_row(cell(name), f"{row['task_specific']:,}", size, *cells, f"{row['seconds']:.0f} s")
     counted = " or ".join(map(str, sorted({row["runs"] for row in rows.values()})))
     caption = f"Parameters and bytes of a task without its head; accuracy in percent, {counted} {repeat}(s)."
     _print(title, table, caption)
@@ -238,7 +239,7 @@ def show_sweep(folder: Path, settings: Mapping[str, Sequence[Results]]) -> None:
         table.add_column(column, justify="right")
     for setting, jobs in settings.items():
         cells = [_spread(jobs, name) for name in ("val/accuracy", "test/accuracy", "probe/test/accuracy")]
-        table.add_row(setting, str(len(jobs)), f"{jobs[0].parameters['task_specific']:,}", *cells)
+        table.add_row(cell(setting), str(len(jobs)), f"{jobs[0].parameters['task_specific']:,}", *cells)
     _print(f"Sweep {folder}", table)
 
 
@@ -278,7 +279,7 @@ def show_predictions(where: str, images: int, broken: int, counts: Mapping[str, 
             rest = sum(count for _, count in ranked[SHOWN:])
             table.add_row("", f"{len(ranked) - SHOWN} other classes", f"{rest:,}")
     left_out = f"; {broken:,} cannot be read, named in {layout.BROKEN}" if broken else ""
-    _print(f"{images:,} images of {cell(where)}{left_out}", table)
+    _print(f"{images:,} images of {where}{left_out}", table)
 
 
 def show_skipped(skipped: Sequence[Recorded | Left]) -> None:
@@ -309,7 +310,7 @@ def show_failures(left: Sequence[Recorded | Left], jobs: int, command: str) -> N
         f"{len(left)}{total} job(s) did not finish{more}",
         table,
         "The same command in the same folder runs only these jobs again:",
-        f"  {cell(command)}",
+        f"  {command}",
     )
 
 
@@ -330,10 +331,10 @@ def show_search(folder: Path, search: SearchRecord) -> None:
     order = (State.FINISHED, State.PRUNED, State.FAILED, State.RUNNING)
     states = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
     failed = [trial for trial in trials if trial["state"] == State.FAILED]
-    lines = [f"Trial {trial['number']} failed: {cell(trial['reason'] or '')}" for trial in failed[:SHOWN]]
+    lines = [f"Trial {trial['number']} failed: {trial['reason'] or ''}" for trial in failed[:SHOWN]]
     lines += ["…"] if len(failed) > SHOWN else []
     if search["best"]:
-        lines.append(f"Run the best setting: {cell(search['best']['command'])}")
+        lines.append(f"Run the best setting: {search['best']['command']}")
     _print(f"Search {folder}: {len(trials)} trials, {states}", *([table] if finished else []), *lines)
 
 
@@ -350,7 +351,10 @@ def _print(title: str, *parts: Table | str) -> None:
     console = Console()
     console.width = max(console.width, NARROWEST)
     for line in (title, *parts):
-        console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+        if isinstance(line, str):  # what stands in brackets may be part of a name
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.print(line, highlight=False)
 
 
 def _counts(parameters: Counts) -> str:

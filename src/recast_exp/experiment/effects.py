@@ -40,7 +40,12 @@ def no_effect(key: str, settings: Config) -> str | None:
         return "only the head trains"
     if key in ("optimizer.momentum", "optimizer.nesterov") and options.name != "sgd":
         return f"optimizer={options.name} has none"
-    trains = from_config(settings.training).trains
+    objective = from_config(settings.training)
+    if section == "training" and (needed := unmet(objective, name)):
+        return f"training.{needed} is not set"
+    if key == "dataset.batch_size" and objective.episodes() is not None:
+        return f"a step of training={settings.training['name']} has training.images"
+    trains = objective.trains
     if key == "optimizer.head_weight_decay" and "head" not in trains:
         return f"training={settings.training['name']} solves the head"
     for common in ("lr", "weight_decay"):

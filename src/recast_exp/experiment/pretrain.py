@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,15 +36,24 @@ def pretrained_weights(name: str, cache: Path) -> Path:
     """
     recipe = RECIPES[name]
     path = cache / "backbones" / f"{name}-{json_hash(recipe)}.safetensors"
-    if path.is_file():
+    if _is_whole(path):
         return path
     with alone_at(path):
-        if not path.is_file():
+        if not _is_whole(path):
             log.info("Pretraining %s on digits 0-4, once (kept in %s)", name, path.parent)
             network = _pretrain(name, recipe)
             with replacing(path) as temporary:
                 save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of weights can be opened; one that is damaged is made again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(file.keys())
+    except (OSError, SafetensorError):
+        return False
 
 
 def _pretrain(name: str, options: Pretraining) -> nn.Module:

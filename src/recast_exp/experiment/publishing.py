@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError
 
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError, first_line
@@ -97,8 +97,8 @@ def _send(folder: Path, repo: str, private: bool) -> str:
             "stage.dry_run: expected a token of the Hugging Face Hub to send with, got none; set HF_TOKEN, or run hf "
             "auth login"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # those of the Hub's client, and of the one for HTTP below it
         raise UserError(
-            f"stage.repo: {repo} does not take it ({first_line(error)}); is HF_TOKEN one that writes?"
+            f"stage.repo: {repo} does not take it ({first_line(error)}); is there a network, and does HF_TOKEN write?"
         ) from error
     return str(done.commit_url)

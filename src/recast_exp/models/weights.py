@@ -64,8 +64,9 @@ def download(name: str, img_size: int | None, arguments: Mapping[str, object] | 
     try:
         with _hub_offline() if offline else contextlib.nullcontext():
             return create_network(name, img_size, True, arguments)
-    # The clients of the hub raise errors of their own classes, some of them RuntimeError or ValueError
-    except (OSError, RuntimeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # those of the Hub's client, and of the one for HTTP below it
         reason = (
             "Hugging Face's offline mode is on and its cache lacks them"
             if os.environ.get("HF_HUB_OFFLINE")

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from recast_exp import schemas
 from recast_exp.config import grammar
@@ -116,11 +116,23 @@ def has_jobs(folder: Path) -> bool:
         OSError: If nothing is found and a folder cannot be opened.
     """
     closed: list[OSError] = []
-    if next(records(folder, SWEEP, JOB, closed=closed), None) is not None:
+    if any(path.name == SWEEP or _is_reported(path) for path in records(folder, SWEEP, JOB, closed=closed)):
         return True
     if closed and not isinstance(closed[0], FileNotFoundError):
         raise closed[0]
     return False
+
+
+def _is_reported(path: Path) -> bool:
+    """Whether a report shows the job of a record, or that the record is damaged."""
+    try:
+        return schemas.decode(path, _Staged)["stage"] in ("adapt", "sequence")
+    except ValueError:
+        return True
+
+
+class _Staged(TypedDict):
+    stage: str
 
 
 def read_jobs(folder: Path) -> Contents:

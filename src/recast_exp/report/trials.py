@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from recast_exp.report.reading import Contents, DamagedError, Job, read_json, records
@@ -119,7 +118,7 @@ def _trial(search: str, entry: TrialRecord) -> Trial:
         folder=str(entry["folder"]) if search == "." else f"{search}/{entry['folder']}",
         state=State.of(str(entry["state"]), entry["reason"]),
         reason=entry["reason"],
-        accuracy=float(value) if value is not None and math.isfinite(value) else None,
+        accuracy=float(value) if value is not None and 0 <= value <= 1 else None,
         epochs=len(epochs),
         parameters={str(key): str(value) for key, value in entry["parameters"].items()},
     )

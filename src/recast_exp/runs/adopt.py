@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recast_exp import errors
 from recast_exp.config import grammar, keys
+from recast_exp.config.fields import Role
 from recast_exp.errors import MissingInputError, UserError, one_line
 from recast_exp.runs import layout
 from recast_exp.runs.task_header import read_record
@@ -130,7 +131,8 @@ def contradictions(
             yield line(key, keys.shown(asked.get(key)), "it")
     for group, (option, content) in chosen.items():
         # An option's own value may be overridden by another group's that the user did not choose: either may match
-        own = [key for key, value in content.items() if key in differing and value != record[key] and key not in typed]
+        differ = [key for key, value in content.items() if key in differing and value != record[key]]
+        own = [key for key in differ if key not in typed and keys.role_of(key) is not Role.NAME]
         named = next((key for key in (group, f"{group}.name") if key in own), None)
         if named:
             yield line(named, keys.shown(content[named]), f"{group}={option}")

@@ -12,7 +12,9 @@ SCHEME = "hf://"
 TASK = "task.safetensors"
 """The file of a repository that has one task."""
 
-_ADDRESS = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^/@][^@]*\.safetensors))?")
+_ADDRESS = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/\w+/[\w.-]+|[\w./-]+?))?(/(?P<file>[^/@][^@]*\.safetensors))?"
+)
 
 
 def local(where: str | Path) -> Path:
@@ -32,10 +34,9 @@ def local(where: str | Path) -> Path:
     if found is None or ".." in text:
         raise UserError(f"task: expected hf://owner/name, or hf://owner/name@revision/file.safetensors, got {text}")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         path = hf_hub_download(found["repo"], found["file"] or TASK, revision=found["revision"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # those of the Hub's client, and of the one for HTTP below it
         raise MissingInputError(f"task: expected a file at {text}, got none ({first_line(error)})") from error
     return Path(path)

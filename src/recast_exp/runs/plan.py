@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from recast_exp.config import keys, rules
 from recast_exp.config.schema import Config
@@ -54,7 +54,10 @@ def cause(line: str, failing: Sequence[Asked], jobs: Sequence[Asked]) -> str:
 
 _RECIPE = ("optimizer.", "scheduler.", "trainer.", "dataset.batch_size", "dataset.transform")
 
-_OF_GRADIENT_DESCENT = ("optimizer.", "scheduler.", "trainer.max_epochs")
+_OF_GRADIENT_DESCENT = (
+    *("optimizer.", "scheduler.", "training", "select", "trainer.max_epochs", "trainer.accumulate"),
+    *("trainer.gradient_clip", "trainer.head_first_epochs", "trainer.validate_every", "trainer.early_stopping"),
+)
 
 
 def recipe_sources(sources: Mapping[str, str]) -> dict[str, str]:
@@ -78,9 +81,9 @@ def recipe_line(settings: Config, sources: Mapping[str, str]) -> str:
     return f"Recipe: {'; '.join([names, *parts])}"
 
 
-def without_effect(sources: Mapping[str, str]) -> str:
+def without_effect(keys_typed: Iterable[str]) -> str:
     """Name in one line the keys that were typed though nothing is trained by gradient descent; empty for none."""
-    typed = [key for key, file in sources.items() if file == "command line" and key.startswith(_OF_GRADIENT_DESCENT)]
+    typed = [key for key in keys_typed if key.startswith(_OF_GRADIENT_DESCENT)]
     if not typed:
         return ""
     return (

@@ -20,7 +20,7 @@ from recast_exp import schemas
 from recast_exp.config import keys
 from recast_exp.config.schema import Config
 from recast_exp.errors import Pruned, RecastError, UserError
-from recast_exp.files import write_json
+from recast_exp.files import user_path, write_json
 from recast_exp.runs import layout
 from recast_exp.runs.results import Counts, Metrics, Results
 from recast_exp.runs.state import State
@@ -206,26 +206,29 @@ def check_same(folder: Path, known: Record | None, settings: Config, key: str) -
     check_version(folder, layout.JOB, key)
     if known is None:
         return
-    different = next(itertools.chain(differences(known, settings), _other_tasks(known, settings)), None)
-    if different and (known["stage"] in _AS_STARTED or known["stage"] != settings.stage["name"]):
+    different = next(itertools.chain(differences(known, settings), _other_options(known, settings)), None)
+    if different and (known["stage"] not in _ANEW or known["stage"] != settings.stage["name"]):
         raise UserError(f"{key}: the job in {folder} was {different}; choose a new folder")
 
 
-def _other_tasks(known: Record, settings: Config) -> Iterator[str]:
-    """Where a sequence would go on with other tasks; more of them, or fewer, at its end change none of the others."""
+_ANEW = frozenset({"compare", "publish"})
+"""Stages that go on with other settings, too: they look at each of their runs by itself, or write all files anew."""
+
+
+def _other_options(known: Record, settings: Config) -> Iterator[str]:
+    """Where a job was started with other options of its stage; tasks may come to the end of a sequence, or leave it."""
     before, now = known["config"].get("stage"), settings.stage
-    if known["stage"] != "sequence" or not isinstance(before, Mapping):
+    if not isinstance(before, Mapping):
         return
-    for option in ("splits", "start_from"):
-        if before.get(option) != now.get(option):
-            yield f"started with stage.{option}={before.get(option)}, not {now.get(option)}"
-    for old, new in zip(before.get("tasks") or (), now.get("tasks") or (), strict=False):
+    for option in before.keys() & now.keys():
+        old, new = before[option], now[option]
+        if known["stage"] == "sequence" and option not in ("tasks", "splits", "start_from"):
+            continue
+        if known["stage"] == "sequence" and isinstance(old, list) and isinstance(new, list):
+            length = min(len(old), len(new))
+            old, new = old[:length], new[:length]
         if old != new:
-            yield f"started with {old!r} among stage.tasks, not {new!r}"
-
-
-_AS_STARTED = "adapt", "sequence"
-"""Stages that go on only with the settings they were started with: later tasks of a sequence build on earlier ones."""
+            yield f"started with stage.{option}={keys.shown(old)}, not {keys.shown(new)}"
 
 
 def check_own(folder: Path, key: str) -> None:
@@ -294,6 +297,11 @@ def differences(record: Record, settings: Config) -> Iterator[str]:
     different = keys.differences(dict(keys.leaves(record["config"])), dict(keys.leaves(dataclasses.asdict(settings))))
     for key, (before, now) in different.items():
         yield f"started with {key}={keys.shown(before)}, not {keys.shown(now)}"
+    dataset = record["config"].get("dataset")
+    path, other = (dataset.get("path") if isinstance(dataset, Mapping) else None), settings.dataset.path
+    # A folder of images that is no longer there has been moved, and is the same one in another place
+    if path and other and user_path(path).exists() and user_path(path).resolve() != user_path(other).resolve():
+        yield f"started with dataset.path={path}, not {other}"
 
 
 def read_metrics(folder: Path) -> Metrics:

@@ -70,6 +70,12 @@ def problems(stage: Stage, settings: Config, *, multirun: bool) -> Iterator[str]
         if key in stage.requires and not value:
             yield f"{key}: expected {INPUTS[key]} with stage={name}, got nothing"
         elif value and key not in (*stage.requires, *stage.accepts):
+            if key == "resume":
+                yield (
+                    f"resume: expected nothing with stage={name}, got {value!r}; to go on with what is there, give the "
+                    "same command again, with hydra.run.dir=FOLDER"
+                )
+                continue
             users = [other for other in names() if key in (*load(other).requires, *load(other).accepts)]
             meant = " or ".join([", ".join(users[:-1]), users[-1]] if len(users) > 1 else users)
             yield f"{key}: expected nothing with stage={name}, got {value!r}; did you mean stage={meant}?"

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from recast_exp.config.fields import unmet
 from recast_exp.config.schema import Config
 from recast_exp.config.variants import Variants
 from recast_exp.runs.results import Metrics
 
 if TYPE_CHECKING:
     from recast_exp.experiment.check import Inputs
+
+
+_OF_TRAINING = "optimizer", "scheduler", "training", "head", "select", "trainer.max_epochs", "trainer.early_stopping"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ class Stage(ABC):
     def label(self, method: str) -> str:
         """The name of its job in lists and records, given the label of its method."""
         return method
+
+    def no_effect(self, key: str) -> str | None:
+        """Why it does not matter that a key was typed; None where it may matter."""
+        if key.startswith("stage.") and (needed := unmet(self, key.removeprefix("stage."))):
+            return f"stage.{needed} is not set"
+        if "task" in self.requires and key.startswith(_OF_TRAINING):
+            return "nothing is trained"
+        return None
 
     @abstractmethod
     def run(self, job: Job) -> Metrics:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recast_exp.config import recipes, rules
-from recast_exp.config.fields import option
+from recast_exp.config import keys, recipes, rules
+from recast_exp.config.fields import option, range_problem
 from recast_exp.config.schema import Config, with_values
 from recast_exp.config.variants import Variants
 from recast_exp.errors import UserError
@@ -35,9 +35,14 @@ class Compare(Stage):
     def problems(self, settings: Config) -> Iterator[str]:
         """Seeds, and each recipe by itself on the configuration."""
         what, count = ("seed", len(self.seeds)) if self.draws is None else ("draw", len(self.draws))
+        repeated = "seed" if self.draws is None else "dataset.split_seed"
         repeats = self.seeds if self.draws is None else self.draws
         if again := [value for value in repeats if repeats.count(value) > 1]:
             yield f"stage.{what}s: expected each {what} once, got {again[0]} more than once"
+        found = (range_problem(f"stage.{what}s", keys.FIELDS[repeated], each) for each in repeats)
+        yield from filter(None, found)
+        if self.draws is not None and self.seeds != type(self)().seeds:
+            yield f"stage.seeds: expected none beside stage.draws, got {self.seeds}"
         if not count:
             yield f"stage.{what}s: expected at least one {what}, got an empty list"
         elif self.tune_seeds > count:
@@ -69,6 +74,12 @@ class Compare(Stage):
                 "model= and the recipe, or name it in stage.more"
             )
         comparison.select(self.methods, comparison.methods(settings, composed, self.more))
+
+    def no_effect(self, key: str) -> str | None:
+        """Nor does the key that it repeats its runs with."""
+        if key == ("seed" if self.draws is None else "dataset.split_seed"):
+            return f"stage.{'seeds' if self.draws is None else 'draws'} has those that it runs"
+        return super().no_effect(key)
 
     def label(self, method: str) -> str:
         """It has many methods, each with a record of its own."""

@@ -26,7 +26,13 @@ class TensorBoardRun(TensorBoardLogger, Tracker):
 
     def __init__(self, run_dir: Path, run: RunFacts) -> None:
         super().__init__(run_dir, name="", version=layout.TENSORBOARD, default_hp_metric=False)
+        self._place = str(run_dir / layout.TENSORBOARD)
         self._facts = run.flat()
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the event files, as it stands: Lightning would take `$NAME` in it for a variable."""
+        return self._place
 
     @rank_zero_only
     def report(self, run_dir: Path, summary: Mapping[str, object]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,7 @@ def trainer_for(
     if show:
         callbacks = [*callbacks, _ProgressBar(description)]
     environment = [OneProcess()] if options.devices == 1 else []
-    with seeded(recipe.seed), threads(thread_count(options)), own_rank(options.devices):
+    with seeded(recipe.seed), threads(thread_count(options)), own_rank(options.devices), _without_variables():
         yield L.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
@@ -134,6 +135,18 @@ def trainer_for(
             use_distributed_sampler=False,
             default_root_dir=run_dir,
         )
+
+
+@contextlib.contextmanager
+def _without_variables() -> Iterator[None]:
+    """Within the block, the variables are unset with which the environment sets options of Lightning's trainer."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("PL_TRAINER_")}
+    for name in found:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(found)
 
 
 class _ProgressBar(TQDMProgressBar):

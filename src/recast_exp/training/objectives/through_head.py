@@ -53,8 +53,8 @@ class ThroughHead(Objective):
 
     images: int = option(128, "images of a step at most; a training set of no more is taken whole", ge=4)
     classes: int = option(16, "classes of an episode at most, where the set is not taken whole", ge=2)
-    shots: int | None = option(None, "support images of each class; null is half", ge=1)
-    queries: int | None = option(None, "query images of each class; null is half", ge=1)
+    shots: int | None = option(None, "support images of each class; null is half", ge=1, needs="queries")
+    queries: int | None = option(None, "query images of each class; null is half", ge=1, needs="shots")
     measured: str = option(
         SPLITS, "query images: those of random splits, or each image in turn", choices=(SPLITS, LEAVE_ONE_OUT)
     )
