@@ -173,6 +173,8 @@ def test_nested_ranks_train_from_the_first_on() -> None:
         gradient = model.get_parameter(paths["blocks.1.attn.qkv.melo.a"]).grad
         assert gradient is not None
         assert [bool(row.any()) for row in gradient[0]] == [number < one for number in range(4)]
+        assert torch.equal(model.eval()(_images()), full)
+        model.train()
     assert seen == {1, 2, 3, 4}
     adapter.finish(model)
     assert torch.equal(model(_images()), full)

@@ -127,6 +127,28 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "stage.sizes: expected each value once", "stage=reconstruct", "stage.sizes=[1,1]")
     yield typed(kind, "stage.seeds: expected each seed once", "stage=compare", "stage.seeds=[1,1]")
     yield typed(kind, "stage.draws: expected each draw once", "stage=compare", "stage.draws=[1,1]")
+    yield typed(kind, "stage.seeds: expected an integer", "stage=compare", "stage.seeds=[-1]")
+    yield typed(kind, "stage.draws: expected an integer", "stage=compare", "stage.draws=[4294967296]")
+    yield typed(kind, "stage.seeds: expected none", "stage=compare", "stage.seeds=[1]", "stage.draws=[0]")
+    yield typed(kind, "method: expected none", "stage=compare", "method=recast_att")
+    yield typed(kind, "also adapter=", "stage=compare", "experiment=recast_melo")
+    for values in ("optimizer.lr=range(1,3,0)", "optimizer.name=glob(*)", "~optimizer.lr=0.1"):
+        yield typed(kind, "stage.tune: expected", "stage=compare", f"stage.tune=['{values}']")
+    tuned = "stage.tune=[optimizer.lr=0.1,optimizer.lr=0.3]"
+    yield typed(kind, "optimizer.lr more than once", "stage=compare", tuned)
+    for value in ("abc", "'1,2'", "interval(0,1)"):
+        text = f"optimizer.lr={value}".replace("'", "")
+        yield typed(kind, "stage.more: a: optimizer.lr", "stage=compare", f"stage.more={{a: '{text}'}}")
+        yield typed(kind, "optimizer.lr", "stage=sequence", f"stage.tasks=['digits[0:2] {text}','digits[2:5]']")
+    yield typed(kind, "with stage=sequence", "stage=sequence", "stage.splits=2", "resume=somewhere")
+    yield typed(kind, "hydra.job.chdir: expected false", "hydra.job.chdir=true")
+    for repository in ("a/b.git", "a/b--c", "a/b..c", "ü/ö", "a/" + "b" * 300):
+        yield Case(
+            kind,
+            f"publish to {repository[:9]}",
+            "stage.repo: expected",
+            lambda at, r=repository: ["stage=publish", f"task={at.copy('task.safetensors')}", f"stage.repo={r}"],
+        )
     yield typed(kind, "stage.more: a: expected overrides", "stage=compare", "stage.more={a: 'model=vit_att \\'x'}")
     yield typed(
         kind,
@@ -436,6 +458,10 @@ def of_tasks() -> Iterator[Case]:
         ("text", b"not a task file"),
         ("an empty header", header(b"{}")),
         ("a header that is no JSON", header(b"{{")),
+        *(
+            (f"offsets {offsets}", header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":%s}}' % offsets.encode()))
+            for offsets in ('[0,"x"]', "null", "[0]", "{}", "[0,4.0]")
+        ),
         ("a huge header", b"\xff" * 8),
         ("a deep header", header(b"[" * 100_000)),
         ("a picture", png()),
@@ -655,6 +681,16 @@ def weighted(content: object, name: str = "w.pth") -> Typed:
     return prepare
 
 
+def _compressed(content: object) -> bytes:
+    """A file of `torch.save` with its members compressed, which torch reads, whatever they unpack to."""
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as file, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for member in file.infolist():
+            out.writestr(member.filename, file.read(member))
+    return packed.getvalue()
+
+
 def of_weights() -> Iterator[Case]:
     kind = "weights"
     for name in ("w.pth", "w.safetensors", "w.npz", "w.bin"):
@@ -682,6 +718,25 @@ def of_weights() -> Iterator[Case]:
         ("NaN", {name: torch.full_like(value, torch.nan) for name, value in state.items()}),
     ):
         yield Case(kind, what, "model", weighted(content))
+    # Tuples of twice the one before: their hash would take for ever
+    nested = b"".join(b"q%ch%c\x86" % (depth, depth) for depth in range(60))
+    yield Case(kind, "tuples of tuples as a key", "model.weights: ", weighted(b"\x80\x02})" + nested + b"Ns."))
+    yield Case(kind, "compressed numbers", "model.weights: ", weighted(_compressed(state), "w.pth"))
+    arrays = {f"Transformer/{name}": value.numpy() for name, value in state.items()}
+    for what, array in (
+        ("integers", np.ones((4, 4), np.int64)),
+        ("one number for all", np.float32(1)),
+        ("NaN", np.full((4, 4), np.nan, np.float32)),
+        ("complex numbers", np.ones((4, 4), np.complex64)),
+    ):
+        content = io.BytesIO()
+        np.savez(content, **arrays | {"Transformer/encoder_norm/scale": array})
+        yield Case(
+            kind, f"arrays: {what}", "Transformer/encoder_norm/scale holds", weighted(content.getvalue(), "w.npz")
+        )
+    content = io.BytesIO()
+    np.savez_compressed(content, x=np.zeros(2**24, np.float32))
+    yield Case(kind, "arrays that unpack to much", "unpacks to more than", weighted(content.getvalue(), "w.npz"))
     itself: dict[str, object] = {}
     itself["model"] = itself
     yield Case(kind, "a file that holds itself", "model.weights: ", weighted(itself))
@@ -788,6 +843,25 @@ def _replaced(at: Materials, source: str, name: str, content: bytes) -> Path:
 # Archives
 
 
+def _of_negative_size(path: Path) -> None:
+    info = tarfile.TarInfo("a")
+    header_of = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header_of[124:136] = (2**96 - 512).to_bytes(12, "big")  # base-256, and less than zero
+    header_of[148:156] = b" " * 8
+    header_of[148:156] = f"{sum(header_of):06o}\0 ".encode()
+    path.write_bytes(bytes(header_of) + bytes(10240))
+
+
+def _sparse(path: Path) -> None:
+    """What takes a map of its size into memory."""
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("a")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "5"}
+        content = b"1\n0\n5\n".ljust(512, b"\0") + b"hello"
+        info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+
+
 def of_archives() -> Iterator[Case]:
     kind = "archives"
 
@@ -825,6 +899,9 @@ def of_archives() -> Iterator[Case]:
         yield archive(f"a hard link to {link.decode()}", "", tarred(("a", tarfile.LNKTYPE, link)), "x.tar.gz")
     for device in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
         yield archive(f"a device {device!r}", "", tarred(("a", device, b"")), "x.tar.gz")
+    yield archive("a tar member of a negative size", "", _of_negative_size, "x.tar")
+    yield archive("a sparse tar member", "", tarred(("a", tarfile.GNUTYPE_SPARSE, b"")), "x.tar.gz")
+    yield archive("a sparse tar member of pax", "", _sparse, "x.tar.gz")
     yield archive("1,500 folders deep", "", zipped(("a/" * 1500 + "x", b"x")), "x.zip")
     yield archive("a bomb", "", zipped(("x", bytes(2**31 - 2**20))), "x.zip")
     for content in (b"", b"no archive", png(), b"PK\x03\x04" + b"x" * 100, b"\x1f\x8b" + b"x" * 100):

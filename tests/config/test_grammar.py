@@ -95,6 +95,13 @@ def test_commas_separate_the_paths_of_a_sweep(typed: str, expected: list[object]
     assert values(f"data_dir={typed}", multirun=True) == expected
 
 
+def test_a_list_of_task_files_is_one_value_of_a_sweep() -> None:
+    assert overrides.rewrite(["task=[a b/x.safetensors,c.safetensors]"], multirun=True) == [
+        'task="[a b/x.safetensors,c.safetensors]"'
+    ]
+    assert values("task=[a],[b]", multirun=True) == ["[a]", "[b]"]
+
+
 def test_null_interpolations_and_quotes_keep_their_meaning() -> None:
     assert values("model.weights=null") == [None]
     assert values("data_dir=${oc.env:HOME}/my data") == ["${oc.env:HOME}/my data"]

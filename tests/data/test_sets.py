@@ -687,3 +687,28 @@ def test_torchvision_download_that_was_cut_off(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torchvision.datasets.EuroSAT, "download", whole)
     assert tv(tmp_path, "EuroSAT", download=True).classes == ("Forest", "Highway", "River")
     assert tv(tmp_path, "EuroSAT").classes == ("Forest", "Highway", "River")
+
+
+def test_only_what_belongs_to_a_set_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, victim = tmp_path / "data", tmp_path / "victim"
+    victim.mkdir()
+    (root / ".downloads").mkdir(parents=True)
+    (root / ".downloads" / "torchvision-EuroSAT.unfinished").write_text(f"{victim}\n../victim\neurosat/2750\n")
+    (root / "eurosat" / "2750").mkdir(parents=True)
+    monkeypatch.setattr(torchvision.datasets.EuroSAT, "download", lambda self: make_torchvision(root, "EuroSAT"))
+    tv(root, "EuroSAT", download=True)
+    assert victim.is_dir()
+
+
+def test_labels_that_no_integer_holds(tmp_path: Path) -> None:
+    make_torchvision(tmp_path, "GTSRB")
+    path = tmp_path / "gtsrb" / "GT-final_test.csv"
+    head, first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([head, ";".join([*first.split(";")[:-1], "9" * 30]), *others]))
+    failure("GTSRB", tmp_path, "dataset GTSRB: expected small integers as labels", reader="torchvision")
+
+
+def test_a_cut_down_copy_of_a_csv(tmp_path: Path) -> None:
+    make_torchvision(tmp_path, "FER2013")
+    assert tv(tmp_path, "FER2013", verify=False).classes
+    failure("FER2013", tmp_path, "or corrupted", reader="torchvision", verify=True)

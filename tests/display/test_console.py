@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recast_exp.display import console
+from recast_exp.runs.results import Results
 
 METRICS = {
     "probe/val/accuracy": 0.7, "probe/test/accuracy": 0.6, "val/accuracy": 0.9, "test/accuracy": 0.85, "test/loss": 0.5,
@@ -60,6 +61,12 @@ def test_a_comparison_of_several_seeds_names_none(capsys: pytest.CaptureFixture[
     out = shown(capsys)
     assert out.startswith("vit_att + melo on cub · vit_small with a · b.safetensors method params bytes ")
     assert "RECAST-Att 48 192 50.0 ± 50.0 50.0 ± 50.0 5 s" in out
+
+
+def test_brackets_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_sweep(tmp_path / "s[/x] [old]", {"recast.targets=[*.mlp.fc1]": [Results(METRICS, PARAMETERS)]})
+    out = capsys.readouterr().out
+    assert "s[/x] [old]" in out and "[*.mlp.fc1]" in out
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recast_exp import stages
 from recast_exp.cli import main as cli
 from recast_exp.config.schema import Config
 from recast_exp.experiment.effects import no_effect
@@ -28,6 +29,9 @@ Compose = Callable[..., Config]
         ("optimizer.momentum=0.1", "optimizer=adamw has none"),
         ("scheduler.step_size=1", "scheduler=cosine has no steps"),
         ("scheduler.step_size=1 scheduler=step", None),
+        ("training.shots=2 training=through_head", "training.queries is not set"),
+        ("dataset.batch_size=7 training=through_head", "a step of training=through_head has training.images"),
+        ("dataset.batch_size=7", None),
         ("recast.num_groups=1 model=vit_frozen", "model=vit_frozen has no templates"),
         ("mimicry.steps=3", "mimicry=closed_form has no such option"),
         ("mimicry.steps=3 mimicry=gradient", None),
@@ -84,3 +88,18 @@ def test_a_stage_says_which_of_its_options_have_no_effect(
     with caplog.at_level(logging.WARNING, "recast_exp"):
         assert cli.run([*typed]) == 0
     assert "stage.sizes: no effect: stage.sweep is not set" in (tmp_path / "run" / "recast_exp.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "reason"),
+    [
+        ("evaluate", "optimizer.lr", "nothing is trained"),
+        ("evaluate", "head", "nothing is trained"),
+        ("evaluate", "dataset.shots", None),
+        ("compare", "seed", "stage.seeds has those that it runs"),
+        ("compare", "stage.tune_seeds", "stage.tune is not set"),
+        ("compare", "optimizer.lr", None),
+    ],
+)
+def test_keys_that_a_stage_does_not_use(stage: str, key: str, reason: str | None) -> None:
+    assert stages.from_config({"name": stage}).no_effect(key) == reason

@@ -232,6 +232,40 @@ def test_a_model_from_a_folder(create: Callable[..., Backbone], tmp_path: Path) 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
 
 
+def test_weights_of_a_folder_are_looked_at(create: Callable[..., Backbone], tmp_path: Path) -> None:
+    stock = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2)
+    save_for_hf(stock, tmp_path, model_args={"img_size": 32, "depth": 2})
+    typed = ("model=vit_att", f"model.backbone=local-dir:{tmp_path}", "model.img_size=null")
+    for state, says in (
+        ({"zzz": torch.zeros(3)}, "lacks"),
+        (stock.state_dict() | {"norm.bias": torch.full((192,), torch.nan)}, "finite"),
+    ):
+        save_file(state, tmp_path / "model.safetensors")
+        with pytest.raises(UserError) as error:
+            create(*typed)
+        assert_one_line(error, "model.backbone: expected", says, tmp_path)
+    for path in tmp_path.glob("*model.*"):
+        path.unlink()
+    with pytest.raises(MissingInputError) as missing:
+        create(*typed)
+    assert_one_line(missing, "model.backbone: expected model.safetensors or pytorch_model.bin in", "got neither")
+
+
+def test_a_damaged_backbone_of_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def train(name: str, recipe: object) -> nn.Module:
+        made.append(name)
+        return nn.Linear(2, 2)
+
+    monkeypatch.setattr(pretrain, "_pretrain", train)
+    path = pretrained_weights("digits_vit", tmp_path)
+    assert pretrained_weights("digits_vit", tmp_path) == path and len(made) == 1
+    path.write_bytes(path.read_bytes()[:40])
+    pretrained_weights("digits_vit", tmp_path)
+    assert len(made) == 2 and load_file(path).keys() == {"weight", "bias"}
+
+
 def test_arguments_of_timm(create: Callable[..., Backbone], compose: Compose) -> None:
     options = ("model=vit_att", "model.backbone=vit_tiny_patch16_224", "model.pretrained=false", "model.img_size=32")
     network = create(*options, "model.arguments.reg_tokens=4", "model.arguments.init_values=0.1").network

@@ -332,6 +332,19 @@ def test_what_a_dataset_brings_and_where_it_lies_makes_no_other_method(tmp_path:
     assert set(results_of(tmp_path).methods) == {"RECAST-Att"}
 
 
+def test_folders_of_images_are_datasets_of_their_own(tmp_path: Path) -> None:
+    for number, path in enumerate(("birds", "cars")):
+        config = {"dataset": {"name": "folder", "path": f"/data/{path}"}}
+        write_job(tmp_path / str(number), dataset="folder", config=config)
+    results = results_of(tmp_path)
+    assert list(results.rows[0].cells) == ["folder birds", "folder cars"] and not results.remarks
+
+
+def test_numbers_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
+    write_job(tmp_path / ("9" * 200), config={"dataset": {"name": "cub", "split_seed": "9" * 5000}})
+    assert results_of(tmp_path).rows[0].cells["cub"].values.keys() == {(42, 0)}
+
+
 def test_a_job_that_never_started_belongs_to_its_overrides(tmp_path: Path) -> None:
     jobs = []
     for at, (lr, seed) in enumerate(itertools.product(("0.1", "0.01"), (1, 2))):
@@ -752,6 +765,15 @@ def test_a_search_is_shown_by_validation_and_its_best_trial_alone_by_test(tmp_pa
     assert figures["Search|trial"]["data"][1]["y"] == [70, 90]
     axes = [(figure["layout"]["xaxis"].get("type")) for figure in figures.values()]
     assert axes == [None, "log", "category"]
+
+
+def test_an_accuracy_of_a_trial_that_cannot_be_is_left_out(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    path = tmp_path / "search.json"
+    content = json.loads(path.read_text())
+    content["trials"][0]["value"] = 1e300
+    path.write_text(json.dumps(content))
+    write_report(tmp_path)
 
 
 def test_a_search_without_a_finished_trial_has_a_report(tmp_path: Path) -> None:

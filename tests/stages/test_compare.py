@@ -124,6 +124,12 @@ def test_a_preset_is_taken_whole_and_a_folder_of_the_users_own_has_more(tiny: Co
     assert rows["RECAST-Att"].recast.num_groups == 3
 
 
+def test_an_adapter_that_was_typed_keeps_its_options(tiny: Compose) -> None:
+    rows = methods(tiny, "model=vit_att", "adapter=melo", "adapter.rank=8")
+    assert rows["MeLo"].adapter["rank"] == rows["RECAST-Att + MeLo"].adapter["rank"] == 8
+    assert rows["AdaptFormer"].adapter["name"] == "adaptformer"
+
+
 def test_its_job_goes_by_no_single_method(tiny: Compose) -> None:
     assert job_label(tiny("stage=compare", "model=vit_att")) == "comparison"
     assert job_label(tiny("model=vit_att")) == "RECAST-Att"

@@ -205,6 +205,34 @@ def test_other_predictions_in_the_folder(predict: Callable[..., Any], digits: Pa
     assert (tmp_path / "predictions.csv").read_bytes() == before
 
 
+def test_files_that_no_run_has_written_stay(
+    trained: dict[str, Path], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.csv").write_text("mine")
+    typed = ("stage=predict", f"task={trained['att']}", f"stage.images={digits}", f"hydra.run.dir={tmp_path}")
+    assert cli.run([*typed]) == 2
+    assert "which has a predictions.csv already" in capsys.readouterr().err
+    assert (tmp_path / "predictions.csv").read_text() == "mine"
+
+
+def test_another_stage_is_refused_in_its_folder(
+    predict: Callable[..., Any], trained: dict[str, Path], tiny: Compose, digits: Path, tmp_path: Path
+) -> None:
+    predict(f"{digits}/000?.png")
+    before = (tmp_path / "predictions.csv").read_bytes()
+    with pytest.raises(UserError) as error:
+        run_stage(tiny("stage=evaluate", f"task={trained['att']}"), tmp_path)
+    assert_one_line(error, "started with stage=predict, not evaluate", "choose a new folder")
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_a_list_with_a_line_of_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(bytes(1 << 17))
+    with pytest.raises(UserError, match="which has a line of 65,536 characters or more"):
+        list(images_at(str(path)))
+
+
 def test_images_that_have_changed_since(predict: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

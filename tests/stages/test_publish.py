@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from recast_exp.cli.check import CommandLine, check
 from recast_exp.config.schema import Config
@@ -66,9 +67,13 @@ def program(hub: Hub, tmp_path: Path, weights: dict[str, Path]) -> Callable[...,
 
 
 def test_a_dry_run_sends_nothing(program: Callable[..., Any], hub: Hub, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "publish").mkdir(parents=True)
+    (tmp_path / "run" / "publish" / ".env").write_text("SECRET=1")
     done = program("stage=publish", f"task={trained}", "stage.repo=me/digits", "hydra.run.dir=run", token=None)
     assert hub.requests == [] and hub.files == {}
     folder = tmp_path / "run" / "publish"
+    assert ".env" not in done.stderr + done.stdout
+    (folder / ".env").unlink()
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "task.safetensors"]
     assert (folder / "task.safetensors").read_bytes() == trained.read_bytes()
     assert "Nothing is sent. To me/digits would go README.md" in done.stderr + done.stdout
@@ -130,27 +135,33 @@ def test_what_an_address_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return str(tmp_path / "x")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    for text in ("hf://a/b", "hf://a/b@v1.0", "hf://a/b/sub/t.safetensors", "hf://a/b@main/t.safetensors"):
+    for text in (
+        *("hf://a/b", "hf://a/b@v1.0", "hf://a/b/sub/t.safetensors", "hf://a/b@main/t.safetensors"),
+        *("hf://a/b@refs/pr/1", "hf://a/b@refs/pr/1/t.safetensors"),
+    ):
         assert addresses.local(text) == tmp_path / "x"
     assert asked == [
         ("a/b", "task.safetensors", None),
         ("a/b", "task.safetensors", "v1.0"),
         ("a/b", "sub/t.safetensors", None),
         ("a/b", "t.safetensors", "main"),
+        ("a/b", "task.safetensors", "refs/pr/1"),
+        ("a/b", "t.safetensors", "refs/pr/1"),
     ]
     assert addresses.local("a/b.safetensors") == Path("a/b.safetensors")
 
 
-def test_without_a_network_the_cache_serves_or_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("not in the disk cache"), Exception("407 Proxy")])
+def test_without_a_network_the_cache_serves_or_a_line_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: Any, **__: Any) -> str:
-        raise LocalEntryNotFoundError("Cannot find the requested files in the disk cache")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    with pytest.raises(MissingInputError) as error:
+    with pytest.raises(MissingInputError) as found:
         addresses.local("hf://a/b")
-    assert_one_line(error, "task: expected a file at hf://a/b, got none")
+    assert_one_line(found, "task: expected a file at hf://a/b, got none")
 
 
 def test_the_licence_of_own_weights_is_not_guessed(trained: Path) -> None:

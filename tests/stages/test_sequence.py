@@ -143,6 +143,25 @@ def test_a_task_may_start_from_earlier_ones(tiny: Compose, tmp_path: Path) -> No
         assert found["forward_transfer"] == pytest.approx(sum(own) / 2 - sum(zero) / 2)
 
 
+def test_tasks_are_trained_with_the_method_that_was_typed(tiny: Compose, tmp_path: Path) -> None:
+    tasks = "stage.tasks=[digits[0:2],digits[2:5]]"
+    typed = ("stage=sequence", "stage.baselines=[]", "stage.unknown=false", "trainer.max_epochs=1")
+    run_stage(tiny(*typed, "method=vit_melo", tasks), tmp_path)
+    counts = read(next((tmp_path / "tasks").glob("01*")) / "parameters.json")
+    assert counts["coefficients"] == 0 and counts["adapter"] > 0
+    assert read(tmp_path / "job.json")["config"]["training"]["name"] == "joint"
+    before = (tmp_path / "sequence.json").read_bytes()
+    for changed in (
+        (tasks.replace("[0:2]", "[0:2] seed=5"),),
+        (tasks, "optimizer.adapter_lr=0.5"),
+        ("stage.splits=2",),
+    ):
+        with pytest.raises(UserError) as error:
+            run_stage(tiny(*typed, "method=vit_melo", *changed), tmp_path)
+        assert_one_line(error, "started with", "choose a new folder")
+    assert (tmp_path / "sequence.json").read_bytes() == before
+
+
 def test_a_finished_sequence_is_not_trained_again(
     sequence: tuple[dict[str, Any], Path], tiny: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -639,6 +639,18 @@ def test_the_method_is_called_as_in_tables(options: tuple[str, ...], method: str
     assert tracking.facts(compose(*options)).method == method
 
 
+def test_a_dollar_in_the_name_of_a_folder_is_no_variable(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSEWHERE", "elsewhere")
+    folder = tmp_path / "x$ELSEWHERE"
+    folder.mkdir()
+    with tracking.tracked(tiny("logger=tensorboard"), folder, None) as trackers:
+        for tracker in trackers:
+            tracker.log_metrics({"loss": 1.0}, 0)
+    assert list((folder / "tensorboard").iterdir()) and [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_tensorboard_has_the_same_names(job: tuple[Path, list[str]], tiny: Compose, tmp_path: Path) -> None:
     folder = job[0]
     names, rows = columns(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -322,6 +323,13 @@ def test_validation_can_be_rarer_and_never_misses_the_last_epoch(build: Build, e
     assert ["val/loss" in row for row in fit(rare.recipe, rare.adapted, rare.data).history] == [False, False, True]
 
 
+def test_variables_of_the_environment_set_nothing_of_a_trainer(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "1")
+    run = build("model=vit_att", "trainer.max_epochs=2")
+    assert len(fit(run.recipe, run.adapted, run.data).history) == 2
+    assert os.environ["PL_TRAINER_MAX_STEPS"] == "1"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_each_kind_has_its_own_rate_and_decay(optimizer: str, build: Build) -> None:
     options = ("optimizer.lr=0.3", "optimizer.weight_decay=0.01", "optimizer.head_weight_decay=0.02")
@@ -470,6 +478,7 @@ RESUMED = {
     "sgd, warm-up": ("model=vit_att", "optimizer=sgd", "scheduler=cosine", "scheduler.warmup_epochs=2"),
     "full": ("model=resnet_full",),
     "rare validation": (*RUINOUS, "select=best", "trainer.validate_every=2", "trainer.max_epochs=4"),
+    "nested ranks": ("model=vit_frozen", "adapter=melo", "adapter.nested=true", "training=alternating"),
     "early stopping": (*RUINOUS, "trainer.early_stopping=1", "optimizer.lr=1e-2", "trainer.max_epochs=5"),
 }
 EPOCHS = ("trainer.max_epochs=3",)
@@ -529,6 +538,8 @@ def assert_same_run(first: Trained, second: Trained) -> None:
         ("sgd, warm-up", 2, 0, "training_step"),
         ("full", 1, 1, "training_step"),
         ("early stopping", 2, 1, "training_step"),
+        ("rare validation", 1, 1, "training_step"),  # before the first one
+        ("nested ranks", 2, 1, "training_step"),
     ],
 )
 def test_a_continued_run_equals_an_undisturbed_one_to_the_bit(

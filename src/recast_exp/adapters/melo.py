@@ -195,7 +195,7 @@ class LowRank(nn.Module):
         gates: Whether each rank has a gate.
 
     Attributes:
-        active: Number of ranks in use, from the first on; None for all.
+        active: Number of ranks in use in training mode, from the first on; None for all. Evaluation uses all.
     """
 
     def __init__(self, width: int, rank: int, scale: float, gates: bool = False) -> None:
@@ -244,14 +244,18 @@ class LowRank(nn.Module):
         self.replace(a, b)
         return rank
 
+    @property
+    def _used(self) -> int | None:
+        return self.active if self.training else None
+
     def _down(self) -> Tensor:
         """A of both updates, [2r, d]."""
-        return (self.a if self.active is None else self.a[:, : self.active]).flatten(0, 1)
+        return self.a[:, : self._used].flatten(0, 1)
 
     def _up(self) -> Tensor:
         """The scaled B of both updates, [3d, 2r]: from [A_q x, A_v x] to queries, keys and values."""
         b = self.b if self.gate is None else self.b * self.gate[:, None]
-        queries, values = self.scale * (b if self.active is None else b[..., : self.active])
+        queries, values = self.scale * b[..., : self._used]
         nothing = torch.zeros_like(queries)
         rows = (queries, nothing), (nothing, nothing), (nothing, values)
         return torch.cat([torch.cat(row, 1) for row in rows])

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -178,7 +179,25 @@ def read_jobs(folder: Path) -> Contents:
     if other_stages:
         remarks.append(f"{other_stages} job(s) of other stages than adapt are not shown")
     jobs.sort(key=lambda pair: pair[0])
-    return Contents(folder, tuple(job for _, job in jobs), tuple(commands), tuple(remarks))
+    return Contents(folder, _told_apart([job for _, job in jobs]), tuple(commands), tuple(remarks))
+
+
+def _told_apart(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """The jobs, their datasets named after their folders where one name stands for several (`dataset=folder`)."""
+    places = [_value(job.config, job.overrides, "dataset.path") for job in jobs]
+    of_name: dict[str, set[str]] = defaultdict(set)
+    for job, place in zip(jobs, places, strict=True):
+        if isinstance(place, str):
+            of_name[job.dataset].add(place)
+    found = []
+    for job, place in zip(jobs, places, strict=True):
+        others = of_name[job.dataset]
+        if isinstance(place, str) and len(others) > 1:
+            ends = {Path(other).name for other in others}
+            name = Path(place).name if len(ends) == len(others) else place
+            job = dataclasses.replace(job, dataset=f"{job.dataset} {name}")
+        found.append(job)
+    return tuple(found)
 
 
 def records(folder: Path, *names: str, closed: list[OSError] | None = None) -> Iterator[Path]:
@@ -336,12 +355,20 @@ def _recorded(path: Path, folder: Path, record: Record) -> Job:
 
 def _draw(config: object, overrides: Sequence[str]) -> int:
     """The draw of the training images: as it was configured, if that is recorded, else as in the overrides."""
-    recorded = _setting(config, *DRAW.split("."))
-    typed = [text.partition("=")[2].strip("\"'") for text in overrides if grammar.key(text) == DRAW]
-    for draw in (recorded, *reversed(typed)):
+    for draw in _values(config, overrides, DRAW):
         if isinstance(draw, int) or (isinstance(draw, str) and _is_number(draw)):
             return int(draw)
     return DatasetConfig().split_seed
+
+
+def _value(config: object, overrides: Sequence[str], key: str) -> object:
+    return next(filter(None, _values(config, overrides, key)), None)
+
+
+def _values(config: object, overrides: Sequence[str], key: str) -> list[object]:
+    """The value of a key: as it was configured, if that is recorded, then as in the overrides, the last one first."""
+    typed = [text.partition("=")[2].strip("\"'") for text in overrides if grammar.key(text) == key]
+    return [_setting(config, *key.split(".")), *reversed(typed)]
 
 
 def _setting(config: object, *names: str) -> object:
