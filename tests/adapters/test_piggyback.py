@@ -68,9 +68,7 @@ def test_masks_take_a_bit_in_the_file(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "threshold"), [(0.01, -0.005), (-1.0, -2.0), (3.0, 0.0)])
-def test_a_file_restores_the_masks_of_any_threshold(
-    make: Make, tmp_path: Path, start: float, threshold: float
-) -> None:
+def test_a_file_restores_the_masks_of_any_threshold(make: Make, tmp_path: Path, start: float, threshold: float) -> None:
     trained, other = (make("piggyback", "vit", "frozen", start=start, threshold=threshold) for _ in range(2))
     with torch.no_grad():
         for _, mask in trained.parameters("adapter"):

@@ -82,11 +82,6 @@ class Injected:
     adds_parameters: bool
     fixed: tuple[str, ...] = ()
 
-    @property
-    def stays(self) -> bool:
-        """Whether the adapter's modules stay in the network after `merge`, as no weight can take their place."""
-        return self.adds_parameters and type(self.adapter).merge is Adapter.merge
-
 
 def names() -> list[str]:
     """The names of all adapters, sorted."""
@@ -305,7 +300,7 @@ def merge(network: nn.Module) -> nn.Module:
         them afterwards.
 
     Raises:
-        UserError: If there is an adapter of peft that peft cannot merge.
+        UserError: If there is an adapter of peft that cannot be merged.
     """
     for name in names():
         try:
@@ -313,7 +308,14 @@ def merge(network: nn.Module) -> nn.Module:
         except RecastError:  # one that cannot be imported is not in the network either
             continue
         adapter.merge(network)
-    if staying := [found for found in injected(network) if found.stays]:
+    left = {name for name, _ in network.named_parameters()}
+    staying = [
+        found
+        for found in injected(network)
+        if found.adds_parameters
+        and (type(found.adapter).merge is Adapter.merge or not left.isdisjoint(found.trained.values()))
+    ]
+    if staying:
         vars(network)[_INJECTED] = staying
     else:
         vars(network).pop(_INJECTED, None)

@@ -7,12 +7,14 @@ adapter (bound methods are copied with their objects), and removing the adapter 
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
@@ -134,7 +136,8 @@ class Adapter(ABC):
     def merge(network: nn.Module) -> None:
         """Make the adapter a part of the weights and remove its modules, if possible; does nothing by default.
 
-        Called for every adapter, on networks with and without it.
+        Called for every adapter, on networks with and without it. The network has to compute the same afterwards: where
+        a layer's output is not linear in its weights (`not_linear`), the modules stay, all of them.
         """
         return
 
@@ -224,6 +227,75 @@ def linear_layers(network: nn.Module, places: Sequence[str]) -> list[tuple[str, 
         and any(f".{path}".endswith(f".{place}") for place in places)
         and computes_itself(network, path)
     ]
+
+
+def channels_dim(layer: nn.Module) -> int:
+    """The dimension of the channels in a layer's input and output: the second one of layers for images, else the last.
+
+    Most kinds of LayerNorm are not for images; timm's that are have 2d in their name.
+    """
+    of_images = isinstance(layer, nn.Conv2d | nn.GroupNorm | _NormBase) or "2d" in type(layer).__name__
+    return 1 if of_images else -1
+
+
+def not_linear(layers: Iterable[tuple[str, nn.Module]]) -> str | None:
+    """The first layer whose output is not linear in its weight and bias; None if all are.
+
+    A change of such a layer's output cannot become part of its weights: it standardises them (timm's StdConv2d), or
+    applies an activation to its output (timm's BatchNormAct2d). It is found by trying, once for layers that are alike.
+
+    Args:
+        layers: Names and modules of linear layers, convolutions and normalisation layers.
+    """
+    alike: dict[tuple[object, str], bool] = {}
+    for path, layer in layers:
+        key = type(layer).forward, repr(layer)
+        if key not in alike:
+            alike[key] = _is_linear(layer)
+        if not alike[key]:
+            return path
+    return None
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether f(a·u + b·v) = a·f(u) + b·f(v) for random weights and biases u and v; not if the layer does not run."""
+    generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(layer).eval()
+    twin._forward_hooks.clear()
+    twin._forward_pre_hooks.clear()
+    twin = (twin.to_empty(device="cpu") if weight_of(layer).is_meta else twin.cpu()).double()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if tensor.is_floating_point():  # positive, as a variance has to be
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    inputs = torch.randn(_input_shape(twin), generator=generator).double()
+    own = [parameter for name in ("weight", "bias") if (parameter := getattr(twin, name, None)) is not None]
+    u, v = ([torch.randn(each.shape, generator=generator).double() for each in own] for _ in range(2))
+
+    def output(a: float, b: float) -> Tensor:
+        for parameter, first, second in zip(own, u, v, strict=True):
+            parameter.copy_(a * first + b * second)
+        result: Tensor = twin(inputs)
+        return result
+
+    try:
+        expected, found = -2 * output(1, 0) + 0.5 * output(0, 1), output(-2, 0.5)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    # A few layers of timm compute in float32 whatever their dtype
+    return bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
+def _input_shape(layer: nn.Module) -> list[int]:
+    """A small shape of inputs that a layer takes."""
+    if isinstance(layer, nn.Linear):
+        return [2, layer.in_features]
+    if isinstance(layer, nn.Conv2d):
+        sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+        return [1, layer.in_channels, *(2 + dilation * (kernel - 1) for kernel, dilation in sizes)]
+    if channels_dim(layer) == -1:
+        return [2, *weight_of(layer).shape]
+    return [2, len(weight_of(layer)), *([] if isinstance(layer, nn.BatchNorm1d) else [3, 3])]
 
 
 def weight_of(layer: nn.Module) -> Tensor:

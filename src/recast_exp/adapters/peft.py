@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters._base import Adapter, backbone_modules
+from recast_exp.adapters._base import Adapter, backbone_modules, not_linear
 from recast_exp.config.fields import option
 from recast_exp.errors import UserError
 from recast_exp.recast.grouping import classifier_modules
@@ -110,21 +110,33 @@ class Peft(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Let peft merge its updates into the layers, and put the layers back into their places."""
+        """Let peft merge its updates into the layers, and put the layers back into their places.
+
+        Raises:
+            UserError: If peft cannot merge the method, or a layer standardises its weight. The network is unchanged.
+        """
         try:
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError:
             return
-        for path, layer in list(network.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                try:
-                    layer.merge()
-                except NotImplementedError as error:
-                    raise UserError(
-                        f"adapter: expected a method that peft can merge, got {type(layer).__module__.split('.')[-2]}"
-                    ) from error
-                parent, _, name = path.rpartition(".")
-                setattr(network.get_submodule(parent), name, layer.get_base_layer())
+        found = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
+        inner = [(path, layer.get_base_layer()) for path, layer in found]
+        path = not_linear(each for each in inner if isinstance(each[1], nn.Linear | nn.Conv2d))
+        if path is not None:
+            kind = type(dict(inner)[path]).__name__
+            raise UserError(
+                f"adapter: expected layers that peft can merge its updates into, got {path}, a {kind}, whose output is "
+                "not linear in its weight; use the model as it is"
+            )
+        for path, layer in found:
+            try:
+                layer.merge()
+            except NotImplementedError as error:
+                raise UserError(
+                    f"adapter: expected a method that peft can merge, got {type(layer).__module__.split('.')[-2]}"
+                ) from error
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, layer.get_base_layer())
 
 
 _NOT_FOR_A_BACKBONE = {
