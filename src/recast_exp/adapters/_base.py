@@ -27,6 +27,9 @@ from recast_exp.recast.inject import BANKS
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 """Classes of normalisation layers; those of timm derive from these."""
 
+INJECTED = "_recast_exp_adapters"
+"""The attribute of a network that remembers its adapters; it is not in the state dict."""
+
 
 @dataclass
 class Adapter(ABC):
@@ -118,6 +121,18 @@ class Adapter(ABC):
     def found(self) -> dict[str, object]:
         """Options that training has found: option → value. A task file records them instead of the chosen ones."""
         return {}
+
+    def set_found(self, network: nn.Module, **options: object) -> None:
+        """Set options to what training has found, here and in the copy of this adapter that the network keeps.
+
+        Args:
+            network: The network that has this adapter.
+            options: Option → value.
+        """
+        records = (record for module in network.modules() for record in vars(module).get(INJECTED, ()))
+        for adapter in (self, *(record.adapter for record in records if type(record.adapter) is type(self))):
+            for option, value in options.items():
+                setattr(adapter, option, copy.copy(value))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Values to record after each epoch, by name (`adapter/…`); none by default."""

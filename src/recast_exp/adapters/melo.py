@@ -111,7 +111,8 @@ class MeLo(Adapter):
         values, vectors = zip(*(torch.linalg.eigh(moment) for moment in moments), strict=True)
         explained = [(each.flip(0) / each.sum()).tolist() for each in values]
         if self.ranks is None:
-            self.ranks = shared_out(explained, self.rank * len(layers), most=2 * self.rank)
+            self.set_found(network, ranks=shared_out(explained, self.rank * len(layers), most=2 * self.rank))
+        assert self.ranks is not None
         for (_, module), vector, rank in zip(layers, vectors, self.ranks, strict=True):
             leading = vector.flip(1)[:, :rank].T.to(module.a)
             module.replace(leading.repeat(2, 1, 1), module.b.new_zeros(2, module.b.shape[1], rank))
@@ -140,8 +141,7 @@ class MeLo(Adapter):
             module.active = None
         if not self.rank_gates:
             return []
-        self.ranks = [module.cut_off() for module in modules]
-        self.rank_gates = False
+        self.set_found(network, ranks=[module.cut_off() for module in modules], rank_gates=False)
         return [f"{path}.{NAME}.gate" for path, layer in _layers(network) if _module_of(layer) is not None]
 
     def found(self) -> dict[str, object]:
@@ -165,7 +165,7 @@ class MeLo(Adapter):
         check_integer("rank", rank, 1, max(len(module.a[0]) for module in modules) + 1)
         for module in modules:
             module.replace(module.a[:, :rank].clone(), module.b[..., :rank].clone())
-        self.ranks = [len(module.a[0]) for module in modules]
+        self.set_found(network, ranks=[len(module.a[0]) for module in modules])
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> dict[str, float]:
