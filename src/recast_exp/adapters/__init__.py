@@ -141,13 +141,13 @@ def from_config(node: Mapping[str, object]) -> Adapter:
 def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 42) -> dict[str, str]:
     """Add an adapter to a network, in place; its output stays the same until the adapter is trained.
 
-    The adapter's parameters train afterwards; every other parameter keeps its `requires_grad`. A network has one adapter
-    at most.
+    The adapter's parameters train afterwards; every other parameter keeps its `requires_grad`. A network takes one
+    adapter.
 
     Args:
         network: A timm model, with RECAST's templates or without.
-        adapter: The adapter with its options: `MeLo(rank=4)`. The network keeps a copy (`injected`), which later changes
-            of this one leave alone.
+        adapter: The adapter with its options: `MeLo(rank=4)`. The network keeps a copy (`injected`), which later
+            changes of this one leave alone.
         seed: Seed of the adapter's first values, from 0 to 2³² - 1. The generators of torch, NumPy and Python stay as
             they are. None takes the values from these generators instead, and advances them.
 
