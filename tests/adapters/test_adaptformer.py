@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import timm
@@ -11,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.adapters import inject_adapter
 from recast_exp.adapters.adaptformer import AdaptFormer, Bottleneck
-from support.adapted import Make
+from support.adapted import Make, logits
 
 
 def test_blocks_of_images_have_their_channels_first() -> None:
@@ -48,3 +49,8 @@ def test_adaptformer_adds_to_the_residual_before_the_norm(make: Make) -> None:
         block.mlp.act(block.mlp.fc1(F.layer_norm(x, (24,), block.norm2.weight, block.norm2.bias, 1e-6)))
     )
     torch.testing.assert_close(found, x + mlp + 0.7 * bottleneck)
+
+
+def test_a_network_with_it_can_be_pickled(make: Make) -> None:
+    network = make("adaptformer", "vit", "frozen").network
+    assert torch.equal(logits(pickle.loads(pickle.dumps(network))), logits(network))

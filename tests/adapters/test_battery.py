@@ -9,6 +9,8 @@ import copy
 import dataclasses
 import functools
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,28 @@ def test_what_was_injected_in_inference_mode_can_train(make: Make, name: str, ki
     with torch.inference_mode():
         adapters.merge(merge(network))
     network.requires_grad_(True)(images()).square().sum().backward()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adaptformer", "vit"), ("growth", "vit"), ("growth", "cnn")])
+def test_threads_that_share_a_network_do_not_meet(make: Make, name: str, kind: str) -> None:
+    adapted = make(name, kind, "frozen")
+    train(adapted)
+    network = adapted.network.eval()
+    batches = [images() + number for number in range(4)]
+    with torch.no_grad():
+        expected = [network(batch) for batch in batches]
+
+    def run(number: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(network(batches[number]), expected[number]) for _ in range(10))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(("name", "kind"), ONCE)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -155,6 +156,18 @@ class Adapter(ABC):
         a layer's output is not linear in its weights (`not_linear`), the modules stay, all of them.
         """
         return
+
+
+class PerThread(threading.local):
+    """What a module keeps from one hook of a forward pass to the next: a value for each thread that runs it.
+
+    It is neither copied nor saved with the module.
+    """
+
+    value: Any = None
+
+    def __reduce__(self) -> tuple[type[PerThread], tuple[()]]:
+        return PerThread, ()
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, channels_dim, weight_of
+from recast_exp.adapters._base import Adapter, PerThread, attach, backbone_modules, channels_dim, weight_of
 from recast_exp.config.fields import option
 
 NAME = "adaptformer"
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
-        self._added: Tensor | None = None
+        self._added = PerThread()
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the update of the residual stream x [..., width], or [N, width, ...] of images; the same shape."""
@@ -77,12 +77,12 @@ class Bottleneck(nn.Module):
 
     def before_norm(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         """Compute the update from the input of norm2, which is the residual stream; its forward pre-hook."""
-        self._added = self(inputs[0])
+        self._added.value = self(inputs[0])
 
     def after_branch(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """Add the update to the output of the MLP's branch; a forward hook of its last layer."""
-        added, self._added = self._added, None
-        assert added is not None
+        added: Tensor = self._added.value
+        self._added.value = None
         return output + added
 
 

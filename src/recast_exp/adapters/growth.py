@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, parametrize_weight, weight_of
+from recast_exp.adapters._base import Adapter, PerThread, attach, backbone_modules, parametrize_weight, weight_of
 from recast_exp.config.fields import option
 from recast_exp.errors import UnfitError
 
@@ -82,7 +82,12 @@ class NewBlock(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
         own_alone = torch.eye(count)[own]
         self.coefficients = nn.ParameterDict({_key(name): nn.Parameter(own_alone.clone()) for name in layers})
-        self.running = False
+        self._running = PerThread()
+
+    @property
+    def running(self) -> bool:
+        """Whether this thread runs the new block, and not the one before it."""
+        return bool(self._running.value)
 
     def after_block(self, block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         """Run the new block on the output of the one before it; that block's forward hook.
@@ -93,7 +98,7 @@ class NewBlock(nn.Module):
         before, after = (_form(value) for value in (inputs[0] if inputs else None, output))
         if not isinstance(output, Tensor):
             raise _unfit(self.path, f"which makes {after} of {before}")
-        self.running = True
+        self._running.value = True
         try:
             # Not by a call, which would run this hook again
             result: Tensor = block.forward(output, *inputs[1:], **named)
@@ -102,7 +107,7 @@ class NewBlock(nn.Module):
                 raise
             raise _unfit(self.path, f"which makes {after} of {before}") from error
         finally:
-            self.running = False
+            self._running.value = False
         if result.shape != output.shape:
             raise _unfit(self.path, f"which makes {_form(result)} of {after}")
         return output + self.gate * (result - output)
