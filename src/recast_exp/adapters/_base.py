@@ -199,11 +199,11 @@ def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[t
 
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
-    """Register the module of an adapter at a layer, with the device and the dtype that the layer computes with."""
+    """Register the module of an adapter at a layer, with the device, dtype and mode that the layer computes with."""
     # Not a parameter of a parametrisation: RECAST's coefficients are float32 in a bfloat16 model
     plain = (parameter for path, parameter in layer.named_parameters() if "parametrizations." not in path)
     weight = next(plain, None)
-    layer.add_module(name, adapter.to(weight_of(layer) if weight is None else weight))
+    layer.add_module(name, adapter.to(weight_of(layer) if weight is None else weight).train(layer.training))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:

@@ -52,7 +52,7 @@ class MeLo(Adapter):
     Args:
         rank: Rank r of the updates, on average where they differ.
         alpha: Numerator α of their scale α/r.
-        init: First values of A: `random`, or `eva` from training images.
+        init: First values of A: `random`, or `eva` from training images: `initialise` has to be called before training.
         rank_gates: Train a gate for each rank, and cut off the ranks whose gate ends at zero.
         sparsity: How fast the gates shrink, in units of the learning rate for a step.
         nested: Train the ranks so that the first ones do without the others.
@@ -87,6 +87,7 @@ class MeLo(Adapter):
             raise UnfitError(f"ranks: expected {len(layers)} integers, one for each attention layer, got {len(ranks)}")
         for (path, layer), rank in zip(layers, ranks, strict=bool(layers)):
             adapter = LowRank(layer.in_features, rank, self.alpha / self.rank, self.rank_gates)
+            adapter.waits = self.init == "eva" and self.ranks is None  # those of a task file are known
             if parametrize.is_parametrized(layer, "weight"):
                 place = parametrize_weight(layer, adapter.to(layer.weight.dtype))
             else:
@@ -196,12 +197,14 @@ class LowRank(nn.Module):
 
     Attributes:
         active: Number of ranks in use, from the first on; None for all.
+        waits: Whether A is to start from images first: `initialise` has to be called before training.
     """
 
     def __init__(self, width: int, rank: int, scale: float, gates: bool = False) -> None:
         super().__init__()
         self.scale = scale
         self.active: int | None = None
+        self.waits = False
         self.a = nn.Parameter(torch.empty(2, rank, width))  # of the queries and of the values
         self.b = nn.Parameter(torch.zeros(2, width, rank))
         self.gate = nn.Parameter(torch.ones(2, rank)) if gates else None
@@ -223,6 +226,7 @@ class LowRank(nn.Module):
 
     def replace(self, a: Tensor, b: Tensor) -> None:
         """Take other values of other ranks: A [2, r, d], B [2, d, r]."""
+        self.waits = False
         self.a, self.b = (
             nn.Parameter(each, requires_grad=old.requires_grad) for each, old in ((a, self.a), (b, self.b))
         )
@@ -246,6 +250,11 @@ class LowRank(nn.Module):
 
     def _down(self) -> Tensor:
         """A of both updates, [2r, d]."""
+        if self.waits and self.training:
+            raise UserError(
+                "init: expected random, or MeLo.initialise to be called before training, as it starts from images, "
+                "got eva without it"
+            )
         return (self.a if self.active is None else self.a[:, : self.active]).flatten(0, 1)
 
     def _up(self) -> Tensor:

@@ -8,6 +8,7 @@ peft replaces each layer by its own module, which contains the frozen layer, wit
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters._base import Adapter, backbone_modules, not_linear
+from recast_exp.adapters._base import Adapter, backbone_modules, computes_itself, not_linear
 from recast_exp.config.fields import option
-from recast_exp.errors import UserError
+from recast_exp.errors import UnfitError, UserError
 from recast_exp.recast.grouping import classifier_modules
 
 
@@ -29,7 +30,7 @@ class Peft(Adapter):
     Args:
         method: The method as peft names it: "LORA", "VERA", "IA3", …
         arguments: Arguments of the method's configuration in peft. `target_modules` defaults to the fused qkv layers,
-            or to the convolutions where there are none.
+            or to the convolutions where there are none. Sets and tuples become lists, as a task file holds them.
     """
 
     fits = "layers that match adapter.arguments.target_modules"
@@ -37,6 +38,10 @@ class Peft(Adapter):
 
     method: str = option("LORA", "method, as named by peft: LORA, VERA, IA3, ...")
     arguments: dict[str, Any] = option({}, "arguments of the method's configuration; target_modules defaults to the fused qkv, or to the convolutions")  # fmt: skip # noqa: E501
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arguments = {name: _plain(f"arguments.{name}", value) for name, value in self.arguments.items()}
 
     @property
     def label(self) -> str:
@@ -48,6 +53,7 @@ class Peft(Adapter):
 
         Raises:
             UserError: If peft is not installed, has no such method, or refuses its arguments or the layers.
+            UnfitError: If a layer is never called, as attention takes its weight (BEiT, EVA, Swin V2).
         """
         try:
             import peft
@@ -100,7 +106,14 @@ class Peft(Adapter):
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
             ) from error
         for path, module in network.named_modules():
-            if isinstance(module, BaseTunerLayer) and id(module.get_base_layer()) in heads:
+            if not isinstance(module, BaseTunerLayer):
+                continue
+            if not computes_itself(network, path):
+                raise UnfitError(
+                    f"adapter.arguments.target_modules: expected layers that {type(network).__name__} calls, got "
+                    f"{path}, whose weight its attention takes; name others, such as proj"
+                )
+            if id(module.get_base_layer()) in heads:
                 raise UserError(
                     f"adapter.arguments.target_modules: expected layers of the backbone, got {path}, the classifier, "
                     "which trains anyway"
@@ -148,6 +161,25 @@ _KEEPS_THE_WEIGHTS = True, False, "gaussian", "orthogonal"
 """Values of `init_lora_weights` that leave the frozen weights as they are; pissa, olora and others change them."""
 
 
+def _plain(name: str, value: object) -> object:
+    """A value as a task file gives it back: text, numbers, lists and mappings.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}.{key}", each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(name, each) for each in value), key=repr)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: expected a finite number, got {value}")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UserError(f"{name}: expected text, numbers, lists or mappings, which a task file can hold, got {value!r:.60}")
+
+
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse what peft would do to the backbone or to the head: that is not the adapter's.
 
@@ -161,6 +193,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, expected in refused:
         if (value := arguments.get(name)) not in (None, []) and (name, value) != ("bias", "none"):
             raise UserError(f"adapter.arguments.{name}: expected {expected}, got {value!r}")
+    if arguments.get("inference_mode"):
+        raise UserError("adapter.arguments.inference_mode: expected false, as nothing would train, got true")
     for name, value in arguments.items():
         for text in _texts(value):
             if _takes_long(text):
