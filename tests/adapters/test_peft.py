@@ -27,7 +27,7 @@ from support.helpers import assert_one_line
     ("method", "arguments"),
     [
         ("IA3", {}), ("OFT", {}), ("BOFT", {}), ("LOHA", {}), ("LOKR", {}), ("HIRA", {}), ("DELORA", {}),
-        ("GRALORA", {}), ("FOURIERFT", {"n_frequency": 50}),
+        ("GRALORA", {}), ("FOURIERFT", {"n_frequency": 50}), ("C3A", {"block_size": 24}),
         ("MISS", {"r": 8}), ("RANDLORA", {}), ("LORA", {"r": 2, "use_rslora": True, "target_modules": ["fc1"]}),
         ("LORA", {"use_dora": True}), ("VERA", {"r": 16}), ("PVERA", {"r": 16}), ("TINYLORA", {}),
     ],

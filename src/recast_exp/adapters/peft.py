@@ -83,7 +83,7 @@ class Peft(Adapter):
             ]
         if not arguments["target_modules"]:
             return {}
-        if methods[self.method].value == "FOURIERFT":  # else it starts from random frequencies, not from the model
+        if methods[self.method].value in ("C3A", "FOURIERFT"):  # else they start from random values, not from the model
             arguments.setdefault("init_weights", True)
         if "feedforward_modules" in takes:  # required by IA3
             arguments.setdefault("feedforward_modules", [])
