@@ -96,6 +96,8 @@ def test_layers_that_are_never_called_are_refused(arguments: dict[str, Any]) -> 
     assert_one_line(error, "adapter.arguments.target_modules: expected layers that Beit calls, got blocks.0.attn.qkv")
     assert set(network.state_dict()) == before
     assert adapters.inject_adapter(network, Peft(arguments={"target_modules": ["proj"]}))
+    called = timm.create_model("beit_base_patch16_224", num_classes=3, qkv_bias=False, **options)
+    assert adapters.inject_adapter(called, Peft(arguments=arguments))
 
 
 def test_what_peft_cannot_merge_is_one_line() -> None:

@@ -246,6 +246,20 @@ def computes_itself(network: nn.Module, path: str) -> bool:
     return place != "qkv" or not hasattr(network.get_submodule(parent), "q_bias")
 
 
+def takes_weight_alone(network: nn.Module, path: str) -> bool:
+    """Whether attention uses the weight of its layer qkv and never calls the layer: with a q_bias that it adds itself.
+
+    Narrower than `not computes_itself`, by which the parameters of adapters are chosen, and so the names in task files.
+    """
+    parent, _, place = path.rpartition(".")
+    attention = network.get_submodule(parent)
+    return (
+        place == "qkv"
+        and getattr(attention, "q_bias", None) is not None
+        and not getattr(attention, "qkv_bias_separate", False)
+    )
+
+
 def linear_layers(network: nn.Module, places: Sequence[str]) -> list[tuple[str, nn.Linear]]:
     """Names and modules of the linear layers of a backbone whose names end with one of some places (`mlp.fc2`)."""
     return [

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters._base import Adapter, backbone_modules, computes_itself, not_linear
+from recast_exp.adapters._base import Adapter, backbone_modules, not_linear, takes_weight_alone
 from recast_exp.config.fields import option
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.recast.grouping import classifier_modules
@@ -108,7 +108,7 @@ class Peft(Adapter):
         for path, module in network.named_modules():
             if not isinstance(module, BaseTunerLayer):
                 continue
-            if not computes_itself(network, path):
+            if takes_weight_alone(network, path):
                 raise UnfitError(
                     f"adapter.arguments.target_modules: expected layers that {type(network).__name__} calls, got "
                     f"{path}, whose weight its attention takes; name others, such as proj"
