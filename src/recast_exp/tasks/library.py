@@ -209,9 +209,6 @@ def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
     check_timm(model)
     check_type("banks", banks, (Banks, NoneType), "those that were injected, or None")
     injected = adapters.injected(model)
-    if len(injected) > 1:
-        listed = ", ".join(record.adapter.label for record in injected)
-        raise UserError(f"model: expected at most one adapter, got {listed}; a task file holds one")
     adapter: Adapter = injected[0].adapter if injected else NoAdapter()
     trainable = {
         "head": head_parameters(model),
