@@ -9,6 +9,8 @@ import copy
 import dataclasses
 import functools
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from recast_exp import adapters
 from recast_exp.adapters import NORMS, Adapter, check_adapter, fitting, inject_adapter, names
+from recast_exp.adapters.melo import MeLo
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import CHANGE
 from recast_exp.models.count import count
@@ -224,6 +227,58 @@ def test_a_second_one_of_the_same_kind_is_refused_until_the_first_is_merged(make
         assert inject_adapter(network, adapters.load(name)())
 
 
+@pytest.mark.parametrize("second", ["tera", "piggyback", "hydra_lora", "peft"])
+@pytest.mark.parametrize("first", ["melo", "ssf", "film"])
+def test_a_second_one_of_another_kind_is_refused(make: Make, first: str, second: str) -> None:
+    network = make(first, "vit", "frozen").network
+    with pytest.raises(UserError) as error:
+        inject_adapter(network, adapters.load(second)())
+    assert_one_line(error, f"adapter: expected a network without {first}, got one that has it")
+    assert inject_adapter(network, adapters.load("none")()) == {}
+
+
+def test_the_network_keeps_the_options_that_its_adapter_was_injected_with() -> None:
+    adapter = MeLo(rank=2, alpha=4.0)
+    first, second = create("vit"), create("vit")
+    for network in (first, second):
+        inject_adapter(network, adapter)
+    adapter.alpha = 16.0
+    MeLo(rank=2).truncate(first, 1)
+    kept = [record.adapter for network in (first, second) for record in adapters.injected(network)]
+    assert kept == [MeLo(rank=2, ranks=[1, 1]), MeLo(rank=2)]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", ["melo", "ssf", "piggyback", "growth", "bitfit", "peft"])
+def test_an_adapter_that_fails_leaves_the_network_as_it_was(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str, base: str
+) -> None:
+    network, adapter = make("none", "vit", base).network, adapters.load(name)
+    calls: list[str] = []
+    handle = network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *_: calls.append("hook"))
+    expected = logits(network)
+    before = [(path, type(module), set(vars(module))) for path, module in network.named_modules()]
+    flags = {path: (id(parameter), parameter.requires_grad) for path, parameter in network.named_parameters()}
+
+    def fails(self: Adapter, network: nn.Module) -> dict[str, str]:
+        injects(self, network)
+        raise UnfitError("adapter: no")
+
+    injects = adapter.inject
+    monkeypatch.setattr(adapter, "inject", fails)
+    with pytest.raises(UnfitError, match="adapter: no"):
+        inject_adapter(network, adapter())
+    assert before == [(path, type(module), set(vars(module))) for path, module in network.named_modules()]
+    assert flags == {path: (id(parameter), parameter.requires_grad) for path, parameter in network.named_parameters()}
+    calls.clear()
+    assert torch.equal(logits(network), expected)
+    handle.remove()
+    logits(network)
+    assert calls == ["hook"]  # as before, once
+    monkeypatch.undo()
+    assert inject_adapter(network, adapter())
+
+
 @pytest.mark.parametrize(("name", "kind"), ONCE)
 def test_what_was_injected_in_inference_mode_can_train(make: Make, name: str, kind: str) -> None:
     network = make("none", kind, "recast").network.eval()
@@ -234,6 +289,28 @@ def test_what_was_injected_in_inference_mode_can_train(make: Make, name: str, ki
     with torch.inference_mode():
         adapters.merge(merge(network))
     network.requires_grad_(True)(images()).square().sum().backward()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adaptformer", "vit"), ("growth", "vit"), ("growth", "cnn")])
+def test_threads_that_share_a_network_do_not_meet(make: Make, name: str, kind: str) -> None:
+    adapted = make(name, kind, "frozen")
+    train(adapted)
+    network = adapted.network.eval()
+    batches = [images() + number for number in range(4)]
+    with torch.no_grad():
+        expected = [network(batch) for batch in batches]
+
+    def run(number: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(network(batches[number]), expected[number]) for _ in range(10))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(("name", "kind"), ONCE)

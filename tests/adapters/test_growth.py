@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from recast_exp.adapters import inject_adapter
 from recast_exp.adapters.growth import Growth
-from recast_exp.errors import UserError
+from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
+from recast_exp.errors import UnfitError, UserError
+from recast_exp.models.check import check_model
 from support.helpers import assert_one_line
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -110,6 +112,79 @@ def test_a_new_block_that_fails_leaves_the_weights_of_the_old_one() -> None:
         model(images())
     assert torch.equal(block.get_submodule("mlp.fc1").weight, before)
     assert found["blocks.1.growth.gate"] == 1
+
+
+class Twin(nn.Module):
+    """A block whose output is no tensor, as those of MViT and TNT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
+class Wider(nn.Module):
+    """A block that takes one channel, and makes three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(x))
+        return result
+
+
+class Listed(nn.ModuleDict):
+    """A container that runs what is in it, as the blocks of DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__({"first": nn.Conv2d(3, 3, 1), "second": nn.Conv2d(3, 3, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.values():
+            x = module(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "got"),
+    [
+        (Twin, (2, 3, 32, 32), "got body.0, which makes a tuple of [2, 3, 32, 32]"),
+        (Wider, (2, 1, 32, 32), "got body.0, which makes [2, 3, 32, 32] of [2, 1, 32, 32]"),
+        (Listed, (2, 3, 32, 32), "got body.0, a Listed that runs its modules in a way of its own"),
+    ],
+)
+def test_blocks_that_cannot_be_repeated_are_named(block: type[nn.Module], shape: tuple[int, ...], got: str) -> None:
+    network = nn.ModuleDict({"stem": nn.Identity(), "body": nn.Sequential(block(), block())})
+    with pytest.raises(UnfitError) as error:
+        inject_adapter(network, Growth(blocks=2))
+        network.get_submodule("body")(torch.zeros(shape))
+    assert_one_line(error, "adapter: growth needs blocks that keep the shape of their input", got)
+
+
+def test_a_sequence_of_layers_is_followed_by_a_new_one() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)) for _ in range(2)))
+    network = nn.ModuleDict({"stem": nn.Identity(), "body": body})
+    before = body(images())
+    once = body[0](images())
+    trained = inject_adapter(network, Growth(blocks=2))
+    assert torch.equal(body(images()), before)
+    with torch.no_grad():
+        network.get_parameter(trained["body.0.growth.gate"]).fill_(1)
+    twice = body[0][2](torch.relu(body[0][0](once)))
+    torch.testing.assert_close(body[0](images()), twice)
+
+
+@pytest.mark.parametrize("backbone", ["mvitv2_tiny", "tnt_s_patch16_224", "hrnet_w18_small"])
+def test_blocks_that_cannot_be_repeated_are_known_before_the_run(backbone: str) -> None:
+    model = ModelConfig(backbone=backbone, method="frozen", pretrained=False)
+    with pytest.raises(UnfitError) as error:
+        check_model(model, RecastConfig(targets=["*"]), MimicryConfig(name="closed_form"), {"name": "growth"})
+    assert_one_line(error, "adapter: growth needs blocks that keep the shape of their input")
 
 
 def test_blocks_that_change_the_shape_are_named() -> None:

@@ -112,6 +112,20 @@ def test_eva_starts_from_the_inputs_and_shares_out_the_ranks(base: str) -> None:
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("base", ["frozen", "recast"])
+def test_eva_does_not_train_before_it_has_seen_images(base: str) -> None:
+    model, adapter = _network(), MeLo(rank=2, init="eva")
+    if base == "recast":
+        inject(model, mimic(model, find_groups(model, targets=["*.attn.qkv"])))
+    inject_adapter(model, adapter)
+    model(_images())
+    with pytest.raises(UserError) as error:
+        model.train()(_images())
+    assert_one_line(error, "init: expected random, or MeLo.initialise to be called before training", "got eva")
+    adapter.initialise(model, lambda: model.eval()(_images()))
+    model.train()(_images())
+
+
 def test_ranks_go_to_the_layers_whose_directions_explain_most() -> None:
     assert shared_out([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25]], 4, most=4) == [1, 3]
     assert shared_out([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25]], 4, most=2) == [2, 2]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from recast_exp import adapters
-from recast_exp.adapters.peft import _takes_long
+from recast_exp.adapters.peft import Peft, _takes_long
 from recast_exp.config.schema import MimicryConfig, ModelConfig, RecastConfig
 from recast_exp.errors import UnfitError, UserError
 from recast_exp.models.adapted import AdaptedModel
@@ -25,7 +27,7 @@ from support.helpers import assert_one_line
     ("method", "arguments"),
     [
         ("IA3", {}), ("OFT", {}), ("BOFT", {}), ("LOHA", {}), ("LOKR", {}), ("HIRA", {}), ("DELORA", {}),
-        ("GRALORA", {}), ("FOURIERFT", {"n_frequency": 50}),
+        ("GRALORA", {}), ("FOURIERFT", {"n_frequency": 50}), ("C3A", {"block_size": 24}),
         ("MISS", {"r": 8}), ("RANDLORA", {}), ("LORA", {"r": 2, "use_rslora": True, "target_modules": ["fc1"]}),
         ("LORA", {"use_dora": True}), ("VERA", {"r": 16}), ("PVERA", {"r": 16}), ("TINYLORA", {}),
     ],
@@ -66,12 +68,36 @@ def test_methods_of_peft(make: Make, tmp_path: Path, method: str, arguments: dic
         ({"arguments": {"init_lora_weights": "pissa"}}, ("adapter.arguments.init_lora_weights: ", "got 'pissa'")),
         ({"arguments": {"init_lora_weights": "olora"}}, ("adapter.arguments.init_lora_weights: ", "got 'olora'")),
         ({"arguments": {"target_modules": ["qkv", "head"]}}, ("adapter.arguments.target_modules: ", "got head")),
+        ({"arguments": {"inference_mode": True}}, ("adapter.arguments.inference_mode: expected false", "got true")),
+        ({"arguments": {"r": object()}}, ("adapter.arguments.r: expected text, numbers, lists or mappings", "object")),
+        ({"arguments": {"lora_alpha": math.inf}}, ("adapter.arguments.lora_alpha: expected a finite number, got inf",)),
     ],
 )
 def test_what_peft_refuses_is_one_line(make: Make, options: dict[str, Any], expected: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         make("peft", "vit", "frozen", **options)
     assert_one_line(error, *expected)
+
+
+def test_sets_and_tuples_are_kept_as_lists(make: Make, tmp_path: Path) -> None:
+    given = {"target_modules": {"qkv", "fc1"}, "rank_pattern": {"fc1": 2}}
+    assert Peft(arguments=given).arguments == {"target_modules": ["fc1", "qkv"], "rank_pattern": {"fc1": 2}}
+    assert Peft(arguments={"target_modules": ("qkv",)}) == Peft(arguments={"target_modules": ["qkv"]})
+    task_files.write(tmp_path / "task.safetensors", make("peft", "vit", "frozen", arguments=given))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"target_modules": ["qkv", "proj"]}])
+def test_layers_that_are_never_called_are_refused(arguments: dict[str, Any]) -> None:
+    options = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    network = timm.create_model("beit_base_patch16_224", num_classes=3, **options)
+    before = set(network.state_dict())
+    with pytest.raises(UnfitError) as error:
+        adapters.inject_adapter(network, Peft(arguments=arguments))
+    assert_one_line(error, "adapter.arguments.target_modules: expected layers that Beit calls, got blocks.0.attn.qkv")
+    assert set(network.state_dict()) == before
+    assert adapters.inject_adapter(network, Peft(arguments={"target_modules": ["proj"]}))
+    called = timm.create_model("beit_base_patch16_224", num_classes=3, qkv_bias=False, **options)
+    assert adapters.inject_adapter(called, Peft(arguments=arguments))
 
 
 def test_what_peft_cannot_merge_is_one_line() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.adapters.melo import MeLo
 from recast_exp.adapters.piggyback import Mask, Piggyback
+from recast_exp.errors import UserError
 from recast_exp.models.count import count
 from support import task_files
-from support.adapted import Make, images
+from support.adapted import Make, images, logits
+from support.helpers import assert_one_line
 
 
 def test_piggybacks_gradient_goes_straight_through() -> None:
@@ -62,6 +65,25 @@ def test_masks_take_a_bit_in_the_file(make: Make, tmp_path: Path) -> None:
     bits = count(adapted, 0)["task_bits"]
     size = (tmp_path / "task.safetensors").stat().st_size
     assert bits / 8 <= size <= bits / 8 + 12_000  # names, record and head
+
+
+@pytest.mark.parametrize(("start", "threshold"), [(0.01, -0.005), (-1.0, -2.0), (3.0, 0.0)])
+def test_a_file_restores_the_masks_of_any_threshold(make: Make, tmp_path: Path, start: float, threshold: float) -> None:
+    trained, other = (make("piggyback", "vit", "frozen", start=start, threshold=threshold) for _ in range(2))
+    with torch.no_grad():
+        for _, mask in trained.parameters("adapter"):
+            mask[::2] = threshold - 1
+    task_files.write(tmp_path / "task.safetensors", trained)
+    task_files.read_into(other, tmp_path / "task.safetensors")
+    assert torch.equal(logits(other.network), logits(trained.network))
+    assert not torch.equal(logits(other.network), logits(make("none", "vit", "frozen").network))
+
+
+@pytest.mark.parametrize(("start", "threshold"), [(0.01, 0.00999999999), (10_000.0, 9999.99999)])
+def test_a_start_that_float32_does_not_tell_from_the_threshold_is_refused(start: float, threshold: float) -> None:
+    with pytest.raises(UserError) as error:
+        Piggyback(start=start, threshold=threshold)
+    assert_one_line(error, f"start: expected a number above threshold={threshold}, got {start}", "same in float32")
 
 
 def test_masks_of_a_reported_epoch_before_the_first_flip_are_no_reason_for_a_higher_rate() -> None:

@@ -21,6 +21,7 @@ from recast_exp.errors import UserError
 from recast_exp.experiment.trained import open_task
 from recast_exp.export import FORMATS, card
 from recast_exp.export._base import Facts, exported
+from recast_exp.tasks import library
 from support.helpers import assert_one_line
 from support.running import run_stage
 
@@ -93,6 +94,21 @@ def test_timm(kind: str, export: Run, model: Callable[[str], Any]) -> None:
     facts = json.loads((folder / "model.json").read_text())
     assert facts["classes"] == ["5", "6", "7", "8", "9"] and facts["input"]["size"] == 16
     assert facts["origin"]["backbone"] == name and "divide by 255" in facts["preprocessing"]
+
+
+def test_a_merged_model_with_other_logits_is_not_exported(
+    trained: Callable[[str], Path], tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Any) -> Any:
+        merged = merge(model)
+        merged.get_classifier().bias.data += 1
+        return merged
+
+    merge = library.merge
+    monkeypatch.setattr(library, "merge", wrong)
+    with pytest.raises(UserError) as error:
+        exported(*_parts(tiny(*KINDS["melo"], "stage=export", f"task={trained('melo')}")))
+    assert_one_line(error, "task: ", "merged: expected the logits of the model to within 0.001, got")
 
 
 @pytest.mark.parametrize("kind", ["att", "resnet"])

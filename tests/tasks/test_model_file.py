@@ -60,6 +60,24 @@ def outputs(model: RecastModel, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def test_tasks_that_were_added_with_one_adapter_do_not_share_its_options(
+    model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    adapter = MeLo(rank=4, alpha=4.0)
+    for name in ("c", "d"):
+        model.add_task(name, 2, adapter=adapter)
+        with model.task(name), torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    adapter.alpha = 16.0
+    with model.task("c"):
+        model.tasks["c"].adapter.truncate(model.network, 2)  # type: ignore[attr-defined]
+    assert [model.tasks[name].adapter.found() for name in "cd"] == [{"ranks": [2, 2], "rank_gates": False}, {}]
+    expected, loaded = outputs(model, images), RecastModel.load(model.save(tmp_path / "zoo"))
+    assert all(torch.equal(found, expected[name]) for name, found in outputs(loaded, images).items())
+
+
 @pytest.mark.parametrize("name", ["folder", "file.zip"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_is_restored_to_the_bit(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from recast_exp import errors
 from recast_exp.adapters._base import (
+    INJECTED,
     NORMS,
     Adapter,
     attach,
@@ -62,7 +63,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_INJECTED = "_recast_exp_adapters"  # the attribute of a network that remembers its adapters; not in the state dict
 _OTHER_SEED = 2**31 - 1  # to find out what of an adapter is random; no seed that anyone would choose
 
 
@@ -71,21 +71,16 @@ class Injected:
     """An adapter that `inject_adapter` has put into a network.
 
     Attributes:
-        adapter: The adapter with its options.
+        adapter: The adapter with its options: a copy, which belongs to this network alone.
         trained: Public name → parameter name, as `inject_adapter` returned it.
-        adds_parameters: Whether some of these are not the network's own.
+        added: Names of those among these parameters that are not the network's own.
         fixed: Names of the tensors that it has brought, that do not train and that a task file has to hold.
     """
 
     adapter: Adapter
     trained: dict[str, str]
-    adds_parameters: bool
+    added: frozenset[str]
     fixed: tuple[str, ...] = ()
-
-    @property
-    def stays(self) -> bool:
-        """Whether the adapter's modules stay in the network after `merge`, as no weight can take their place."""
-        return self.adds_parameters and type(self.adapter).merge is Adapter.merge
 
 
 def names() -> list[str]:
@@ -146,11 +141,13 @@ def from_config(node: Mapping[str, object]) -> Adapter:
 def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 42) -> dict[str, str]:
     """Add an adapter to a network, in place; its output stays the same until the adapter is trained.
 
-    The adapter's parameters train afterwards; every other parameter keeps its `requires_grad`.
+    The adapter's parameters train afterwards; every other parameter keeps its `requires_grad`. A network takes one
+    adapter.
 
     Args:
         network: A timm model, with RECAST's templates or without.
-        adapter: The adapter with its options: `MeLo(rank=4)`.
+        adapter: The adapter with its options: `MeLo(rank=4)`. The network keeps a copy (`injected`), which later
+            changes of this one leave alone.
         seed: Seed of the adapter's first values, from 0 to 2³² - 1. The generators of torch, NumPy and Python stay as
             they are. None takes the values from these generators instead, and advances them.
 
@@ -159,8 +156,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
 
     Raises:
         UnfitError: If the adapter finds no layer to change in the network.
-        UserError: If the network has an adapter of this kind already, the seed is out of range, or the library of the
-            adapter is not installed or refuses the network.
+        UserError: If the network has an adapter already, the seed is out of range, or the library of the adapter is not
+            installed or refuses the network. The network is unchanged then.
 
     Example:
         >>> import timm
@@ -175,29 +172,58 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
     if seed is not None:
         check_integer("seed", seed, 0, 2**32)
-    if any(record.adapter.name == adapter.name for record in injected(network)):
-        # A second one would hide the parameters of the first, which would still count
+    if not isinstance(adapter, NoAdapter) and (there := injected(network)):
+        # Two of a kind would hide each other's parameters; two kinds would be merged in another order than they compute
+        name = there[0].adapter.name
         raise UserError(
-            f"adapter: expected a network without {adapter.name}, got one that has it; merge it, or take a new network"
+            f"adapter: expected a network without {name}, got one that has it; merge it, or take a new network"
         )
     before = dict(network.named_parameters())
     known = {id(tensor) for _, tensor in named_tensors(network)}
     plain = copy.deepcopy(network) if adapter.keeps_fixed else None
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
-    with contextlib.nullcontext() if seed is None else seeded(seed):
-        trained = adapter.inject(network)
-    if not trained and not isinstance(adapter, NoAdapter):
-        raise UnfitError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
+    with _undone_on_failure(network):
+        with contextlib.nullcontext() if seed is None else seeded(seed):
+            trained = adapter.inject(network)
+        if not trained and not isinstance(adapter, NoAdapter):
+            raise UnfitError(f"adapter: {adapter.name} does not fit {type(network).__name__}; it needs {adapter.fits}")
     for name, parameter in before.items():  # peft freezes all but its own
         parameter.requires_grad_(flags[name])
     for path in trained.values():
         network.get_parameter(path).requires_grad_(True)
     if trained:
-        adds = not before.keys() >= set(trained.values())
         fixed = () if plain is None else _fixed(network, plain, adapter, known)
-        record = Injected(adapter, trained, adds, fixed)
-        vars(network)[_INJECTED] = [*injected(network), record]
+        record = Injected(copy.deepcopy(adapter), dict(trained), frozenset(trained.values()) - before.keys(), fixed)
+        vars(network)[INJECTED] = [*injected(network), record]
     return trained
+
+
+@contextlib.contextmanager
+def _undone_on_failure(network: nn.Module) -> Iterator[None]:
+    """Give a network back the modules, parameters, hooks and attributes that it had, if the block fails.
+
+    Values of parameters are not kept: no adapter changes them.
+    """
+    saved = []
+    for module in network.modules():
+        attributes = dict(vars(module))
+        # Changed in place: the handles of hooks know their dictionaries
+        inner = [(each, each.copy()) for each in attributes.values() if isinstance(each, dict | set)]
+        saved.append((module, type(module), attributes, inner))
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes, inner in saved:
+            module.__class__ = kind  # a parametrised layer has a class of its own
+            for container, content in inner:
+                container.clear()
+                container.update(content)
+            vars(module).clear()
+            vars(module).update(attributes)
+        for parameter, trains in flags:
+            parameter.requires_grad_(trains)
+        raise
 
 
 def _fixed(network: nn.Module, plain: nn.Module, adapter: Adapter, known: set[int]) -> tuple[str, ...]:
@@ -238,8 +264,8 @@ def fixed_of(network: nn.Module) -> dict[str, str]:
 
 
 def injected(network: nn.Module) -> list[Injected]:
-    """The adapters that `inject_adapter` has put into a network, in order; after `merge`, those that stay."""
-    return list(vars(network).get(_INJECTED, ()))
+    """The adapters that `inject_adapter` has put into a network, one at most; after `merge`, those that stay."""
+    return list(vars(network).get(INJECTED, ()))
 
 
 def check_adapter(create: Callable[[str], nn.Module], adapter: Adapter) -> None:
@@ -305,7 +331,7 @@ def merge(network: nn.Module) -> nn.Module:
         them afterwards.
 
     Raises:
-        UserError: If there is an adapter of peft that peft cannot merge.
+        UserError: If there is an adapter of peft that cannot be merged.
     """
     for name in names():
         try:
@@ -313,8 +339,14 @@ def merge(network: nn.Module) -> nn.Module:
         except RecastError:  # one that cannot be imported is not in the network either
             continue
         adapter.merge(network)
-    if staying := [found for found in injected(network) if found.stays]:
-        vars(network)[_INJECTED] = staying
+    left = {name for name, _ in network.named_parameters()}
+    staying = [
+        found
+        for found in injected(network)
+        if found.added and (type(found.adapter).merge is Adapter.merge or not left.isdisjoint(found.added))
+    ]
+    if staying:
+        vars(network)[INJECTED] = staying
     else:
-        vars(network).pop(_INJECTED, None)
+        vars(network).pop(INJECTED, None)
     return network

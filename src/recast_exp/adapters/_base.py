@@ -7,12 +7,15 @@ adapter (bound methods are copied with their objects), and removing the adapter 
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
@@ -24,6 +27,9 @@ from recast_exp.recast.inject import BANKS
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 """Classes of normalisation layers; those of timm derive from these."""
+
+INJECTED = "_recast_exp_adapters"
+"""The attribute of a network that remembers its adapters; it is not in the state dict."""
 
 
 @dataclass
@@ -117,6 +123,18 @@ class Adapter(ABC):
         """Options that training has found: option → value. A task file records them instead of the chosen ones."""
         return {}
 
+    def set_found(self, network: nn.Module, **options: object) -> None:
+        """Set options to what training has found, here and in the copy of this adapter that the network keeps.
+
+        Args:
+            network: The network that has this adapter.
+            options: Option → value.
+        """
+        records = (record for module in network.modules() for record in vars(module).get(INJECTED, ()))
+        for adapter in (self, *(record.adapter for record in records if type(record.adapter) is type(self))):
+            for option, value in options.items():
+                setattr(adapter, option, copy.copy(value))
+
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Values to record after each epoch, by name (`adapter/…`); none by default."""
         return {}
@@ -134,9 +152,22 @@ class Adapter(ABC):
     def merge(network: nn.Module) -> None:
         """Make the adapter a part of the weights and remove its modules, if possible; does nothing by default.
 
-        Called for every adapter, on networks with and without it.
+        Called for every adapter, on networks with and without it. The network has to compute the same afterwards: where
+        a layer's output is not linear in its weights (`not_linear`), the modules stay, all of them.
         """
         return
+
+
+class PerThread(threading.local):
+    """What a module keeps from one hook of a forward pass to the next: a value for each thread that runs it.
+
+    It is neither copied nor saved with the module.
+    """
+
+    value: Any = None
+
+    def __reduce__(self) -> tuple[type[PerThread], tuple[()]]:
+        return PerThread, ()
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -168,11 +199,11 @@ def own_parameters(network: nn.Module, *, names: tuple[str, ...], kinds: tuple[t
 
 
 def attach(layer: nn.Module, name: str, adapter: nn.Module) -> None:
-    """Register the module of an adapter at a layer, with the device and the dtype that the layer computes with."""
+    """Register the module of an adapter at a layer, with the device, dtype and mode that the layer computes with."""
     # Not a parameter of a parametrisation: RECAST's coefficients are float32 in a bfloat16 model
     plain = (parameter for path, parameter in layer.named_parameters() if "parametrizations." not in path)
     weight = next(plain, None)
-    layer.add_module(name, adapter.to(weight_of(layer) if weight is None else weight))
+    layer.add_module(name, adapter.to(weight_of(layer) if weight is None else weight).train(layer.training))
 
 
 def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> str:
@@ -215,6 +246,20 @@ def computes_itself(network: nn.Module, path: str) -> bool:
     return place != "qkv" or not hasattr(network.get_submodule(parent), "q_bias")
 
 
+def takes_weight_alone(network: nn.Module, path: str) -> bool:
+    """Whether attention uses the weight of its layer qkv and never calls the layer: with a q_bias that it adds itself.
+
+    Narrower than `not computes_itself`, by which the parameters of adapters are chosen, and so the names in task files.
+    """
+    parent, _, place = path.rpartition(".")
+    attention = network.get_submodule(parent)
+    return (
+        place == "qkv"
+        and getattr(attention, "q_bias", None) is not None
+        and not getattr(attention, "qkv_bias_separate", False)
+    )
+
+
 def linear_layers(network: nn.Module, places: Sequence[str]) -> list[tuple[str, nn.Linear]]:
     """Names and modules of the linear layers of a backbone whose names end with one of some places (`mlp.fc2`)."""
     return [
@@ -224,6 +269,75 @@ def linear_layers(network: nn.Module, places: Sequence[str]) -> list[tuple[str, 
         and any(f".{path}".endswith(f".{place}") for place in places)
         and computes_itself(network, path)
     ]
+
+
+def channels_dim(layer: nn.Module) -> int:
+    """The dimension of the channels in a layer's input and output: the second one of layers for images, else the last.
+
+    Most kinds of LayerNorm are not for images; timm's that are have 2d in their name.
+    """
+    of_images = isinstance(layer, nn.Conv2d | nn.GroupNorm | _NormBase) or "2d" in type(layer).__name__
+    return 1 if of_images else -1
+
+
+def not_linear(layers: Iterable[tuple[str, nn.Module]]) -> str | None:
+    """The first layer whose output is not linear in its weight and bias; None if all are.
+
+    A change of such a layer's output cannot become part of its weights: it standardises them (timm's StdConv2d), or
+    applies an activation to its output (timm's BatchNormAct2d). It is found by trying, once for layers that are alike.
+
+    Args:
+        layers: Names and modules of linear layers, convolutions and normalisation layers.
+    """
+    alike: dict[tuple[object, str], bool] = {}
+    for path, layer in layers:
+        key = type(layer).forward, repr(layer)
+        if key not in alike:
+            alike[key] = _is_linear(layer)
+        if not alike[key]:
+            return path
+    return None
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether f(a·u + b·v) = a·f(u) + b·f(v) for random weights and biases u and v; not if the layer does not run."""
+    generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(layer).eval()
+    twin._forward_hooks.clear()
+    twin._forward_pre_hooks.clear()
+    twin = (twin.to_empty(device="cpu") if weight_of(layer).is_meta else twin.cpu()).double()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if tensor.is_floating_point():  # positive, as a variance has to be
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    inputs = torch.randn(_input_shape(twin), generator=generator).double()
+    own = [parameter for name in ("weight", "bias") if (parameter := getattr(twin, name, None)) is not None]
+    u, v = ([torch.randn(each.shape, generator=generator).double() for each in own] for _ in range(2))
+
+    def output(a: float, b: float) -> Tensor:
+        for parameter, first, second in zip(own, u, v, strict=True):
+            parameter.copy_(a * first + b * second)
+        result: Tensor = twin(inputs)
+        return result
+
+    try:
+        expected, found = -2 * output(1, 0) + 0.5 * output(0, 1), output(-2, 0.5)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    # A few layers of timm compute in float32 whatever their dtype
+    return bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
+def _input_shape(layer: nn.Module) -> list[int]:
+    """A small shape of inputs that a layer takes."""
+    if isinstance(layer, nn.Linear):
+        return [2, layer.in_features]
+    if isinstance(layer, nn.Conv2d):
+        sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+        return [1, layer.in_channels, *(2 + dilation * (kernel - 1) for kernel, dilation in sizes)]
+    if channels_dim(layer) == -1:
+        return [2, *weight_of(layer).shape]
+    return [2, len(weight_of(layer)), *([] if isinstance(layer, nn.BatchNorm1d) else [3, 3])]
 
 
 def weight_of(layer: nn.Module) -> Tensor:

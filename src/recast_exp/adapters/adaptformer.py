@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, weight_of
+from recast_exp.adapters._base import Adapter, PerThread, attach, backbone_modules, channels_dim, weight_of
 from recast_exp.config.fields import option
 
 NAME = "adaptformer"
@@ -29,7 +29,7 @@ class AdaptFormer(Adapter):
         scale: Scale s of its output.
     """
 
-    fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA and Swin"
+    fits = "blocks with norm2, mlp and drop_path2, as in timm's ViT, DeiT, BEiT, EVA, Swin and PoolFormer"
 
     width: int = option(64, "width of the bottleneck", ge=1)
     scale: float = option(0.1, "scale s of the bottleneck's output", gt=0, le=10_000)
@@ -39,10 +39,12 @@ class AdaptFormer(Adapter):
         names: dict[str, str] = {}
         for path, block in _blocks(network):
             norm = block.get_submodule("norm2")
-            adapter = Bottleneck(weight_of(norm).shape[0], self.width, self.scale)
+            adapter = Bottleneck(weight_of(norm).shape[0], self.width, self.scale, channels_dim(norm))
             attach(block, NAME, adapter)
             norm.register_forward_pre_hook(adapter.before_norm)
-            block.get_submodule("drop_path2").register_forward_hook(adapter.after_branch)
+            # The last of the branch: timm's MetaFormers scale it after their drop_path2
+            last = "layer_scale2" if hasattr(block, "layer_scale2") else "drop_path2"
+            block.get_submodule(last).register_forward_hook(adapter.after_branch)
             names |= {name: name for part, _ in adapter.named_parameters() for name in [f"{path}.{NAME}.{part}"]}
         return names
 
@@ -54,31 +56,33 @@ class Bottleneck(nn.Module):
         width: Width of the residual stream.
         hidden: Width of the bottleneck.
         scale: Scale s of its output.
+        dim: Dimension of the channels in the residual stream.
     """
 
-    def __init__(self, width: int, hidden: int, scale: float) -> None:
+    def __init__(self, width: int, hidden: int, scale: float, dim: int) -> None:
         super().__init__()
         self.scale = scale
+        self.dim = dim
         self.down = nn.Linear(width, hidden)
         self.up = nn.Linear(hidden, width)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
-        self._added: Tensor | None = None
+        self._added = PerThread()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the update of the residual stream x [..., width]; the same shape."""
-        result: Tensor = self.up(torch.relu(self.down(x))) * self.scale
-        return result
+        """Compute the update of the residual stream x [..., width], or [N, width, ...] of images; the same shape."""
+        update: Tensor = self.up(torch.relu(self.down(x.movedim(self.dim, -1)))) * self.scale
+        return update.movedim(-1, self.dim)
 
     def before_norm(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         """Compute the update from the input of norm2, which is the residual stream; its forward pre-hook."""
-        self._added = self(inputs[0])
+        self._added.value = self(inputs[0])
 
     def after_branch(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Add the update to the output of the MLP's branch; a forward hook of drop_path2."""
-        added, self._added = self._added, None
-        assert added is not None
+        """Add the update to the output of the MLP's branch; a forward hook of its last layer."""
+        added: Tensor = self._added.value
+        self._added.value = None
         return output + added
 
 
@@ -86,7 +90,10 @@ def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The blocks that normalise before the MLP. Blocks that normalise after it declare norm2 after mlp."""
     blocks = []
     for path, module in backbone_modules(network):
-        children = [name for name, _ in module.named_children()]
-        if {"norm2", "mlp", "drop_path2"} <= set(children) and children.index("norm2") < children.index("mlp"):
+        children = dict(module.named_children())
+        order = list(children)
+        if not {"norm2", "mlp", "drop_path2"} <= set(order) or order.index("norm2") > order.index("mlp"):
+            continue
+        if isinstance(getattr(children["norm2"], "weight", None), Tensor):  # its length is the width
             blocks.append((path, module))
     return blocks

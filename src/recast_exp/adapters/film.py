@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import NORMS, Adapter, attach, backbone_modules
+from recast_exp.adapters._base import NORMS, Adapter, attach, backbone_modules, channels_dim
 
 NAME = "film"
 
@@ -32,7 +32,7 @@ class FiLM(Adapter):
         names: dict[str, str] = {}
         for path, layer in list(backbone_modules(network)):
             if isinstance(layer, NORMS) and layer.weight is not None:
-                adapter = Modulation(len(layer.weight), _channels(layer))
+                adapter = Modulation(len(layer.weight), channels_dim(layer))
                 attach(layer, NAME, adapter)
                 layer.register_forward_hook(adapter.forward)
                 names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part in ("scale", "shift")}
@@ -58,8 +58,3 @@ class Modulation(nn.Module):
         shape = [1] * output.dim()
         shape[self.dim] = -1
         return output * self.scale.view(shape) + self.shift.view(shape)
-
-
-def _channels(layer: nn.Module) -> int:
-    """The dimension of the channels: the last one for LayerNorm, except for timm's variants for images."""
-    return -1 if isinstance(layer, nn.LayerNorm) and not type(layer).__name__.endswith("2d") else 1

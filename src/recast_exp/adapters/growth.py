@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, parametrize_weight, weight_of
+from recast_exp.adapters._base import Adapter, PerThread, attach, backbone_modules, parametrize_weight, weight_of
 from recast_exp.config.fields import option
-from recast_exp.errors import UserError
+from recast_exp.errors import UnfitError
 
 NAME = "growth"
 
@@ -41,13 +41,19 @@ class Growth(Adapter):
     blocks: int = option(3, "new blocks, spread evenly over the depth; at most one after each block", ge=1)
 
     def inject(self, network: nn.Module) -> dict[str, str]:
-        """Let blocks be followed by new ones."""
+        """Let blocks be followed by new ones.
+
+        Raises:
+            UnfitError: If a block is a container with a forward pass of its own, which would run the new block too.
+        """
         found = _blocks(network)
         count = min(self.blocks, len(found))
         names: dict[str, str] = {}
         for place in (round((index + 1) * len(found) / count) - 1 for index in range(count)):
             path, alike = found[place]
             block = network.get_submodule(path)
+            if not _runs_alone(block):
+                raise _unfit(path, f"a {type(block).__name__} that runs its modules in a way of its own")
             layers = _layers(block)
             own = alike.index(path)
             new = NewBlock(path, list(layers), own, len(alike))
@@ -76,22 +82,39 @@ class NewBlock(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
         own_alone = torch.eye(count)[own]
         self.coefficients = nn.ParameterDict({_key(name): nn.Parameter(own_alone.clone()) for name in layers})
-        self.running = False
+        self._running = PerThread()
+
+    @property
+    def running(self) -> bool:
+        """Whether this thread runs the new block, and not the one before it."""
+        return bool(self._running.value)
 
     def after_block(self, block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        """Run the new block on the output of the one before it; that block's forward hook."""
-        self.running = True
+        """Run the new block on the output of the one before it; that block's forward hook.
+
+        Raises:
+            UnfitError: If the block does not take its own output, such as two tensors or another shape.
+        """
+        before, after = (_form(value) for value in (inputs[0] if inputs else None, output))
+        if not isinstance(output, Tensor):
+            raise _unfit(self.path, f"which makes {after} of {before}")
+        self._running.value = True
         try:
             # Not by a call, which would run this hook again
             result: Tensor = block.forward(output, *inputs[1:], **named)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if before == after:
+                raise
+            raise _unfit(self.path, f"which makes {after} of {before}") from error
         finally:
-            self.running = False
+            self._running.value = False
         if result.shape != output.shape:
-            raise UserError(
-                f"adapter: growth needs blocks that keep the shape of their input, got {self.path}, which makes "
-                f"{list(result.shape)} of {list(output.shape)}; use another adapter"
-            )
+            raise _unfit(self.path, f"which makes {_form(result)} of {after}")
         return output + self.gate * (result - output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing: an `nn.Sequential` runs this module too, after its own; the new block runs after all of them."""
+        return x
 
 
 class Recombined(nn.Module):
@@ -130,11 +153,30 @@ def _blocks(network: nn.Module) -> list[tuple[str, list[str]]]:
     for path, module in modules.items():
         parent = path.rpartition(".")[0]
         shapes = tuple((name, weight_of(layer).shape) for name, layer in _layers(module).items())
-        if isinstance(modules.get(parent), nn.Sequential | nn.ModuleList) and len(shapes) > 1:
+        called = not isinstance(module, nn.ModuleList)  # others only hold modules
+        if called and isinstance(modules.get(parent), nn.Sequential | nn.ModuleList) and len(shapes) > 1:
             alike[type(module).__qualname__, shapes].append(path)
     repeated = {path: paths for paths in alike.values() if len(paths) > 1 for path in paths}
     inner = {path for path in repeated if not any(other.startswith(f"{path}.") for other in repeated)}
     return [(path, repeated[path]) for path in modules if path in inner]
+
+
+def _runs_alone(block: nn.Module) -> bool:
+    """Whether a block does not run all modules in it, such as a `NewBlock`, but for an `nn.Sequential`."""
+    if isinstance(block, nn.Sequential):
+        return type(block).forward is nn.Sequential.forward
+    return not isinstance(block, nn.ModuleList | nn.ModuleDict)
+
+
+def _form(value: object) -> str:
+    """The shape of a tensor, or the type of anything else, for comparisons and messages."""
+    return str(list(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _unfit(path: str, reason: str) -> UnfitError:
+    return UnfitError(
+        f"adapter: growth needs blocks that keep the shape of their input, got {path}, {reason}; use another adapter"
+    )
 
 
 def _layers(block: nn.Module) -> dict[str, nn.Module]:

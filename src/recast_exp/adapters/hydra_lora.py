@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from recast_exp.adapters._base import Adapter, attach, backbone_modules, detach, linear_layers
+from recast_exp.adapters._base import Adapter, attach, backbone_modules, detach, linear_layers, not_linear
 from recast_exp.config.fields import option
 
 NAME = "hydra"
@@ -58,15 +58,20 @@ class HydraLoRA(Adapter):
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
         """Make both branches part of weights and biases, and remove the modules."""
-        for _, layer in list(backbone_modules(network)):
-            branches = getattr(layer, NAME, None)
-            if isinstance(branches, Branches):
-                weight = layer.get_parameter("weight")
-                sequential = branches.scale * branches.d @ branches.c
-                weight.copy_(weight + branches.scale * branches.b @ branches.a + sequential @ weight)
-                if (bias := dict(layer.named_parameters()).get("bias")) is not None:
-                    bias.copy_(bias + sequential @ bias)
-                detach(layer, NAME)
+        found = [
+            (path, layer, branches)
+            for path, layer in backbone_modules(network)
+            if isinstance(branches := getattr(layer, NAME, None), Branches)
+        ]
+        if not_linear((path, layer) for path, layer, _ in found) is not None:
+            return
+        for _, layer, branches in found:
+            weight = layer.get_parameter("weight")
+            sequential = branches.scale * branches.d @ branches.c
+            weight.copy_(weight + branches.scale * branches.b @ branches.a + sequential @ weight)
+            if (bias := dict(layer.named_parameters()).get("bias")) is not None:
+                bias.copy_(bias + sequential @ bias)
+            detach(layer, NAME)
 
 
 class Branches(nn.Module):

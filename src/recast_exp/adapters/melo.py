@@ -52,7 +52,7 @@ class MeLo(Adapter):
     Args:
         rank: Rank r of the updates, on average where they differ.
         alpha: Numerator α of their scale α/r.
-        init: First values of A: `random`, or `eva` from training images.
+        init: First values of A: `random`, or `eva` from training images: `initialise` has to be called before training.
         rank_gates: Train a gate for each rank, and cut off the ranks whose gate ends at zero.
         sparsity: How fast the gates shrink, in units of the learning rate for a step.
         nested: Train the ranks so that the first ones do without the others.
@@ -87,6 +87,7 @@ class MeLo(Adapter):
             raise UnfitError(f"ranks: expected {len(layers)} integers, one for each attention layer, got {len(ranks)}")
         for (path, layer), rank in zip(layers, ranks, strict=bool(layers)):
             adapter = LowRank(layer.in_features, rank, self.alpha / self.rank, self.rank_gates)
+            adapter.waits = self.init == "eva" and self.ranks is None  # those of a task file are known
             if parametrize.is_parametrized(layer, "weight"):
                 place = parametrize_weight(layer, adapter.to(layer.weight.dtype))
             else:
@@ -111,7 +112,8 @@ class MeLo(Adapter):
         values, vectors = zip(*(torch.linalg.eigh(moment) for moment in moments), strict=True)
         explained = [(each.flip(0) / each.sum()).tolist() for each in values]
         if self.ranks is None:
-            self.ranks = shared_out(explained, self.rank * len(layers), most=2 * self.rank)
+            self.set_found(network, ranks=shared_out(explained, self.rank * len(layers), most=2 * self.rank))
+        assert self.ranks is not None
         for (_, module), vector, rank in zip(layers, vectors, self.ranks, strict=True):
             leading = vector.flip(1)[:, :rank].T.to(module.a)
             module.replace(leading.repeat(2, 1, 1), module.b.new_zeros(2, module.b.shape[1], rank))
@@ -140,8 +142,7 @@ class MeLo(Adapter):
             module.active = None
         if not self.rank_gates:
             return []
-        self.ranks = [module.cut_off() for module in modules]
-        self.rank_gates = False
+        self.set_found(network, ranks=[module.cut_off() for module in modules], rank_gates=False)
         return [f"{path}.{NAME}.gate" for path, layer in _layers(network) if _module_of(layer) is not None]
 
     def found(self) -> dict[str, object]:
@@ -165,7 +166,7 @@ class MeLo(Adapter):
         check_integer("rank", rank, 1, max(len(module.a[0]) for module in modules) + 1)
         for module in modules:
             module.replace(module.a[:, :rank].clone(), module.b[..., :rank].clone())
-        self.ranks = [len(module.a[0]) for module in modules]
+        self.set_found(network, ranks=[len(module.a[0]) for module in modules])
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -196,12 +197,14 @@ class LowRank(nn.Module):
 
     Attributes:
         active: Number of ranks in use in training mode, from the first on; None for all. Evaluation uses all.
+        waits: Whether A is to start from images first: `initialise` has to be called before training.
     """
 
     def __init__(self, width: int, rank: int, scale: float, gates: bool = False) -> None:
         super().__init__()
         self.scale = scale
         self.active: int | None = None
+        self.waits = False
         self.a = nn.Parameter(torch.empty(2, rank, width))  # of the queries and of the values
         self.b = nn.Parameter(torch.zeros(2, width, rank))
         self.gate = nn.Parameter(torch.ones(2, rank)) if gates else None
@@ -223,6 +226,7 @@ class LowRank(nn.Module):
 
     def replace(self, a: Tensor, b: Tensor) -> None:
         """Take other values of other ranks: A [2, r, d], B [2, d, r]."""
+        self.waits = False
         self.a, self.b = (
             nn.Parameter(each, requires_grad=old.requires_grad) for each, old in ((a, self.a), (b, self.b))
         )
@@ -250,6 +254,11 @@ class LowRank(nn.Module):
 
     def _down(self) -> Tensor:
         """A of both updates, [2r, d]."""
+        if self.waits and self.training:
+            raise UserError(
+                "init: expected random, or MeLo.initialise to be called before training, as it starts from images, "
+                "got eva without it"
+            )
         return self.a[:, : self._used].flatten(0, 1)
 
     def _up(self) -> Tensor:

@@ -8,6 +8,7 @@ peft replaces each layer by its own module, which contains the frozen layer, wit
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from recast_exp.adapters._base import Adapter, backbone_modules
+from recast_exp.adapters._base import Adapter, backbone_modules, not_linear, takes_weight_alone
 from recast_exp.config.fields import option
-from recast_exp.errors import UserError
+from recast_exp.errors import UnfitError, UserError
 from recast_exp.recast.grouping import classifier_modules
 
 
@@ -29,7 +30,7 @@ class Peft(Adapter):
     Args:
         method: The method as peft names it: "LORA", "VERA", "IA3", …
         arguments: Arguments of the method's configuration in peft. `target_modules` defaults to the fused qkv layers,
-            or to the convolutions where there are none.
+            or to the convolutions where there are none. Sets and tuples become lists, as a task file holds them.
     """
 
     fits = "layers that match adapter.arguments.target_modules"
@@ -37,6 +38,10 @@ class Peft(Adapter):
 
     method: str = option("LORA", "method, as named by peft: LORA, VERA, IA3, ...")
     arguments: dict[str, Any] = option({}, "arguments of the method's configuration; target_modules defaults to the fused qkv, or to the convolutions")  # fmt: skip # noqa: E501
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arguments = {name: _plain(f"arguments.{name}", value) for name, value in self.arguments.items()}
 
     @property
     def label(self) -> str:
@@ -48,6 +53,7 @@ class Peft(Adapter):
 
         Raises:
             UserError: If peft is not installed, has no such method, or refuses its arguments or the layers.
+            UnfitError: If a layer is never called, as attention takes its weight (BEiT, EVA, Swin V2).
         """
         try:
             import peft
@@ -77,7 +83,7 @@ class Peft(Adapter):
             ]
         if not arguments["target_modules"]:
             return {}
-        if methods[self.method].value == "FOURIERFT":  # else it starts from random frequencies, not from the model
+        if methods[self.method].value in ("C3A", "FOURIERFT"):  # else they start from random values, not from the model
             arguments.setdefault("init_weights", True)
         if "feedforward_modules" in takes:  # required by IA3
             arguments.setdefault("feedforward_modules", [])
@@ -100,7 +106,14 @@ class Peft(Adapter):
                 f"adapter: peft's {self.method} refuses this model or these arguments: {' '.join(str(error).split())}"
             ) from error
         for path, module in network.named_modules():
-            if isinstance(module, BaseTunerLayer) and id(module.get_base_layer()) in heads:
+            if not isinstance(module, BaseTunerLayer):
+                continue
+            if takes_weight_alone(network, path):
+                raise UnfitError(
+                    f"adapter.arguments.target_modules: expected layers that {type(network).__name__} calls, got "
+                    f"{path}, whose weight its attention takes; name others, such as proj"
+                )
+            if id(module.get_base_layer()) in heads:
                 raise UserError(
                     f"adapter.arguments.target_modules: expected layers of the backbone, got {path}, the classifier, "
                     "which trains anyway"
@@ -110,21 +123,33 @@ class Peft(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Let peft merge its updates into the layers, and put the layers back into their places."""
+        """Let peft merge its updates into the layers, and put the layers back into their places.
+
+        Raises:
+            UserError: If peft cannot merge the method, or a layer standardises its weight. The network is unchanged.
+        """
         try:
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError:
             return
-        for path, layer in list(network.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                try:
-                    layer.merge()
-                except NotImplementedError as error:
-                    raise UserError(
-                        f"adapter: expected a method that peft can merge, got {type(layer).__module__.split('.')[-2]}"
-                    ) from error
-                parent, _, name = path.rpartition(".")
-                setattr(network.get_submodule(parent), name, layer.get_base_layer())
+        found = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
+        inner = [(path, layer.get_base_layer()) for path, layer in found]
+        path = not_linear(each for each in inner if isinstance(each[1], nn.Linear | nn.Conv2d))
+        if path is not None:
+            kind = type(dict(inner)[path]).__name__
+            raise UserError(
+                f"adapter: expected layers that peft can merge its updates into, got {path}, a {kind}, whose output is "
+                "not linear in its weight; use the model as it is"
+            )
+        for path, layer in found:
+            try:
+                layer.merge()
+            except NotImplementedError as error:
+                raise UserError(
+                    f"adapter: expected a method that peft can merge, got {type(layer).__module__.split('.')[-2]}"
+                ) from error
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, layer.get_base_layer())
 
 
 _NOT_FOR_A_BACKBONE = {
@@ -134,6 +159,25 @@ _NOT_FOR_A_BACKBONE = {
 
 _KEEPS_THE_WEIGHTS = True, False, "gaussian", "orthogonal"
 """Values of `init_lora_weights` that leave the frozen weights as they are; pissa, olora and others change them."""
+
+
+def _plain(name: str, value: object) -> object:
+    """A value as a task file gives it back: text, numbers, lists and mappings.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}.{key}", each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(name, each) for each in value), key=repr)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: expected a finite number, got {value}")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UserError(f"{name}: expected text, numbers, lists or mappings, which a task file can hold, got {value!r:.60}")
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -149,6 +193,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, expected in refused:
         if (value := arguments.get(name)) not in (None, []) and (name, value) != ("bias", "none"):
             raise UserError(f"adapter.arguments.{name}: expected {expected}, got {value!r}")
+    if arguments.get("inference_mode"):
+        raise UserError("adapter.arguments.inference_mode: expected false, as nothing would train, got true")
     for name, value in arguments.items():
         for text in _texts(value):
             if _takes_long(text):

@@ -28,7 +28,7 @@ class Piggyback(Adapter):
 
     Args:
         start: Initial value of the real-valued mask.
-        threshold: Weights whose mask is above it are kept; less than `start`.
+        threshold: Weights whose mask is above it are kept; less than `start`, also as float32.
     """
 
     fits = "linear layers and convolutions, as in all of timm's models"
@@ -38,8 +38,9 @@ class Piggyback(Adapter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start <= self.threshold:
-            raise UserError(f"start: expected a number above threshold={self.threshold}, got {self.start}")
+        if np.float32(self.start) <= np.float32(self.threshold):  # as the masks are compared
+            alike = ", which is the same in float32" if self.start > self.threshold else ""
+            raise UserError(f"start: expected a number above threshold={self.threshold}, got {self.start}{alike}")
 
     def inject(self, network: nn.Module) -> dict[str, str]:
         """Put a mask on every weight of the backbone's linear layers and convolutions."""
@@ -114,9 +115,10 @@ class Mask(nn.Module):
 
     @torch.no_grad()
     def unpack(self, packed: Tensor) -> None:
-        """Load a packed mask; entries of kept weights become `start`, the others 0."""
-        kept = np.unpackbits(packed.cpu().numpy(), count=self.mask.numel()).astype(np.float32)
-        self.mask.copy_(torch.from_numpy(kept).view_as(self.mask) * self.start)
+        """Load a packed mask; entries of kept weights become `start`, the others 0, or a `threshold` below 0."""
+        bits = np.unpackbits(packed.cpu().numpy(), count=self.mask.numel()).astype(bool)
+        kept = torch.from_numpy(bits).view_as(self.mask).to(self.mask.device)
+        self.mask.fill_(min(0.0, self.threshold)).masked_fill_(kept, self.start)
 
 
 def _layers(network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:

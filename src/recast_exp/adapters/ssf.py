@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recast_exp.adapters._base import NORMS, Adapter, attach, backbone_modules, computes_itself, detach
+from recast_exp.adapters._base import (
+    NORMS,
+    Adapter,
+    attach,
+    backbone_modules,
+    channels_dim,
+    computes_itself,
+    detach,
+    not_linear,
+)
 
 NAME = "ssf"
 
@@ -21,7 +30,8 @@ NAME = "ssf"
 class SSF(Adapter):
     """A scale and a shift for the output of every layer that has weights (Lian et al., arXiv 2210.08516).
 
-    A layer without a bias gets no shift: its merged weights could not hold one. It has no options.
+    A layer without a bias gets no shift: its merged weights could not hold one. Where a layer applies an activation to
+    its output or standardises its weight, `merge` leaves all modules in the model. It has no options.
     """
 
     fits = "linear layers, convolutions or normalisation layers, as in all of timm's models"
@@ -30,7 +40,7 @@ class SSF(Adapter):
         """Modulate the output of every layer of the backbone that has weights."""
         names: dict[str, str] = {}
         for path, layer in _layers(network):
-            adapter = ScaleAndShift(_outputs(layer), 1 if _is_image(layer) else -1, layer.bias is not None)
+            adapter = ScaleAndShift(_outputs(layer), channels_dim(layer), layer.bias is not None)
             attach(layer, NAME, adapter)
             layer.register_forward_hook(adapter.forward)
             names |= {f"{path}.{NAME}.{part}": f"{path}.{NAME}.{part}" for part, _ in adapter.named_parameters()}
@@ -39,16 +49,24 @@ class SSF(Adapter):
     @staticmethod
     @torch.no_grad()
     def merge(network: nn.Module) -> None:
-        """Put scales and shifts into weights and biases, and remove the modules."""
-        for _, layer in list(backbone_modules(network)):
-            adapter = getattr(layer, NAME, None)
-            if isinstance(adapter, ScaleAndShift):
-                weight = layer.get_parameter("weight")
-                weight.mul_(adapter.scale.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1)))
-                if adapter.shift is not None:
-                    bias = layer.get_parameter("bias")
-                    bias.copy_(bias * adapter.scale.to(bias.dtype) + adapter.shift.to(bias.dtype))
-                detach(layer, NAME)
+        """Put scales and shifts into weights and biases, and remove the modules.
+
+        All of them stay if one layer applies an activation to its output, or standardises its weight.
+        """
+        found = [
+            (path, layer, adapter)
+            for path, layer in backbone_modules(network)
+            if isinstance(adapter := getattr(layer, NAME, None), ScaleAndShift)
+        ]
+        if not_linear((path, layer) for path, layer, _ in found) is not None:
+            return
+        for _, layer, adapter in found:
+            weight = layer.get_parameter("weight")
+            weight.mul_(adapter.scale.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1)))
+            if adapter.shift is not None:
+                bias = layer.get_parameter("bias")
+                bias.copy_(bias * adapter.scale.to(bias.dtype) + adapter.shift.to(bias.dtype))
+            detach(layer, NAME)
 
 
 class ScaleAndShift(nn.Module):
@@ -91,8 +109,3 @@ def _outputs(layer: nn.Module) -> int:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return len(weight)
-
-
-def _is_image(layer: nn.Module) -> bool:
-    """Whether the channels are the second dimension of the output: not of linear layers, and of few LayerNorms."""
-    return not isinstance(layer, nn.Linear | nn.LayerNorm) or type(layer).__name__.endswith("2d")

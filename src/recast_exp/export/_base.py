@@ -22,6 +22,9 @@ from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.loading import Task
 from recast_exp.tasks import library
 
+MERGED = 1e-3
+"""How much the logits of a merged model may differ from the task's, relative to the largest: by rounding alone."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -104,7 +107,7 @@ class Exported:
                 f"become part of the weights, got {format}"
             )
 
-    def compare(self, what: Path, logits: Callable[[Tensor], Tensor], tolerance: float) -> float:
+    def compare(self, what: Path | str, logits: Callable[[Tensor], Tensor], tolerance: float) -> float:
         """The largest difference of a written model's logits, relative to the largest logit, for two sizes of batch.
 
         Args:
@@ -126,7 +129,7 @@ class Exported:
             raise UserError(f"{what}: expected the logits of the model to within {tolerance:g}, got {wrong[0]:.2g}")
         return max(found)
 
-    def compare_network(self, what: Path, network: nn.Module, tolerance: float) -> float:
+    def compare_network(self, what: Path | str, network: nn.Module, tolerance: float) -> float:
         """The same for a network that takes normalised images, such as one of timm that has loaded the file.
 
         Raises:
@@ -143,12 +146,17 @@ def exported(adapted: AdaptedModel, task: Task, *, own_weights: bool = False) ->
         adapted: The model on the CPU.
         task: Its task.
         own_weights: Whether its backbone has the weights of a file, not those that timm names.
+
+    Raises:
+        UserError: If the adapter cannot be merged, or the merged model has other logits.
     """
     network = copy.deepcopy(adapted.network).eval().requires_grad_(False)
+    facts = facts_of(task, own_weights=own_weights)
     library.merge(network)
     staying = adapters.injected(network)
-    facts = facts_of(task, own_weights=own_weights)
-    return Exported(network, adapted, facts, staying[0].adapter.label if staying else None)
+    merged = Exported(network, adapted, facts, staying[0].adapter.label if staying else None)
+    merged.compare_network(f"task: {task.path}, merged", adapted.network, MERGED)
+    return merged
 
 
 def facts_of(task: Task, *, own_weights: bool = False) -> Facts:

@@ -84,6 +84,8 @@ def _check_gradients(model: ModelConfig, recast: RecastConfig, groups: list[Grou
         output = network.eval()(torch.empty(1, 3, size, size, device="meta")).sum()
         parameters = [parameter for kind in trained.values() for parameter in kind.values()]
         gradients = iter(torch.autograd.grad(output, parameters, allow_unused=True))
+    except UnfitError:  # known from the first pass
+        raise
     except Exception as error:  # not all compute without values; the first step of training looks again
         log.debug("%s cannot be tried on the meta device (%s)", adapter.name, error)
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
+from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter, injected
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
@@ -23,7 +24,7 @@ class TaskInfo:
 
     Attributes:
         classes: Names of the classes, in the order of the logits.
-        adapter: Its adapter; `NoAdapter()` for none.
+        adapter: A copy of its adapter; `NoAdapter()` for none.
         parameters: Number of its parameters without the head: coefficients and adapter.
         head: Number of parameters of its head.
         bytes: Size of all of them.
@@ -88,6 +89,8 @@ class KeptTask:
             return cls(trunk, classes, head, adapter, coefficients=trunk.start.clone())
         own = trunk.copy(own_statistics=update)
         paths = inject_adapter(own, adapter, seed=seed)
+        if not isinstance(adapter, NoAdapter):
+            adapter = injected(own)[0].adapter  # the task's own copy
         trunk.separate(own, list(paths.values()))
         for parameter in trunk.coefficients_of(own):
             parameter.requires_grad_(True)
@@ -136,7 +139,7 @@ class KeptTask:
         own, head = [self.trunk.start, *adapter], list(self.head.parameters())
         return TaskInfo(
             classes=self.classes,
-            adapter=self.adapter,
+            adapter=copy.deepcopy(self.adapter),
             parameters=sum(tensor.numel() for tensor in own),
             head=sum(tensor.numel() for tensor in head),
             bytes=sum(tensor.numel() * tensor.element_size() for tensor in (*own, *head)),

@@ -41,8 +41,9 @@ def merge(model: nn.Module) -> nn.Module:
     """Make RECAST's combinations, then the adapters, part of the weights, in place.
 
     The result is a stock timm model: its state dict loads strictly into one of `timm.create_model`. The modules of
-    AdaptFormer, CLR, FiLM and Growth cannot become weights. They stay in the model, which computes the same; a warning
-    names them.
+    AdaptFormer, CLR, FiLM and Growth cannot become weights, nor can those of SSF where a layer applies an activation to
+    its output or standardises its weight (EfficientNet, ResNetV2). They stay in the model, which computes the same; a
+    warning names them.
 
     Args:
         model: A model that `inject`, `inject_adapter`, both or neither have changed.
@@ -51,7 +52,7 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; its logits differ only by rounding.
 
     Raises:
-        UserError: If it is no model.
+        UserError: If it is no model, or has an adapter of peft that cannot be merged.
 
     Example:
         >>> import timm
@@ -208,9 +209,6 @@ def _task_of(model: nn.Module, banks: Banks | None) -> AdaptedModel:
     check_timm(model)
     check_type("banks", banks, (Banks, NoneType), "those that were injected, or None")
     injected = adapters.injected(model)
-    if len(injected) > 1:
-        listed = ", ".join(record.adapter.label for record in injected)
-        raise UserError(f"model: expected at most one adapter, got {listed}; a task file holds one")
     adapter: Adapter = injected[0].adapter if injected else NoAdapter()
     trainable = {
         "head": head_parameters(model),
