@@ -36,6 +36,7 @@ from recast_exp.adapters._base import (
 from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
 from recast_exp.plugins import ADAPTERS
+from recast_exp.recast.inject import check_one_task
 from recast_exp.torch_state import seeded
 
 __all__ = [
@@ -159,8 +160,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
 
     Raises:
         UnfitError: If the adapter finds no layer to change in the network.
-        UserError: If the network has an adapter of this kind already, the seed is out of range, or the library of the
-            adapter is not installed or refuses the network.
+        UserError: If the network has an adapter of this kind already or is a `RecastModel`, the seed is out of range,
+            or the library of the adapter is not installed or refuses the network.
 
     Example:
         >>> import timm
@@ -173,6 +174,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     check_type("network", network, nn.Module, "a timm model")
     if not isinstance(adapter, Adapter):
         raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
+    check_one_task("network", network)
     if seed is not None:
         check_integer("seed", seed, 0, 2**32)
     if any(record.adapter.name == adapter.name for record in injected(network)):
@@ -305,8 +307,9 @@ def merge(network: nn.Module) -> nn.Module:
         them afterwards.
 
     Raises:
-        UserError: If there is an adapter of peft that peft cannot merge.
+        UserError: If there is an adapter of peft that peft cannot merge, or the network is a `RecastModel`.
     """
+    check_one_task("network", network)
     for name in names():
         try:
             adapter = load(name)

@@ -51,7 +51,7 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; its logits differ only by rounding.
 
     Raises:
-        UserError: If it is no model.
+        UserError: If it is no model, or a `RecastModel`, whose own `merge` takes the name of a task.
 
     Example:
         >>> import timm
