@@ -33,6 +33,7 @@ from recast_exp.adapters._base import (
     own_parameters,
     parametrize_weight,
 )
+from recast_exp.adapters._classes import hooks_of, take_back, tell_apart
 from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
 from recast_exp.plugins import ADAPTERS
@@ -186,6 +187,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     known = {id(tensor) for _, tensor in named_tensors(network)}
     plain = copy.deepcopy(network) if adapter.keeps_fixed else None
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
+    hooks = hooks_of(network)
     with contextlib.nullcontext() if seed is None else seeded(seed):
         trained = adapter.inject(network)
     if not trained and not isinstance(adapter, NoAdapter):
@@ -198,6 +200,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         adds = not before.keys() >= set(trained.values())
         fixed = () if plain is None else _fixed(network, plain, adapter, known)
         record = Injected(adapter, trained, adds, fixed)
+        tell_apart(network, hooks, repr(adapter))
         vars(network)[_INJECTED] = [*injected(network), record]
     return trained
 
@@ -320,4 +323,5 @@ def merge(network: nn.Module) -> nn.Module:
         vars(network)[_INJECTED] = staying
     else:
         vars(network).pop(_INJECTED, None)
+    take_back(network)
     return network

@@ -89,7 +89,6 @@ class KeptTask:
         own = trunk.copy(own_statistics=update)
         paths = inject_adapter(own, adapter, seed=seed)
         trunk.separate(own, list(paths.values()))
-        trunk.tell_apart(own, adapter)
         for parameter in trunk.coefficients_of(own):
             parameter.requires_grad_(True)
         buffers = running_statistics(own) if update else {}

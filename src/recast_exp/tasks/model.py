@@ -40,7 +40,7 @@ from recast_exp.tasks import library, model_file
 from recast_exp.tasks.differences import differences_of
 from recast_exp.tasks.kept_task import KeptTask, TaskInfo
 from recast_exp.tasks.prediction import Picture, Predicted, pictures_of, prepared, top_of
-from recast_exp.tasks.trunk import Trunk, with_stock_classes
+from recast_exp.tasks.trunk import Trunk
 
 MAX_CLASSES = 10_000_000
 
@@ -449,7 +449,7 @@ class RecastModel(nn.Module):
         if not hasattr(task.network, "reset_classifier"):
             raise UserError(f"model: expected a timm model to merge a task into, got {self.backbone}")
         with self.task(name), torch.no_grad():
-            merged = library.merge(with_stock_classes(copy.deepcopy(task.network)))
+            merged = library.merge(copy.deepcopy(task.network))
             timm_model(merged).reset_classifier(len(task.classes))
             linear = classifier(merged)
             assert isinstance(linear, nn.Linear)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import types
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from recast_exp.adapters import Adapter
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.recast import Banks, inject
 from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.mixed import keeps_apart, mixable
 
 _COEFFICIENTS = ".parametrizations.weight.original"
-_SAME_AS_BASE = "_recast_exp_same_as_base"  # the attribute of a class
 
 
 class Trunk:
@@ -45,7 +41,6 @@ class Trunk:
         modules = [layer_module(network, layer) for layer in self.layers]
         self._rewritten = [module.get_submodule("parametrizations.weight") for module in modules]
         self.mixable: bool | None = None if all(map(mixable, modules)) else False
-        self._classes: dict[tuple[type, str], type] = {}
 
     @property
     def live(self) -> list[nn.Parameter]:
@@ -120,38 +115,6 @@ class Trunk:
                 owner, _, name = path.rpartition(".")
                 setattr(network.get_submodule(owner), name, nn.Parameter(parameter.detach().clone()))
                 parameter.requires_grad_(False)
-
-    def tell_apart(self, network: nn.Module, adapter: Adapter) -> None:
-        """Give the layers of a copy that have hooks classes of their own, which do the same.
-
-        torch.compile would take such a layer for the same one without hooks: it looks at classes, but not at hooks.
-
-        Args:
-            network: The copy, changed in place; `with_stock_classes` takes it back.
-            adapter: Whose hooks they are. Copies with equal adapters get the same classes: they are compiled once.
-        """
-        for module in network.modules():
-            if (module._forward_hooks or module._forward_pre_hooks) and not isinstance(module, torch.jit.ScriptModule):
-                key = type(module), repr(adapter)
-                if key not in self._classes:
-                    self._classes[key] = _another_class(module)
-                module.__class__ = self._classes[key]
-
-
-def with_stock_classes(network: nn.Module) -> nn.Module:
-    """The same network, in which a layer without parametrisations has the class that it had before `tell_apart`."""
-    for module in network.modules():
-        if _SAME_AS_BASE in vars(type(module)):
-            module.__class__ = type(module).__bases__[0]
-    return network
-
-
-def _another_class(module: nn.Module) -> type:
-    kind = type(module)
-    if parametrize.is_parametrized(module):  # a class that torch has made for the layer, with the weight as a property
-        return types.new_class(kind.__name__, kind.__bases__, exec_body=lambda own: own.update(vars(kind)))
-    own = {"__module__": kind.__module__, _SAME_AS_BASE: True}
-    return types.new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(own))
 
 
 def _of_layer(paths: list[str], layer: str) -> str:
