@@ -127,8 +127,11 @@ def test_threads_predict_while_the_model_trains(pixels: np.ndarray) -> None:
 def test_the_mode_and_the_gradients_stay(model: RecastModel, pixels: np.ndarray) -> None:
     model.set_task("signs")
     model.train()
-    model.predict(pixels, tasks="pets")
+    model.network.norm.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    model.predict(pixels, tasks=["pets", "signs", "pets", "signs", "signs"])
     assert model.training and model.active == "signs"
+    assert {name: module.training for name, module in model.named_modules()} == before
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

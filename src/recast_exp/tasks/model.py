@@ -63,8 +63,9 @@ class RecastModel(nn.Module):
     active task, which train: use an optimizer of its own for each task, made after `set_task`. `state_dict` holds what
     `parameters` gives, and so the active task alone; `save` keeps all tasks.
 
-    Switching changes the model, so two threads must not do it at once. `with model.task(name):` and
-    `model(images, tasks=[…])` let other threads wait until they are done. `set_task` and `model(images)` do not.
+    Switching changes the model, so two threads must not do it at once. `with model.task(name):`,
+    `model(images, tasks=[…])` and `predict` let other threads wait until they are done. `set_task` and `model(images)`
+    do not.
 
     Make one with `from_timm` or `wrap`.
 
@@ -536,12 +537,13 @@ class RecastModel(nn.Module):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        training = self.training
+        modes = [(module, module.training) for whole in (self, self._trunk.network) for module in whole.modules()]
         try:
             self.eval()
             yield
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def _names_for(self, count: int, tasks: str | Sequence[str] | None) -> list[str]:
         given = self._active if tasks is None else tasks
