@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from recast_exp.errors import UserError
 from recast_exp.recast import find_groups, inject, mimic
 from recast_exp.recast.formulas import combine
-from recast_exp.recast.mixed import per_task
+from recast_exp.recast.mixed import keeps_apart, per_task
 
 COUNTS = [2, 1, 3]
 
@@ -246,6 +247,72 @@ def test_what_cannot_be_computed_with_is_refused(changed: dict[str, object], say
     with pytest.raises(UserError, match=rf"^{says}"), per_task(**arguments):  # type: ignore[arg-type]
         pytest.fail("the block was entered")
     assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@pytest.mark.parametrize("way", ["weights", "products"])
+@pytest.mark.parametrize("templates", [None, "random"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_that_are_no_multiple_of_the_images_are_refused(kind: str, templates: str | None, way: str) -> None:
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    model = make(True)
+    groups = find_groups(model, targets=["blocks.*"], num_groups=1, num_templates=2)
+    banks = mimic(model, groups, **({"templates": templates} if templates else {}))  # type: ignore[arg-type]
+    inject(model, banks)
+    coefficients = {name: torch.stack([start] * 3) for name, start in banks.coefficients.items()}
+    with torch.no_grad(), per_task(model, coefficients, COUNTS, way):  # type: ignore[arg-type]
+        for wrong in (7, 5, 0):
+            with pytest.raises(UserError, match=rf"^model: expected layers with a multiple of 6 .*, got {wrong} in bl"):
+                model(torch.randn(wrong, *shape))
+
+
+class Placed(nn.Module):
+    """A layer between two others, with its input as `place` makes it; `back` makes [N, T, C] of it again."""
+
+    def __init__(self, place: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.place, self.back = place, back
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.back(self.layer(self.place(images))) + images
+        tokens = self.dropout(tokens.softmax(1) @ tokens.mT @ tokens)  # as attention does
+        return self.norm(tokens[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("place", "back", "apart"),
+    [
+        (lambda x: x, lambda y: y, True),
+        (lambda x: x.flatten(0, 1), lambda y: y.unflatten(0, (2, -1)), True),
+        (lambda x: torch.zeros(2, 1, 6), lambda y: y, True),  # first tokens that are the same for all images
+        (lambda x: x.transpose(0, 1), lambda y: y.transpose(0, 1), False),
+        (lambda x: x.transpose(0, 1).flatten(0, 1), lambda y: y.unflatten(0, (-1, 2)).transpose(0, 1), False),
+        (lambda x: torch.zeros(4, 6), lambda y: y, False),  # positions that all images share
+        (lambda x: torch.zeros(5, 6), lambda y: y.mean(0), False),
+        (lambda x: torch.zeros(6), lambda y: y, False),
+    ],
+    ids=["images", "rows", "learnt", "tokens", "windows", "shared", "odd", "vector"],
+)
+def test_whether_a_layer_keeps_images_apart(place: Any, back: Any, apart: bool) -> None:
+    torch.manual_seed(0)
+    model = Placed(place, back)
+    model.layer.eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = torch.get_rng_state()
+    assert keeps_apart(model, ["layer"], torch.randn(2, 4, 6, generator=torch.Generator())) is apart
+    assert model.training and model.dropout.training and not model.layer.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_layer_that_is_not_called_does_not_keep_images_apart() -> None:
+    model = Placed(lambda x: x, lambda y: y)
+    model.add_module("unused", nn.Linear(6, 6))
+    assert not keeps_apart(model, ["layer", "unused"], torch.randn(2, 4, 6))
 
 
 def test_a_block_within_another_is_refused_and_the_outer_one_stays() -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import (
+    SSF,
+    AdaptFormer,
     BitFit,
+    FiLM,
+    HydraLoRA,
     LayerNormTuning,
     MeLo,
     MissingInputError,
@@ -27,16 +32,19 @@ from recast_exp import (
     UnfitError,
     UnknownNameError,
     UserError,
+    adapters,
     apply_task,
     find_groups,
     inject,
     inject_adapter,
     load_task,
+    merge,
     mimic,
     save_task,
 )
 from recast_exp.config.schema import ModelConfig
 from recast_exp.models.backbones import create_backbone
+from recast_exp.recast import merge as merge_templates
 from recast_exp.recast import mixed as mixed_module
 from recast_exp.runs.task_header import read_record
 from support.running import run_stage
@@ -314,12 +322,13 @@ def test_a_mixed_batch_in_bfloat16(images: Tensor) -> None:
         ("swinv2_tiny_window8_256", "*.attn.qkv", {"depths": (2,), "embed_dim": 24, "num_heads": (2,), "img_size": 64}),
         ("nf_resnet26", "stages.0*conv2", {}),
         ("tf_efficientnet_b0", "*.conv_pwl", {}),
+        ("vit_relpos_small_patch16_224", "*.mlp.fc1", {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32}),
     ],
 )
 def test_a_mixed_batch_where_layers_compute_in_a_way_of_their_own(
     name: str, targets: str, options: dict[str, Any]
 ) -> None:
-    """Some models take a layer's weight themselves, some layers standardise it: each task has a pass of its own."""
+    """Each task has a pass of its own: a model may take weights itself, a layer standardise them or take no images."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0, **options)
     with torch.no_grad():
@@ -349,6 +358,111 @@ def test_a_mixed_batch_where_layers_compute_in_a_way_of_their_own(
             model.set_task(active)
             for _ in range(2):
                 torch.testing.assert_close(model(batch, tasks=names), expected, rtol=1e-4, atol=1e-6)
+
+
+class TokensFirst(nn.Module):
+    """Layers that take [tokens, images, channels]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 16, 16)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).permute(2, 0, 1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens.mean(0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_mixed_batch_where_images_are_not_the_first_dimension(images: Tensor, count: int) -> None:
+    torch.manual_seed(0)
+    model = RecastModel.wrap(TokensFirst(), width=32, recast=RecastConfig(targets=["*.linear1"]))
+    for seed, name in enumerate("ab"):
+        model.add_task(name, 3)
+        disturb(model, name, seed)
+    batch, names = images[:count, :, :32, :32], [*"abbab"][:count]
+    single = outputs(model, batch)
+    with torch.no_grad():
+        mixed = model(batch, tasks=names)
+    expected = torch.stack([single[name][row] for row, name in enumerate(names)])
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_that_are_not_finite_show_nothing_of_a_model(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    names = ["birds", "signs"]
+    spoilt = images[:2].clone()
+    spoilt[0] = torch.nan
+    with torch.no_grad():
+        assert model(spoilt, tasks=names)[1].isfinite().all()
+        assert model._trunk.mixable is None
+        model(images[:2], tasks=names)
+    assert model._trunk.mixable
+
+
+class LeavesOut(nn.Module):
+    """In training, the last images skip the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.flatten(1)
+        for block in self.blocks:
+            count = max(1, len(values) - int(self.training))
+            values = torch.cat([values[:count] + block(values[:count]), values[count:]])
+        return values
+
+
+def test_a_mixed_batch_in_which_layers_see_fewer_images() -> None:
+    torch.manual_seed(0)
+    model = RecastModel.wrap(LeavesOut(), width=8)
+    for seed, name in enumerate("ab"):
+        model.add_task(name, 3)
+        disturb(model, name, seed)
+    images = torch.randn(4, 2, 2, 2)
+    model.train()
+    with torch.no_grad():
+        mixed = model(images, tasks=["a", "b", "a", "b"])
+        for name in "ab":
+            with model.task(name):
+                torch.testing.assert_close(mixed["ab".index(name) :: 2], model(images["ab".index(name) :: 2]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_mode_is_that_of_all_tasks(images: Tensor, training: bool) -> None:
+    """Whatever task was active when it was chosen."""
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, drop_path_rate=0.5, pos_drop_rate=0.5, **VIT)
+    model = RecastModel.wrap(network, recast=RecastConfig(targets=["*.attn.qkv"]))
+    filled(model)
+    names = ["birds", "signs"] * 3
+    for first, then in (("birds", "melo"), ("melo", "birds"), (None, "bias")):
+        model.set_task(first)
+        model.train(not training)
+        model.set_task(then)
+        model.train(training)
+        with torch.no_grad():
+            assert torch.equal(model(images, tasks=names), model(images, tasks=names)) is not training
+            for name in model.tasks:
+                with model.task(name):
+                    assert torch.equal(model(images), model(images)) is not training
+
+
+def test_running_statistics_of_the_backbone_stay_in_mixed_batches() -> None:
+    torch.manual_seed(0)
+    model = RecastModel.wrap(timm.create_model("resnet18", num_classes=0), recast=RecastConfig(targets=["*.conv2"]))
+    for name, statistics in (("first", "frozen"), ("second", "frozen"), ("third", "update")):
+        model.add_task(name, 2, batchnorm_statistics=statistics)
+    start = {name: buffer.clone() for name, buffer in model._trunk.network.named_buffers()}
+    model.set_task("third")
+    model.train()
+    model(torch.randn(4, 3, 64, 64), tasks=["first", "second", "third", "third"])
+    assert all(torch.equal(buffer, start[name]) for name, buffer in model._trunk.network.named_buffers())
 
 
 def test_names_that_are_none(images: Tensor) -> None:
@@ -405,6 +519,45 @@ def test_a_model_that_has_templates_or_an_adapter_already_is_not_wrapped() -> No
             RecastModel.wrap(nothing)  # type: ignore[arg-type]
 
 
+def test_a_model_that_is_not_wrapped_stays_as_it_was(images: Tensor) -> None:
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        before = network.eval()(images)
+    network.train()
+    refused: list[dict[str, Any]] = [{"recast": RecastConfig(targets=["*nothing*"])}, {"width": 7}, {"seed": -1}]
+    for arguments in refused:
+        with pytest.raises(UserError):
+            RecastModel.wrap(network, **arguments)
+        assert network.training and network.num_classes == 5
+        assert network.state_dict().keys() == state.keys()
+        with torch.no_grad():
+            assert torch.equal(network.eval()(images), before)
+        network.train()
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_model_of_many_tasks_is_not_changed_as_one_of_one_task(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    model.set_task("birds")
+    before = outputs(model, images)
+    whole = nn.Sequential(model)
+    calls: list[Callable[[nn.Module], object]] = [
+        merge,
+        merge_templates,
+        adapters.merge,
+        lambda network: inject_adapter(network, SSF()),
+        lambda network: inject(network, model._trunk.banks),
+    ]
+    for call in calls:
+        for given in (model, whole):
+            with pytest.raises(UserError, match=r"^(model|network): expected a network of one task, got a RecastModel"):
+                call(given)
+    after = outputs(model, images)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_threads_take_turns(images: Tensor) -> None:
     model = vit()
     filled(model)
@@ -425,7 +578,56 @@ def test_threads_take_turns(images: Tensor) -> None:
     assert wrong == []
 
 
-# Copies, dtypes, sizes
+# Copies, dtypes, sizes, memory formats
+
+
+def test_tasks_switch_after_other_tensors_were_assigned(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    before = outputs(model, images)
+    for name in ("birds", "melo"):
+        model.set_task(name)
+        model.load_state_dict({path: tensor.clone() for path, tensor in model.state_dict().items()}, assign=True)
+        after = outputs(model, images)
+        assert all(torch.equal(before[task], after[task]) for task in before)
+    of_trunk = {parameter.data_ptr() for parameter in model._trunk.network.parameters()}
+    assert of_trunk & {parameter.data_ptr() for parameter in model._tasks["melo"].network.parameters()}
+    network = model._trunk.network  # and where that is done to the backbone
+    network.load_state_dict({path: tensor.clone() for path, tensor in network.state_dict().items()}, assign=True)
+    after = outputs(model, images)
+    assert all(torch.equal(before[task], after[task]) for task in before)
+
+
+def test_tasks_switch_after_a_conversion_that_replaces_parameters(images: Tensor) -> None:
+    model = vit()
+    filled(model)
+    before = outputs(model, images)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    after = outputs(model, images)
+    assert all(torch.equal(before[task], after[task]) for task in before)
+
+
+@pytest.mark.parametrize("options", [{}, {"templates": "random"}, {"template_dtype": "int8"}], ids=str)
+def test_convolutions_with_templates_take_channels_last(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", num_classes=0, channels=(8, 8, 16, 16))
+    model = RecastModel.wrap(network, recast=RecastConfig(targets=["layer?.1.conv?"], **options))
+    for seed, name in enumerate("ab"):
+        model.add_task(name, 3)
+        disturb(model, name, seed)
+    images = torch.randn(2, 3, 32, 32)
+    before = outputs(model, images)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.to(memory_format=torch.channels_last)
+    for name, logits in outputs(model, images).items():
+        torch.testing.assert_close(logits, before[name], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        mixed = model(images, tasks=["a", "b"])
+    torch.testing.assert_close(mixed, torch.stack([before["a"][0], before["b"][1]]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_copy_is_a_model_of_its_own(images: Tensor) -> None:
@@ -495,6 +697,64 @@ def test_a_compiled_model_is_compiled_once_for_each_number_of_classes(images: Te
             torch.testing.assert_close(compiled(images), single[name], rtol=1e-5, atol=1e-5)
         assert len(graphs) == expected
     torch._dynamo.reset()
+
+
+class Interrupted(nn.Module):
+    """A model of several graphs."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.vit.patch_embed(images)
+        for block in self.vit.blocks:
+            torch._dynamo.graph_break()
+            tokens = block(tokens)
+        return tokens.mean(1)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "broken"),
+    [
+        (SSF(), False),
+        (SSF(), True),
+        (FiLM(), False),
+        (HydraLoRA(rank=2), False),
+        (AdaptFormer(width=4), False),
+        (MeLo(rank=2), True),
+    ],
+    ids=str,
+)
+def test_a_compiled_model_has_the_adapter_of_each_task(images: Tensor, adapter: Any, broken: bool) -> None:
+    config = RecastConfig(targets=["*.mlp.fc1"])  # so that MeLo, which takes qkv, works by hooks
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**VIT, "depth": 2})
+    if broken:
+        network = Interrupted(network)
+    model = RecastModel.wrap(network, recast=config, width=48 if broken else None)
+    for seed, (name, own) in enumerate((("plain", None), ("one", adapter), ("two", adapter))):
+        model.add_task(name, 3, own)
+        disturb(model, name, seed)
+    single = outputs(model, images)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for name in ("plain", "one", "two", "plain"):
+        model.set_task(name)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images), single[name], rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_a_merged_task_has_layers_of_stock_classes(images: Tensor) -> None:
+    model = vit()
+    model.add_task("pets", 3, SSF())
+    disturb(model, "pets", 1)
+    merged = model.merge("pets")
+    stock = timm.create_model("vit_tiny_patch16_224", num_classes=3, **VIT)
+    assert [type(module) for module in merged.modules()] == [type(module) for module in stock.modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(images), outputs(model, images)["pets"], rtol=1e-4, atol=1e-5)
 
 
 # Merging and files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,54 @@ def test_each_task_has_its_own_preprocessing(model: RecastModel, pixels: np.ndar
     assert model.predict(pixels, tasks="signs") == model.predict(pixels, tasks=["signs"] * 5)
 
 
+def test_tasks_have_sizes_of_their_own(pixels: np.ndarray, enliven: Callable[..., nn.Module]) -> None:
+    network = enliven(timm.create_model("resnet18", num_classes=0, channels=(8, 8, 16, 16)))
+    model = RecastModel.wrap(network, recast=RecastConfig(targets=["layer?.1.conv?"]))
+    assert model.input is not None
+    for name, size in (("small", 32), ("large", 64), ("other", 32)):
+        model.add_task(name, ["cat", "dog"])
+        model._tasks[name].input = dataclasses.replace(model.input, size=size)
+    names = ["small", "large", "other", "large", "small"]
+    found = model.predict(pixels, tasks=names)
+    for each, name, image in zip(found, names, pixels, strict=True):
+        (alone,) = model.predict(image, tasks=name)
+        assert each.task == name and each.label == alone.label
+        assert each.probability == pytest.approx(alone.probability, abs=1e-5)
+
+
+def test_threads_predict_while_the_model_trains(pixels: np.ndarray) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, drop_path_rate=0.5, pos_drop_rate=0.5, **VIT)
+    model = RecastModel.wrap(network, recast=RecastConfig(targets=["*.attn.qkv"]))
+    model.add_task("pets", ["cat", "dog"])
+    expected = model.predict(pixels[0], tasks="pets")
+    model.train()
+    found: list[Any] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [
+            threading.Thread(target=lambda: found.extend(model.predict(pixels[0], tasks="pets") for _ in range(10)))
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [expected] * 60
+    assert model.training and model.network.training
+
+
 def test_the_mode_and_the_gradients_stay(model: RecastModel, pixels: np.ndarray) -> None:
     model.set_task("signs")
     model.train()
-    model.predict(pixels, tasks="pets")
+    model.network.norm.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    model.predict(pixels, tasks=["pets", "signs", "pets", "signs", "signs"])
     assert model.training and model.active == "signs"
+    assert {name: module.training for name, module in model.named_modules()} == before
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

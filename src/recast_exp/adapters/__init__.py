@@ -34,9 +34,11 @@ from recast_exp.adapters._base import (
     own_parameters,
     parametrize_weight,
 )
+from recast_exp.adapters._classes import hooks_of, take_back, tell_apart
 from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
 from recast_exp.plugins import ADAPTERS
+from recast_exp.recast.inject import check_one_task
 from recast_exp.torch_state import seeded
 
 __all__ = [
@@ -156,8 +158,8 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
 
     Raises:
         UnfitError: If the adapter finds no layer to change in the network.
-        UserError: If the network has an adapter already, the seed is out of range, or the library of the adapter is not
-            installed or refuses the network. The network is unchanged then.
+        UserError: If the network has an adapter already or is a `RecastModel`, the seed is out of range, or the library
+            of the adapter is not installed or refuses the network. The network is unchanged then.
 
     Example:
         >>> import timm
@@ -170,6 +172,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     check_type("network", network, nn.Module, "a timm model")
     if not isinstance(adapter, Adapter):
         raise UserError(f"adapter: expected an adapter, such as MeLo(rank=4), got {adapter!r}")
+    check_one_task("network", network)
     if seed is not None:
         check_integer("seed", seed, 0, 2**32)
     if not isinstance(adapter, NoAdapter) and (there := injected(network)):
@@ -182,6 +185,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     known = {id(tensor) for _, tensor in named_tensors(network)}
     plain = copy.deepcopy(network) if adapter.keeps_fixed else None
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
+    hooks = hooks_of(network)
     with _undone_on_failure(network):
         with contextlib.nullcontext() if seed is None else seeded(seed):
             trained = adapter.inject(network)
@@ -194,6 +198,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     if trained:
         fixed = () if plain is None else _fixed(network, plain, adapter, known)
         record = Injected(copy.deepcopy(adapter), dict(trained), frozenset(trained.values()) - before.keys(), fixed)
+        tell_apart(network, hooks, repr(adapter))
         vars(network)[INJECTED] = [*injected(network), record]
     return trained
 
@@ -331,8 +336,9 @@ def merge(network: nn.Module) -> nn.Module:
         them afterwards.
 
     Raises:
-        UserError: If there is an adapter of peft that cannot be merged.
+        UserError: If there is an adapter of peft that cannot be merged, or the network is a `RecastModel`.
     """
+    check_one_task("network", network)
     for name in names():
         try:
             adapter = load(name)
@@ -349,4 +355,5 @@ def merge(network: nn.Module) -> nn.Module:
         vars(network)[INJECTED] = staying
     else:
         vars(network).pop(INJECTED, None)
+    take_back(network)
     return network

@@ -49,6 +49,17 @@ class TemplateBank(nn.Module):
             return combine(coefficients, self.values())
         return combine_factors(coefficients, self.values(), index, shape, self.mixing)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TemplateBank:
+        """Templates of convolutions are converted as weights [rows, ...] are: channels_last takes four dimensions."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            if tensor.dim() != 5:
+                return fn(tensor)
+            return fn(tensor.flatten(0, 1)).reshape(tensor.shape).contiguous()
+
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
+
 
 class TemplateCombination(nn.Module):
     """Parametrisation of a weight by its coefficients: `original` *is* the coefficients [K, B, n].

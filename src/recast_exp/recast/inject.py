@@ -12,6 +12,7 @@ from recast_exp.recast.combination import TemplateBank, TemplateCombination
 from recast_exp.recast.grouping import check_distinct, layer_module, places_of_parameters
 
 BANKS = "banks"  # where the template banks are registered in the model
+MANY_TASKS = "_recast_exp_many_tasks"  # the attribute of a class whose tasks share one network
 
 
 @torch.inference_mode(False)
@@ -34,7 +35,8 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
 
     Raises:
         UnknownNameError: If the model does not have one of the banks' layers.
-        UserError: If a layer has another shape or is parametrised already. The model is unchanged then.
+        UserError: If a layer has another shape or is parametrised already, or the model is a `RecastModel`. The model
+            is unchanged then.
 
     Example:
         >>> import timm
@@ -46,6 +48,7 @@ def inject(model: nn.Module, banks: Banks) -> dict[str, str]:
     """
     check_type("model", model, nn.Module, "a network")
     check_type("banks", banks, Banks, "those of mimic or Banks.load")
+    check_one_task("model", model)
     _check_fit(model, banks)
     modules = _registered_banks(model)
     if modules is None:
@@ -84,9 +87,10 @@ def merge(model: nn.Module) -> nn.Module:
         timm model.
 
     Raises:
-        UserError: If it is no model.
+        UserError: If it is no model, or a `RecastModel`.
     """
     check_type("model", model, nn.Module, "a network")
+    check_one_task("model", model)
     for module in list(model.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and _is_combined(module):
             # A deep copy shares the class that torch made for its original: without one of its own, removing the
@@ -105,6 +109,19 @@ def merge(model: nn.Module) -> nn.Module:
     if _registered_banks(model) is not None:
         delattr(model, BANKS)
     return model
+
+
+def check_one_task(argument: str, model: nn.Module) -> None:
+    """Refuse to change a model whose tasks share one network: they would all change.
+
+    Raises:
+        UserError: If it is a `RecastModel`, or contains one. One line.
+    """
+    if any(hasattr(type(module), MANY_TASKS) for module in model.modules()):
+        raise UserError(
+            f"{argument}: expected a network of one task, got a RecastModel, whose tasks share theirs; use its "
+            "methods: merge(NAME) gives a plain model, add_task(…, adapter=…) a task with an adapter"
+        )
 
 
 def _check_fit(model: nn.Module, banks: Banks) -> None:

@@ -62,7 +62,7 @@ def per_task(
     in its place then, so what was computed is right only if every layer was called.
 
     The images of a task follow one another. The batch of a layer's input may be a multiple of the images: windows, say,
-    as long as those of an image are neighbours. Not for several threads at once.
+    as long as those of an image are neighbours (`keeps_apart` finds out). Not for several threads at once.
 
     Args:
         model: A model that `inject` has changed.
@@ -75,7 +75,8 @@ def per_task(
 
     Raises:
         UserError: If a layer computes in a way of its own, such as one with standardised weights, or its weight is no
-            combination of templates, or if the coefficients of a layer are those of another number of tasks.
+            combination of templates, or if the coefficients of a layer are those of another number of tasks; within the
+            block, if the batch of a layer's input is no multiple of the images.
     """
     check_type("model", model, nn.Module, "a network")
     check_type("coefficients", coefficients, Mapping, "a mapping from layers to tensors")
@@ -102,7 +103,7 @@ def per_task(
             else:
                 compute = functools.partial(_with_changes, layer, tasks)
             # An instance's attribute, which hides the method of its class
-            vars(layer)["forward"] = functools.partial(_noted, called, name, compute)
+            vars(layer)["forward"] = functools.partial(_noted, called, name, sum(counts), compute)
         yield called
     finally:
         for layer in layers.values():
@@ -130,8 +131,67 @@ def mixable(layer: nn.Module) -> bool:
     return type(layer).forward in (nn.Linear.forward, nn.Conv2d.forward)
 
 
-def _noted(called: set[str], name: str, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def keeps_apart(model: nn.Module, layers: Sequence[str], images: Tensor) -> bool:
+    """Whether what layers compute for an image goes into the features of this image alone, as `per_task` needs it.
+
+    It does not where the first dimension of a layer's input is not that of the images: with tokens first, say, or for
+    relative positions, which all images share. Two images show it: NaN in the half of each layer's output that would be
+    one image's must not reach the features of the other.
+
+    Args:
+        model: A model, which is in evaluation mode meanwhile.
+        layers: Names of its layers, all of them `mixable`.
+        images: Two finite images.
+
+    Returns:
+        False as well if the model does not call one of the layers, but computes with its weight.
+    """
+    modules = {name: layer_module(model, name) for name in layers}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # nothing random, and no statistics that NaN would get into
+    try:
+        return all(_stays(model, modules, images, image) for image in (0, 1))
+    except Exception:  # a model of one's own may refuse NaN, or two images
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _stays(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, image: int) -> bool:
+    called: set[str] = set()
+    try:
+        for name, layer in layers.items():
+            compute = functools.partial(_spoilt, layer, image)
+            vars(layer)["forward"] = functools.partial(_noted, called, name, 2, compute)
+        features: Tensor = model(images)
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
+    return len(called) == len(layers) and not bool(features[1 - image].isnan().any())
+
+
+def _spoilt(layer: nn.Module, image: int, inputs: Tensor) -> Tensor:
+    """The output of a layer, with NaN in the half that would be one image's."""
+    output: Tensor = type(layer).forward(layer, inputs)
+    half = len(output) // 2
+    output[image * half : (image + 1) * half] = torch.nan
+    return output
+
+
+def _check_batch(name: str, size: int, images: int) -> None:
+    if size == 0 or size % images:
+        raise UserError(
+            f"model: expected layers with a multiple of {images} images in the first dimension of their input, got "
+            f"{size} in {name}; compute the images of each task apart"
+        )
+
+
+def _noted(called: set[str], name: str, images: int, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     called.add(name)
+    _check_batch(name, len(inputs), images)
     return compute(inputs)
 
 

@@ -52,7 +52,8 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; its logits differ only by rounding.
 
     Raises:
-        UserError: If it is no model, or has an adapter of peft that cannot be merged.
+        UserError: If it is no model, or a `RecastModel`, whose own `merge` takes the name of a task, or has an adapter of
+            peft that cannot be merged.
 
     Example:
         >>> import timm

@@ -14,7 +14,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,9 @@ class RecastModel(nn.Module):
     active task, which train: use an optimizer of its own for each task, made after `set_task`. `state_dict` holds what
     `parameters` gives, and so the active task alone; `save` keeps all tasks.
 
-    Switching changes the model, so two threads must not do it at once. `with model.task(name):` and
-    `model(images, tasks=[…])` let other threads wait until they are done. `set_task` and `model(images)` do not.
+    Switching changes the model, so two threads must not do it at once. `with model.task(name):`,
+    `model(images, tasks=[…])` and `predict` let other threads wait until they are done. `set_task` and `model(images)`
+    do not.
 
     Make one with `from_timm` or `wrap`.
 
@@ -85,6 +86,8 @@ class RecastModel(nn.Module):
         >>> [len(logits) for logits in model(images, tasks=["signs", "pets"])]
         [3, 2]
     """
+
+    _recast_exp_many_tasks: ClassVar[bool] = True
 
     def __init__(
         self, network: nn.Module, banks: Banks, *, width: int, backbone: str, weights: str, input: InputSpec | None
@@ -181,7 +184,7 @@ class RecastModel(nn.Module):
 
         Raises:
             UserError: If the model is not one of timm and `width` is missing, its classifier is not a Linear, it has
-                templates already, or its layers cannot be grouped so.
+                templates already, or its layers cannot be grouped so. The model is unchanged then.
         """
         spec: InputSpec | None = None
         name: str = type(model).__name__
@@ -193,18 +196,19 @@ class RecastModel(nn.Module):
         loading.check_unadapted(model)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError("model: expected weights with values, got a model on the meta device")
-        if hasattr(model, "reset_classifier"):
-            classifier(model)
-            settings = library.described(model)
-            spec, name = input_of(model, settings), settings.backbone or name
-            timm_model(model).reset_classifier(0)
-            own = _width(model)
-            if width is not None and width != own:
-                raise UserError(f"width: expected {own}, the number of features of {name}, or None, got {width!r}")
-            width = own
-        if width is None:
-            raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
-        return cls._wrapped(model, recast, width, name, fingerprint(model), spec, seed)
+        with _restored_if_refused(model):
+            if hasattr(model, "reset_classifier"):
+                classifier(model)
+                settings = library.described(model)
+                spec, name = input_of(model, settings), settings.backbone or name
+                timm_model(model).reset_classifier(0)
+                own = _width(model)
+                if width is not None and width != own:
+                    raise UserError(f"width: expected {own}, the number of features of {name}, or None, got {width!r}")
+                width = own
+            if width is None:
+                raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
+            return cls._wrapped(model, recast, width, name, fingerprint(model), spec, seed)
 
     @classmethod
     def _wrapped(
@@ -463,7 +467,8 @@ class RecastModel(nn.Module):
         With `tasks`, all tasks without an adapter share one forward pass, in which each rewritten layer has the weights
         of one task after the other, or takes products with its templates instead, whichever costs less. The images of a
         task with an adapter, or with running statistics of its own, have a pass of their own. So have all tasks where a
-        layer computes in a way of its own, or the model takes its weight without calling it (BEiT, EVA, Swin V2).
+        layer computes in a way of its own, the model takes its weight without calling it (BEiT, EVA, Swin V2), or the
+        first dimension of its input is not that of the images. The first such batch shows which of them it is.
 
         Args:
             images: [N, 3, H, W], preprocessed.
@@ -518,20 +523,27 @@ class RecastModel(nn.Module):
             return []
         reference = next(self.network.parameters())
         specs = [self._input_of(name) for name in names]
-        batch = torch.stack(
-            [
-                normalize(prepared(picture, spec)[None], *spec.constants())[0]
-                for picture, spec in zip(pictures, specs, strict=True)
-            ]
-        )
-        training = self.training
+        ready = [
+            normalize(prepared(picture, spec)[None], *spec.constants())[0]
+            for picture, spec in zip(pictures, specs, strict=True)
+        ]
+        logits: dict[int, Tensor] = {}
+        with self._turn.lock, self._evaluating(), torch.inference_mode():
+            for size in {spec.size for spec in specs}:  # a batch has one
+                rows = [row for row, spec in enumerate(specs) if spec.size == size]
+                batch = torch.stack([ready[row] for row in rows]).to(reference.device, reference.dtype)
+                logits.update(zip(rows, self(batch, tasks=[names[row] for row in rows]), strict=True))
+        return [top_of(logits[row], self._find(name).classes, name, top) for row, name in enumerate(names)]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for whole in (self, self._trunk.network) for module in whole.modules()]
         try:
             self.eval()
-            with torch.inference_mode():
-                logits = self(batch.to(reference.device, reference.dtype), tasks=names)
+            yield
         finally:
-            self.train(training)
-        return [top_of(line, self._find(name).classes, name, top) for line, name in zip(logits, names, strict=True)]
+            for module, training in modes:
+                module.training = training
 
     def _names_for(self, count: int, tasks: str | Sequence[str] | None) -> list[str]:
         given = self._active if tasks is None else tasks
@@ -554,10 +566,10 @@ class RecastModel(nn.Module):
         # Tasks with the same number of images follow one another: `per_task` multiplies them together
         together = sorted((name for name in rows if self._tasks[name].own is None), key=lambda name: len(rows[name]))
         features: dict[str, Tensor] = {}
-        if len(together) > 1 and self._trunk.mixable:
+        if len(together) > 1 and self._trunk.serves_many(images):
             counts = [len(rows[name]) for name in together]
             found = self._shared_pass(images[[row for name in together for row in rows[name]]], together, counts)
-            if self._trunk.mixable:
+            if found is not None:
                 features = dict(zip(together, torch.split(found, counts), strict=True))
         for name, places in rows.items():
             if name not in features:
@@ -569,27 +581,41 @@ class RecastModel(nn.Module):
                 logits[row] = line
         return torch.stack(logits) if len({len(line) for line in logits}) == 1 else logits
 
-    def _shared_pass(self, images: Tensor, names: Sequence[str], counts: Sequence[int]) -> Tensor:
-        """Features of the images of several tasks without adapters, task after task; wrong if not `Trunk.mixable`."""
+    def _shared_pass(self, images: Tensor, names: Sequence[str], counts: Sequence[int]) -> Tensor | None:
+        """Features of the images of several tasks without adapters, task after task, if `Trunk.serves_many`.
+
+        None if a layer was not called, or not with all images: in training, some models leave out layers or images.
+        """
         self._keep()
         vectors: list[Tensor] = []
         for name in names:
             vector = self._tasks[name].coefficients
             assert vector is not None
             vectors.append(vector)
-        with per_task(self._trunk.network, self._trunk.per_layer(torch.stack(vectors)), counts) as called:
+        with (
+            contextlib.suppress(UserError),
+            per_task(self._trunk.network, self._trunk.per_layer(torch.stack(vectors)), counts) as called,
+        ):
             features: Tensor = self._trunk.network(images)
-        if len(called) < len(self._trunk.layers):  # the model takes the weight of a layer itself
-            self._trunk.mixable = False
-        return features
+            return features if len(called) == len(self._trunk.layers) else None
+        return None
 
     def train(self, mode: bool = True) -> RecastModel:
         """As of any module, but running statistics that tasks share do not change."""
         super().train(mode)
+        trunk = self._trunk.network
+        if self.network is not trunk:  # mixed batches go through it whatever the active task
+            trunk.train(mode)
+            for _, module in normalisations_with_statistics(trunk):
+                module.eval()
         if self._active is None or not self._tasks[self._active].buffers:
             for _, module in normalisations_with_statistics(self.network):
                 module.eval()
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, but values are copied even if `assign`: tasks share the tensors that hold them."""
+        return super().load_state_dict(state_dict, strict=strict)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RecastModel:
         """Move or convert all tasks, not the active one alone."""
@@ -666,6 +692,22 @@ class _Infos(Mapping[str, TaskInfo]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+@contextlib.contextmanager
+def _restored_if_refused(model: nn.Module) -> Iterator[None]:
+    """Give a model its classifier back, and what else belonged to its modules, if the block raises."""
+    before = [
+        (module, {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        raise
 
 
 def _width(network: nn.Module) -> int:

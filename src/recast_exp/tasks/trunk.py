@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.recast import Banks, inject
 from recast_exp.recast.grouping import layer_module
-from recast_exp.recast.mixed import mixable
+from recast_exp.recast.mixed import keeps_apart, mixable
 
 _COEFFICIENTS = ".parametrizations.weight.original"
 
@@ -24,7 +25,7 @@ class Trunk:
         width: The number D of features.
         weights: Fingerprint of the pretrained weights.
         start: [M], the mimicked coefficients of all layers, one after the other.
-        mixable: Whether one pass can serve several tasks, as far as is known: the first one shows.
+        mixable: Whether one pass can serve several tasks; None as long as none was asked to.
     """
 
     def __init__(self, network: nn.Module, banks: Banks, width: int, weights: str) -> None:
@@ -37,8 +38,23 @@ class Trunk:
         self.layers = list(self._paths)
         self._sizes = [banks.coefficients[layer].numel() for layer in self.layers]
         self.start = torch.cat([banks.coefficients[layer].flatten() for layer in self.layers])
-        self.live = self.coefficients_of(network)
-        self.mixable = all(mixable(layer_module(network, layer)) for layer in self.layers)
+        modules = [layer_module(network, layer) for layer in self.layers]
+        self._rewritten = [module.get_submodule("parametrizations.weight") for module in modules]
+        self.mixable: bool | None = None if all(map(mixable, modules)) else False
+
+    @property
+    def live(self) -> list[nn.Parameter]:
+        """The coefficients [K, B, n] of each layer, which some ways to load or to convert a model replace."""
+        return [cast("nn.Parameter", module.original) for module in self._rewritten]
+
+    def serves_many(self, images: Tensor) -> bool:
+        """Whether one pass can serve several tasks. The first two images show it, and it is known from then on."""
+        if self.mixable is None:
+            two = images[:2]
+            if len(two) < 2 or not two.isfinite().all():
+                return False
+            self.mixable = keeps_apart(self.network, self.layers, two)
+        return self.mixable
 
     def coefficients_of(self, network: nn.Module) -> list[nn.Parameter]:
         """The coefficients [K, B, n] of each layer, in the network or in a copy of it with an adapter."""
