@@ -33,7 +33,7 @@ def opened(tasks: Sequence[SequenceTask]) -> list[Experiment]:
     first = Experiment.open(tasks[0].settings)
     parts = []
     for task in tasks:
-        for key in ("backbone", "weights", "img_size", "mean", "std", "pretrained"):
+        for key in ("backbone", "weights", "img_size", "mean", "std", "pretrained", "arguments"):
             expected, got = (getattr(each.settings.model, key) for each in (tasks[0], task))
             if got != expected:
                 raise UserError(
