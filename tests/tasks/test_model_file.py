@@ -191,7 +191,11 @@ def test_a_model_that_no_file_can_name_is_not_saved(tmp_path: Path) -> None:
         RecastModel.wrap(Own(), width=4).save(tmp_path / "model")
 
 
-@pytest.mark.parametrize("other", [{"embed_dim": 24, "num_heads": 2}, {"depth": 2}, {"init_values": 0.1}])
+@pytest.mark.parametrize(
+    "other",
+    [{"embed_dim": 24, "num_heads": 2}, {"depth": 2}, {"init_values": 0.1}, {"num_heads": 6}, {"act_layer": "relu"}],
+    ids=str,
+)
 def test_a_model_that_its_name_does_not_tell_is_not_saved(other: dict[str, Any], tmp_path: Path) -> None:
     """It could not be loaded again."""
     made = RecastModel.wrap(timm.create_model("vit_tiny_patch16_224", img_size=32, **other))

@@ -91,6 +91,26 @@ def test_a_model_with_templates_of_another_seed_takes_a_task(enliven: Enliven, t
         torch.testing.assert_close(second(images()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "seed", "other", "other_seed"), [("int8", 1, "float32", 1), ("int8", 1, "int8", 2)])
+def test_rounded_templates_of_another_kind_or_seed_are_refused(
+    dtype: str, seed: int, other: str, other_seed: int, enliven: Enliven, tmp_path: Path
+) -> None:
+    """They make the pretrained weights but roughly, each in its own way."""
+    backbone = enliven(create("vit"))
+    first, second = (
+        RecastModel.wrap(
+            copy.deepcopy(backbone), recast=RecastConfig(targets=["*.attn.qkv"], template_dtype=name), seed=number
+        )
+        for name, number in ((dtype, seed), (other, other_seed))
+    )
+    first.add_task("pets", 2)
+    path = first.save_task("pets", tmp_path / "pets.safetensors")
+    first.load_task(path, "again")
+    with pytest.raises(recast_exp.UserError) as error:
+        second.load_task(path)
+    assert_one_line(error, path, "has coefficients for templates made by", dtype)
+
+
 LOAD = """
 import sys, torch
 import recast_exp

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter
+from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
@@ -53,6 +54,7 @@ class KeptTask:
         fixed: Public name → name of what its adapter keeps fixed.
         metrics: What was measured of it.
         input: The images that it expects; None for those of the trunk.
+        settings: What the file that it comes from says of the model; None without one.
     """
 
     trunk: Trunk
@@ -66,6 +68,7 @@ class KeptTask:
     fixed: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     input: InputSpec | None = None
+    settings: ModelConfig | None = None
 
     @classmethod
     def new(cls, trunk: Trunk, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> KeptTask:
@@ -114,9 +117,9 @@ class KeptTask:
             banks = trunk.banks
         update = loaded.settings.batchnorm_statistics == "update"
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
-        task.metrics, task.input = dict(loaded.metrics), loaded.input
+        task.metrics, task.input, task.settings = dict(loaded.metrics), loaded.input, loaded.settings
         loading.check_weights(loaded, task._fingerprint_as(loaded))
-        loading.check_arguments(loaded, trunk.network)
+        loading.check_computation(loaded, trunk.network)
         # A task without a bank is an adapter or a head on the pretrained backbone
         tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)
         task_file.copy_into(task.adapted(coefficients=banks is not None), tensors)
@@ -196,8 +199,9 @@ def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
             "coefficients mean nothing without their own templates"
         )
     own, given = banks.origin, loaded.origin
-    if banks.has_own_kind or given.form != own.form:
-        # Coefficients without a relative form: to within rounding, the templates have to be the same
+    if banks.has_own_kind or given.form != own.form or not given.dtype == own.dtype == "float32":
+        # Coefficients without a relative form, or for templates that make the pretrained weights but roughly: to within
+        # the last bits, the templates have to be the same
         made, expected = ((each.solver, each.seed, each.options, each.dtype) for each in (given, own))
         if made != expected:
             raise UserError(

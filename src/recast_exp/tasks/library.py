@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TypedDict
@@ -27,6 +27,7 @@ from recast_exp.errors import UserError, check_type
 from recast_exp.files import user_path, writing
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, head_parameters, running_statistics
+from recast_exp.models.computation import differences, stock
 from recast_exp.models.create import input_of
 from recast_exp.models.loading import check_timm, ungrouped_fingerprint
 from recast_exp.models.timm_model import timm_model
@@ -108,7 +109,9 @@ def save_task(
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
     fingerprint = f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
-    write(path, adapted, settings, names, input_of(model, settings), fingerprint)
+    brought = [path for kind in ("head", "adapter") for path in adapted.trainable[kind].values()]
+    more = computation_of(model, settings, [*brought, *adapted.fixed.values()])
+    write(path, adapted, settings, names, input_of(model, settings), fingerprint, more)
     return path
 
 
@@ -158,11 +161,11 @@ def write(
     Args:
         path: The task file; an old one is replaced.
         adapted: The model.
-        settings: Name and input size of the backbone.
+        settings: Name, input and arguments of the backbone.
         classes: Names of the classes, in the order of the logits.
         spec: The images that the model expects.
         weights: The fingerprint of the weights that the task was trained on.
-        more: Further entries of the record.
+        more: Further entries of the record, such as `computation_of`.
 
     Raises:
         UserError: If two classes have one name.
@@ -170,15 +173,15 @@ def write(
     check_classes(classes)
     banks = adapted.banks
     model = {
-        "backbone": settings.backbone,
-        "img_size": settings.img_size,
+        **{name: getattr(settings, name) for name in ("backbone", "img_size", "mean", "std", "arguments")},
         "method": "frozen" if banks is None else "recast",
         "batchnorm_statistics": "update" if adapted.updates_trunk else "frozen",
     }
+    usual = ModelConfig()
     record = task_file.make_record(
         adapted,
         {
-            "model": {name: value for name, value in model.items() if value != getattr(ModelConfig, name)},
+            "model": {name: value for name, value in model.items() if value != getattr(usual, name)},
             "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
         },
         backbone={"name": settings.backbone, "fingerprint": weights},
@@ -193,6 +196,18 @@ def write(
             if not has_bank(bank_file, banks):
                 banks.save(bank_file)
         task_file.write_task(path, adapted, record)
+
+
+def computation_of(network: nn.Module, settings: ModelConfig, brought: Collection[str] = ()) -> dict[str, object]:
+    """The entry of a record that says what a network computes otherwise than timm's of the same name.
+
+    Args:
+        network: The network.
+        settings: Name, input size and arguments of the backbone.
+        brought: Names of the parameters of its classifier and its adapter.
+    """
+    plain = stock(settings)
+    return {} if plain is None else {"computation": differences(plain, network, brought)}
 
 
 def has_bank(path: Path, banks: Banks) -> bool:

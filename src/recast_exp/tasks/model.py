@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import difflib
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,15 @@ class RecastModel(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, banks: Banks, *, width: int, backbone: str, weights: str, input: InputSpec | None
+        self,
+        network: nn.Module,
+        banks: Banks,
+        *,
+        width: int,
+        backbone: str,
+        weights: str,
+        input: InputSpec | None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._turn = _Turn()
@@ -95,6 +105,7 @@ class RecastModel(nn.Module):
         self.head: nn.Module = nn.Identity()
         self.backbone = backbone
         self.input = input
+        self._arguments = dict(arguments)
         self._tasks: dict[str, KeptTask] = {}
         self._active: str | None = None
         self._trunk = Trunk(network, banks, width, weights)
@@ -123,6 +134,7 @@ class RecastModel(nn.Module):
             backbone=backbone.name,
             weights=backbone.fingerprint,
             input=backbone.input,
+            arguments=backbone.arguments,
         )
 
     @classmethod
@@ -351,7 +363,8 @@ class RecastModel(nn.Module):
         Raises:
             MissingInputError: If there is no such file.
             UserError: If there is a task of this name; if the file is damaged or holds values that are not finite; if
-                it belongs to other weights, other templates or another kind of model. The model is unchanged then.
+                it belongs to other weights, other templates, a model that computes otherwise with these weights, or
+                another kind of model. The model is unchanged then.
         """
         loaded = loading.load_task(path)
         name = loaded.path.stem if name is None else name
@@ -366,6 +379,7 @@ class RecastModel(nn.Module):
                 self._tasks[name] = KeptTask.of_file(self._trunk, loaded)
             finally:
                 self._show_active()
+        self._arguments = self._arguments or dict(loaded.settings.arguments)  # as this model was found to compute
         return name
 
     def save_task(self, name: str, path: str | Path) -> Path:
@@ -387,10 +401,17 @@ class RecastModel(nn.Module):
         task, path = self._find(name), user_path(path)
         if self.input is None:
             raise UserError(f"model: expected a timm model, which a task file can name, got {self.backbone}")
-        settings = ModelConfig(backbone=self.backbone, img_size=self.input.size)
+        # A task of a file keeps what the file says: its images may be others than those of this model
+        settings = task.settings or ModelConfig(img_size=self.input.size)
+        settings = dataclasses.replace(
+            settings, backbone=self.backbone, arguments=settings.arguments or dict(self._arguments)
+        )
+        spec = task.input or self.input
+        more = library.computation_of(self._trunk.network, settings)
+        if task.metrics:
+            more["metrics"] = task.metrics
         with self.task(name):
-            more = {"metrics": task.metrics} if task.metrics else {}
-            library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights, more)
+            library.write(path, task.adapted(), settings, task.classes, spec, self._trunk.weights, more)
         return path
 
     def save(self, path: str | Path) -> Path:
@@ -404,6 +425,7 @@ class RecastModel(nn.Module):
 
         Raises:
             UserError: If the backbone is not a timm model, or was made with arguments that its name does not tell.
+                Its tasks can be saved then (`save_task`).
 
         Example:
             >>> import tempfile

@@ -27,7 +27,9 @@ from recast_exp import __version__, schemas
 from recast_exp.errors import MissingInputError, UserError, first_line
 from recast_exp.files import replacing, write_json, writing
 from recast_exp.models import task_file
+from recast_exp.models.computation import mismatch
 from recast_exp.models.create import check_name, create_network
+from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
 from recast_exp.recast.grouping import layer_module
@@ -105,9 +107,14 @@ def _check_named(model: RecastModel) -> None:
     expected = {name: tensor.shape for name, tensor in plain.state_dict().items()}
     different = sorted(found.keys() ^ expected.keys()) or [name for name in found if found[name] != expected[name]]
     if different:
+        other: str | None = f"it differs in {different[0]}"
+    else:
+        timm_model(plain).reset_classifier(0)
+        other = mismatch(plain, {}, network)
+    if other:
         raise UserError(
-            f"model: expected {model.backbone} as timm makes it by this name, got another, which differs in "
-            f"{different[0]} and could not be loaded again; save its tasks (save_task) and make it yourself"
+            f"model: expected {model.backbone} as timm makes it by this name, got another: {other}, so that it could "
+            "not be loaded again; save its tasks (save_task) and make it yourself"
         )
 
 
