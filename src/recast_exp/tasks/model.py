@@ -36,7 +36,8 @@ from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
-from recast_exp.recast import Banks, mimic
+from recast_exp.recast import Banks, TemplateCombination, mimic
+from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.mixed import per_task
 from recast_exp.tasks import library, model_file
 from recast_exp.tasks.differences import differences_of
@@ -615,6 +616,7 @@ class RecastModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RecastModel:
         """Move or convert all tasks, not the active one alone."""
+        before = self._trunk.start.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._trunk.start = fn(self._trunk.start)
         modules = [self._trunk.network]
@@ -625,7 +627,24 @@ class RecastModel(nn.Module):
         for module in modules:
             if module is not self.network and module is not self.head:
                 module._apply(fn)  # type: ignore[no-untyped-call]
+        if self._trunk.start.dtype != before:
+            self._renew_templates()
         return self
+
+    @torch.no_grad()
+    def _renew_templates(self) -> None:
+        """Take templates from the banks once more, which files hold: to convert there and back has rounded them."""
+        trunk = self._trunk
+        for group in trunk.banks.groups:
+            combination = layer_module(trunk.network, group.layers[0]).get_submodule("parametrizations.weight.0")
+            assert isinstance(combination, TemplateCombination)
+            live, kept = combination.bank, trunk.banks.bank(group, torch.device("cpu"))
+            live.templates.copy_(kept.templates)
+            if live.scales is not None and kept.scales is not None:
+                live.scales.copy_(kept.scales)
+        trunk.start.copy_(torch.cat([trunk.banks.coefficients[layer].flatten() for layer in trunk.layers]))
+        if self._active is None or self._tasks[self._active].coefficients is None:
+            trunk.show(trunk.start)
 
     # How tasks are kept
 
