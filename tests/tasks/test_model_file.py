@@ -367,3 +367,9 @@ def test_weights_that_no_model_has_are_refused(
     change(weights=changed)(tmp_path)
     with pytest.raises(UserError, match=f"expected finite numbers of the type of its backbone, got others in {name}"):
         RecastModel.load(tmp_path)
+
+
+def test_a_backbone_with_a_second_head_is_refused() -> None:
+    """Its logits are those of two heads, which one Linear on its features does not give."""
+    with pytest.raises(UserError, match=r"^model: expected one whose logits are those of its classifier, .* aux_head"):
+        RecastModel.wrap(timm.create_model("volo_d1_224", img_size=64))

@@ -188,6 +188,25 @@ def test_the_relative_form_is_the_identity_before_training(tmp_path: Path, enliv
         torch.testing.assert_close(layer.attn.qkv.weight, rebuilt, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", [["bfloat16"], ["half"], ["double"], ["half", "float"], ["double", "float"]], ids=str)
+def test_a_model_that_was_converted_after_inject_is_saved_only_as_it_was(
+    way: list[str], stock: nn.Module, tmp_path: Path
+) -> None:
+    model, banks = trained(stock)
+    expected = logits(model)
+    for name in way:
+        getattr(model, name)()
+    path = tmp_path / "task.safetensors"
+    if way == ["double", "float"]:
+        recast_exp.save_task(model, path, banks=banks)
+        assert torch.equal(logits(recast_exp.apply_task(copy.deepcopy(stock), path)), expected)
+        return
+    with pytest.raises(recast_exp.UserError) as error:
+        recast_exp.save_task(model, path, banks=banks)
+    assert_one_line(error, "onvert a model before mimic")
+    assert not path.exists()
+
+
 def test_other_weights_are_refused(stock: nn.Module, tmp_path: Path) -> None:
     model, banks = trained(stock)
     task = recast_exp.load_task(recast_exp.save_task(model, tmp_path / "task.safetensors", banks=banks))

@@ -88,8 +88,8 @@ def save_task(
         `path`.
 
     Raises:
-        UserError: If the banks are not those in the model, the classes do not fit its head, or parameters train that
-            belong to neither coefficients, adapter nor head.
+        UserError: If the banks are not those in the model, the model was converted to another dtype after `inject`, the
+            classes do not fit its head, or parameters train that belong to neither coefficients, adapter nor head.
 
     Example:
         >>> import tempfile, timm
@@ -259,10 +259,18 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
         if isinstance(module, TemplateCombination):
             weight = path.rpartition(".")[0]  # LAYER.parametrizations.weight, and peft may have moved the layer
             layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
+            if (own := model.get_parameter(f"{weight}.original")).dtype != torch.float32:
+                raise UserError(
+                    f"model: expected float32 coefficients, as inject makes them, got {own.dtype}: the weights that the "
+                    "task belongs to were converted after inject. Convert a model before mimic; one that is float64 now "
+                    "can be saved after model.float()"
+                )
             if not (banks and layer) or not torch.equal(module.bank.values().detach().cpu().float(), templates[layer]):
+                # A model that was converted to half precision and back has rounded ones
+                got = "others; convert a model before mimic, not after inject" if banks else "None"
                 raise UserError(
                     "banks: expected the Banks that were injected into the model, with the templates of "
-                    f"{weight.partition('.parametrizations')[0]}, got {'others' if banks else 'None'}"
+                    f"{weight.partition('.parametrizations')[0]}, got {got}"
                 )
             coefficients[layer] = f"{weight}.original"
     if missing := [layer for layer in layers if layer not in coefficients]:

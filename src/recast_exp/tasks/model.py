@@ -28,7 +28,7 @@ from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import loading
-from recast_exp.models.adapted import normalisations_with_statistics
+from recast_exp.models.adapted import normalisations_with_statistics, other_heads
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import changed_by, groups_of
 from recast_exp.models.check import check_images, check_size
@@ -126,8 +126,13 @@ class RecastModel(nn.Module):
 
     @classmethod
     def on(cls, backbone: Backbone, banks: Banks) -> RecastModel:
-        """A backbone and its templates, which are injected in place."""
+        """A backbone and its templates, which are injected in place.
+
+        Raises:
+            UserError: If a head for each task cannot compute what the backbone's own would.
+        """
         network = backbone.network
+        _check_one_head(network, backbone.name)
         return cls(
             network,
             banks,
@@ -161,8 +166,8 @@ class RecastModel(nn.Module):
             seed: Seed of the templates, from 0 to 2³² - 1.
 
         Raises:
-            UserError: If timm knows no such model, it takes no images of this size, the weights do not fit it, or its
-                layers cannot be grouped so.
+            UserError: If timm knows no such model, it takes no images of this size, the weights do not fit it, it has
+                heads next to its classifier, or its layers cannot be grouped so.
             MissingInputError: If the weights cannot be had.
         """
         check_type("name", name, str, "a name of timm")
@@ -194,7 +199,7 @@ class RecastModel(nn.Module):
 
         Raises:
             UserError: If the model is not one of timm and `width` is missing, its classifier is not a Linear, it has
-                templates already, or its layers cannot be grouped so.
+                heads next to it, or templates already, or its layers cannot be grouped so.
         """
         spec: InputSpec | None = None
         name: str = type(model).__name__
@@ -233,6 +238,7 @@ class RecastModel(nn.Module):
         chosen = RecastConfig() if recast is None else recast
         if not isinstance(chosen, RecastConfig):
             raise UserError(f"recast: expected a RecastConfig, got {type(chosen).__name__}")
+        _check_one_head(network, backbone)
         groups = groups_of(network, chosen)
         differences: list[dict[str, Tensor]] = []
         if chosen.templates == "tasks":
@@ -463,13 +469,14 @@ class RecastModel(nn.Module):
 
         Raises:
             UnknownNameError: If there is no such task.
-            UserError: If the backbone is not a timm model.
+            UserError: If the backbone is not a timm model with one head.
         """
         task = self._find(name)
         if not hasattr(task.network, "reset_classifier"):
             raise UserError(f"model: expected a timm model to merge a task into, got {self.backbone}")
         with self.task(name), torch.no_grad():
             merged = library.merge(copy.deepcopy(task.network))
+            _check_one_head(merged, self.backbone)
             timm_model(merged).reset_classifier(len(task.classes))
             linear = classifier(merged)
             assert isinstance(linear, nn.Linear)
@@ -707,6 +714,19 @@ class _Infos(Mapping[str, TaskInfo]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def _check_one_head(network: nn.Module, backbone: str) -> None:
+    """Refuse a timm model without a classifier that would get several heads: a task here has one.
+
+    Raises:
+        UserError: One line.
+    """
+    if hasattr(network, "reset_classifier") and (others := other_heads(network)):
+        raise UserError(
+            f"model: expected one whose logits are those of its classifier, got {backbone}, which adds those of "
+            f"{others[0].rpartition('.')[0]}; use another backbone"
+        )
 
 
 def _width(network: nn.Module) -> int:
