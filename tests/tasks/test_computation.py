@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -121,6 +122,14 @@ def test_what_timm_does_not_make_is_not_compared(backbone: str) -> None:
     model = network("vit_tiny_patch16_224", 0, img_size=32)
     settings = dataclasses.replace(described(model), backbone=backbone)
     assert stock(settings) is None
+
+
+def test_a_size_that_the_name_alone_does_not_take_is_no_reason_to_lose_a_task(tmp_path: Path) -> None:
+    model = network("swin_tiny_patch4_window7_224", depths=(2,), num_heads=(2,), embed_dim=8, img_size=28, patch_size=2)
+    model.requires_grad_(False).get_classifier().requires_grad_(True)  # type: ignore[operator]
+    plain = copy.deepcopy(model)
+    path = save_task(model, tmp_path / "task.safetensors")
+    assert torch.equal(apply_task(plain, path)(images(28)), model(images(28)))
 
 
 def without_the_entry(path: Path) -> Path:

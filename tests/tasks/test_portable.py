@@ -283,3 +283,67 @@ def test_adapters_of_the_package_keep_nothing_fixed_that_is_not_declared(enliven
     adapted = library._task_of(model.requires_grad_(False), None)
     task_files.write(tmp_path / "task.safetensors", adapted)
     assert not adapted.fixed
+
+
+def without_templates(path: Path, adapter: recast_exp.Adapter | None, name: str = "vit_tiny_patch16_224") -> nn.Module:
+    """The file of a task that is an adapter and a head; returns its model."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=3, **IMAGES.get(name, {})).eval().requires_grad_(False)
+    if adapter is not None:
+        recast_exp.inject_adapter(model, adapter)
+    model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    recast_exp.save_task(model, path)
+    return model
+
+
+IMAGES: dict[str, dict[str, Any]] = {"vit_tiny_patch16_224": {"img_size": 32}}
+
+
+def recast(name: str = "vit_tiny_patch16_224", **config: Any) -> RecastModel:
+    torch.manual_seed(0)
+    targets = ["*.attn.qkv"] if "vit" in name else ["layer1.?.conv?"]
+    network = timm.create_model(name, num_classes=3, **IMAGES.get(name, {}))
+    return RecastModel.wrap(network, recast=RecastConfig(targets=targets, **config))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [None, recast_exp.MeLo(rank=2), recast_exp.SSF(), recast_exp.Piggyback(), recast_exp.Peft(), recast_exp.Growth()],
+    ids=str,
+)
+def test_a_task_of_save_task_without_templates_is_added(adapter: Any, tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    expected = logits(without_templates(path, adapter))
+    model = recast()
+    model.load_task(path, "pets")
+    with model.task("pets"):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(1)
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    with pytest.raises(recast_exp.UserError, match="other weights"):
+        RecastModel.wrap(other, recast=RecastConfig(targets=["*.attn.qkv"])).load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "config", "reason"),
+    [
+        (recast_exp.BitFit(), "vit_tiny_patch16_224", {}, "does not tell all of its own"),
+        (None, "resnet18", {}, "does not tell all of its own"),
+        (None, "vit_tiny_patch16_224", {"num_templates": 1}, "do not make the pretrained weights exactly"),
+        (None, "vit_tiny_patch16_224", {"template_dtype": "int8"}, "do not make the pretrained weights exactly"),
+    ],
+    ids=str,
+)
+def test_a_task_without_templates_that_would_be_another_is_refused(
+    adapter: Any, name: str, config: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    without_templates(tmp_path / "task.safetensors", adapter, name)
+    model = recast(name, **config)
+    with pytest.raises(recast_exp.UserError) as error:
+        model.load_task(tmp_path / "task.safetensors")
+    assert_one_line(error, reason, "apply_task")
+    assert not model.tasks

@@ -39,10 +39,10 @@ _OF_TRAINING = frozenset({"training", "grad_checkpointing", "fused_attn", "inpla
 
 
 def stock(model: ModelConfig) -> nn.Module | None:
-    """The network that timm makes for a model, without classifier and values; None if it is not one of timm's own.
+    """The network that timm makes for a model, without classifier and values; None if timm makes none of this name.
 
     Raises:
-        UserError: If it does not take the size or the arguments of the model.
+        UserError: If it does not take the arguments of the model.
     """
     name = current_name(model.backbone or "")
     if is_elsewhere(name):
@@ -50,9 +50,9 @@ def stock(model: ModelConfig) -> nn.Module | None:
     try:
         with torch.device("meta"):
             network = create_network(name, model.img_size, arguments=model.arguments)
-    except UserError:
-        raise
-    except Exception:  # timm has no such model, or its constructor computes with weights
+    except Exception as error:  # timm has no such model, or not of this size; or its constructor computes with weights
+        if model.arguments and isinstance(error, UserError):
+            raise
         return None
     if not hasattr(network, "reset_classifier"):  # an encoder, which no task has
         return None

@@ -13,7 +13,7 @@ from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
 from recast_exp.recast import Banks
-from recast_exp.runs.task_header import FROZEN
+from recast_exp.runs.task_header import FROZEN, UNGROUPED
 from recast_exp.tasks.trunk import Trunk
 from recast_exp.torch_state import seeded
 
@@ -115,6 +115,17 @@ class KeptTask:
         if loaded.bank is not None:
             _check_templates(where, loaded, trunk.banks)
             banks = trunk.banks
+        elif loaded.fingerprint.startswith((FROZEN, UNGROUPED)) and not loaded.fingerprint.endswith(trunk.weights):
+            raise UserError(
+                f"{where} has no templates, and belongs to other weights than this model, or does not tell all of its "
+                "own, as it has trained some of them or their running statistics; give it a timm model of its own "
+                "(apply_task)"
+            )
+        if banks is None and not _is_exact(trunk.banks):
+            raise UserError(
+                f"{where} has no templates, and those of this model do not make the pretrained weights exactly; give "
+                "it a timm model of its own (apply_task), or this model float32 templates, as many as layers"
+            )
         update = loaded.settings.batchnorm_statistics == "update"
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
         task.metrics, task.input, task.settings = dict(loaded.metrics), loaded.input, loaded.settings
@@ -187,6 +198,14 @@ def _classifier_name(network: nn.Module) -> str:
     """The name that the classifier of a timm model has, and so its parameters in a task file; "head" for others."""
     found = network.get_classifier() if hasattr(network, "get_classifier") else None  # type: ignore[operator]
     return next((name for name, module in network.named_modules() if module is found), "head")
+
+
+def _is_exact(banks: Banks) -> bool:
+    """Whether the mimicked coefficients make the pretrained weights to within rounding, as far as is known."""
+    if banks.added or banks.origin is None:
+        return True
+    few = any(group.num_templates < len(group.layers) for group in banks.groups)
+    return banks.dtype == "float32" and banks.origin.solver == "closed_form" and not few
 
 
 def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:

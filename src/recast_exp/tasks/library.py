@@ -31,6 +31,7 @@ from recast_exp.models.computation import differences, stock
 from recast_exp.models.create import input_of
 from recast_exp.models.loading import check_timm, ungrouped_fingerprint
 from recast_exp.models.timm_model import timm_model
+from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, TemplateCombination
 from recast_exp.recast import merge as merge_templates
 from recast_exp.runs.task_header import UNGROUPED
@@ -108,11 +109,29 @@ def save_task(
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
-    fingerprint = f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
     brought = [path for kind in ("head", "adapter") for path in adapted.trainable[kind].values()]
-    more = computation_of(model, settings, [*brought, *adapted.fixed.values()])
+    brought += adapted.fixed.values()
+    fingerprint = _pretrained(adapted, settings, brought) or f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
+    more = computation_of(model, settings, brought)
     write(path, adapted, settings, names, input_of(model, settings), fingerprint, more)
     return path
+
+
+def _pretrained(adapted: AdaptedModel, settings: ModelConfig, brought: Collection[str]) -> str | None:
+    """The fingerprint of the pretrained weights, by which any model knows them; None where they are not all there.
+
+    Templates, running statistics and adapters that train weights of the backbone take their place.
+    """
+    plain = stock(settings)
+    if adapted.banks is not None or adapted.buffers or plain is None:
+        return None
+    left = {_plain_name(name): value for name, value in adapted.network.state_dict().items() if name not in brought}
+    return content_hash(left) if left.keys() == plain.state_dict().keys() else None
+
+
+def _plain_name(name: str) -> str:
+    """The name of a weight of the backbone, where an adapter has put a module around its layer, or computes it."""
+    return name.replace(".parametrizations.weight.original", ".weight").replace(".base_layer.", ".")
 
 
 def class_names(classes: object) -> list[str]:
@@ -261,9 +280,9 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
             layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
             if (own := model.get_parameter(f"{weight}.original")).dtype != torch.float32:
                 raise UserError(
-                    f"model: expected float32 coefficients, as inject makes them, got {own.dtype}: the weights that the "
-                    "task belongs to were converted after inject. Convert a model before mimic; one that is float64 now "
-                    "can be saved after model.float()"
+                    f"model: expected float32 coefficients, as inject makes them, got {own.dtype}: the weights that "
+                    "the task belongs to were converted after inject. Convert a model before mimic; one that is "
+                    "float64 now can be saved after model.float()"
                 )
             if not (banks and layer) or not torch.equal(module.bank.values().detach().cpu().float(), templates[layer]):
                 # A model that was converted to half precision and back has rounded ones
