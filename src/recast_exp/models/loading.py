@@ -204,8 +204,8 @@ def restore(
     """
     if not task.fingerprint.startswith((FROZEN, UNGROUPED)):
         check_weights(task, fingerprint(network))
-    check_computation(task, network)
     found = banks_of(task, network, banks, cache)
+    check_computation(task, network)
     adapted = assemble(network, task.settings, task.adapter, found, len(task.classes), task.seed)
     if task.fingerprint.startswith(FROZEN):
         check_weights(task, f"{FROZEN}{frozen_fingerprint(adapted)}")
