@@ -50,7 +50,7 @@ class Shared(ABC):
 
     @classmethod
     def of(cls, experiment: Experiment) -> Shared:
-        """One model where its tasks have coefficients and one head, else a copy of the backbone with the task at hand."""
+        """One model where tasks have coefficients and one head, else a copy of the backbone with the task at hand."""
         banks = experiment.banks()[0]
         pristine = experiment.backbone
         if banks is None or other_heads(copy.deepcopy(pristine.network)):
