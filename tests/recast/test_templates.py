@@ -285,6 +285,15 @@ def test_templates_in_fewer_bits(tmp_path: Path, templates: str, mixing: str, dt
         assert remake(stock("vit"), banks.groups, banks.origin).hash == banks.hash
 
 
+@pytest.mark.parametrize(("first", "second"), [("int8", "float32"), ("bfloat16", "float32"), ("int8", "bfloat16")])
+def test_what_is_rounded_is_not_rounded_again(first: str, second: str) -> None:
+    banks = banks_of("vit", "layers", None).rounded_to(first)
+    assert banks.rounded_to(first) is banks
+    with pytest.raises(UserError) as error:
+        banks.rounded_to(second)
+    assert_one_line(error, f"banks: expected float32 templates to round to {second}, got {first}")
+
+
 def test_a_dtype_that_there_is_not() -> None:
     with pytest.raises(UserError) as error:
         mimic(stock("vit"), find_groups(stock("vit")), template_dtype="int4")

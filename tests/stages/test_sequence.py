@@ -316,3 +316,12 @@ def test_the_parameters_that_accumulate() -> None:
     assert list(found) == ["adapter/norm.bias"]
     network.get_parameter("norm.bias").data.add_(1)
     assert not torch.equal(found["adapter/norm.bias"], network.get_parameter("norm.bias"))  # a copy
+
+
+def test_tasks_of_other_arguments_are_refused_before_one_trains(tiny: Compose, tmp_path: Path) -> None:
+    tasks = 'stage.tasks=["digits[0:2]","digits[2:4] model.arguments.num_heads=2"]'
+    settings = tiny("stage=sequence", tasks, "model=vit_att", "stage.baselines=[]", "stage.unknown=false")
+    with pytest.raises(UserError) as error:
+        run_stage(settings, tmp_path)
+    assert_one_line(error, "stage.tasks: expected tasks on one backbone, got model.arguments={'num_heads': 2}")
+    assert not list(tmp_path.rglob("task.safetensors"))

@@ -43,12 +43,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> RecastModel:
     made.add_task("pets", ["cat", "dog"])
     made.add_task("a/b ü", 3, adapter=MeLo(rank=2))
     made.add_task("birds", 2)
-    for name in made.tasks:
-        with made.task(name), torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
+    return moved(made)
 
 
 @torch.no_grad()
@@ -98,6 +93,53 @@ def test_a_model_is_restored_to_the_bit(
         task: model.tasks[task].classes for task in model.tasks
     }
     assert loaded.tasks["pets"].fingerprint == model.tasks["pets"].fingerprint
+
+
+@torch.no_grad()
+def moved(model: RecastModel) -> RecastModel:
+    for name in model.tasks:
+        with model.task(name):
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("templates", ["layers", "random"])
+def test_a_model_of_a_converted_backbone_is_restored_to_the_bit(
+    templates: str, dtype: torch.dtype, model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    """Its templates and coefficients are float32."""
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0).to(dtype)
+    made = RecastModel.wrap(network, recast=RecastConfig(targets=["*.attn.qkv"], templates=templates))
+    made.add_task("pets", 2)
+    made.add_task("birds", 2, adapter=MeLo(rank=2))
+    expected = outputs(moved(made), images.to(dtype))
+    found = outputs(RecastModel.load(made.save(tmp_path)), images.to(dtype))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("way", [["half", "float"], ["bfloat16", "half"], ["double"]], ids=str)
+@pytest.mark.parametrize("active", [None, "pets", "a/b ü"])
+def test_a_model_that_was_converted_is_restored_to_the_bit(
+    active: str | None, way: list[str], model: RecastModel, images: Tensor, tmp_path: Path
+) -> None:
+    model.set_task(active)
+    for name in way:
+        getattr(model, name)()
+    moved(model)
+    images = images.to(model.head.weight.dtype if active else next(model.parameters()).dtype)  # type: ignore
+    expected = outputs(model, images)
+    found = outputs(RecastModel.load(model.save(tmp_path)), images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_of_several_dtypes_are_not_saved(model: RecastModel, tmp_path: Path) -> None:
+    model.network.norm.bfloat16()  # type: ignore[operator, union-attr]
+    with pytest.raises(UserError, match=r"^model: expected weights of one dtype, got bfloat16, float32; convert it"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_saving_again_writes_what_is_new_and_removes_what_is_not_there(
@@ -209,7 +251,11 @@ def test_a_model_that_no_file_can_name_is_not_saved(tmp_path: Path) -> None:
         RecastModel.wrap(Own(), width=4).save(tmp_path / "model")
 
 
-@pytest.mark.parametrize("other", [{"embed_dim": 24, "num_heads": 2}, {"depth": 2}, {"init_values": 0.1}])
+@pytest.mark.parametrize(
+    "other",
+    [{"embed_dim": 24, "num_heads": 2}, {"depth": 2}, {"init_values": 0.1}, {"num_heads": 6}, {"act_layer": "relu"}],
+    ids=str,
+)
 def test_a_model_that_its_name_does_not_tell_is_not_saved(other: dict[str, Any], tmp_path: Path) -> None:
     """It could not be loaded again."""
     made = RecastModel.wrap(timm.create_model("vit_tiny_patch16_224", img_size=32, **other))
@@ -339,3 +385,9 @@ def test_weights_that_no_model_has_are_refused(
     change(weights=changed)(tmp_path)
     with pytest.raises(UserError, match=f"expected finite numbers of the type of its backbone, got others in {name}"):
         RecastModel.load(tmp_path)
+
+
+def test_a_backbone_with_a_second_head_is_refused() -> None:
+    """Its logits are those of two heads, which one Linear on its features does not give."""
+    with pytest.raises(UserError, match=r"^model: expected one whose logits are those of its classifier, .* aux_head"):
+        RecastModel.wrap(timm.create_model("volo_d1_224", img_size=64))

@@ -91,6 +91,26 @@ def test_a_model_with_templates_of_another_seed_takes_a_task(enliven: Enliven, t
         torch.testing.assert_close(second(images()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "seed", "other", "other_seed"), [("int8", 1, "float32", 1), ("int8", 1, "int8", 2)])
+def test_rounded_templates_of_another_kind_or_seed_are_refused(
+    dtype: str, seed: int, other: str, other_seed: int, enliven: Enliven, tmp_path: Path
+) -> None:
+    """They make the pretrained weights but roughly, each in its own way."""
+    backbone = enliven(create("vit"))
+    first, second = (
+        RecastModel.wrap(
+            copy.deepcopy(backbone), recast=RecastConfig(targets=["*.attn.qkv"], template_dtype=name), seed=number
+        )
+        for name, number in ((dtype, seed), (other, other_seed))
+    )
+    first.add_task("pets", 2)
+    path = first.save_task("pets", tmp_path / "pets.safetensors")
+    first.load_task(path, "again")
+    with pytest.raises(recast_exp.UserError) as error:
+        second.load_task(path)
+    assert_one_line(error, path, "has coefficients for templates made by", dtype)
+
+
 LOAD = """
 import sys, torch
 import recast_exp
@@ -166,6 +186,25 @@ def test_the_relative_form_is_the_identity_before_training(tmp_path: Path, enliv
     for layer, row in zip(model.network.blocks, after.values(), strict=True):  # type: ignore[arg-type]
         rebuilt = row[0, 0] * weights[0] + row[0, 1] * weights[1]
         torch.testing.assert_close(layer.attn.qkv.weight, rebuilt, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [["bfloat16"], ["half"], ["double"], ["half", "float"], ["double", "float"]], ids=str)
+def test_a_model_that_was_converted_after_inject_is_saved_only_as_it_was(
+    way: list[str], stock: nn.Module, tmp_path: Path
+) -> None:
+    model, banks = trained(stock)
+    expected = logits(model)
+    for name in way:
+        getattr(model, name)()
+    path = tmp_path / "task.safetensors"
+    if way == ["double", "float"]:
+        recast_exp.save_task(model, path, banks=banks)
+        assert torch.equal(logits(recast_exp.apply_task(copy.deepcopy(stock), path)), expected)
+        return
+    with pytest.raises(recast_exp.UserError) as error:
+        recast_exp.save_task(model, path, banks=banks)
+    assert_one_line(error, "onvert a model before mimic")
+    assert not path.exists()
 
 
 def test_other_weights_are_refused(stock: nn.Module, tmp_path: Path) -> None:
@@ -244,3 +283,67 @@ def test_adapters_of_the_package_keep_nothing_fixed_that_is_not_declared(enliven
     adapted = library._task_of(model.requires_grad_(False), None)
     task_files.write(tmp_path / "task.safetensors", adapted)
     assert not adapted.fixed
+
+
+def without_templates(path: Path, adapter: recast_exp.Adapter | None, name: str = "vit_tiny_patch16_224") -> nn.Module:
+    """The file of a task that is an adapter and a head; returns its model."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=3, **IMAGES.get(name, {})).eval().requires_grad_(False)
+    if adapter is not None:
+        recast_exp.inject_adapter(model, adapter)
+    model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    recast_exp.save_task(model, path)
+    return model
+
+
+IMAGES: dict[str, dict[str, Any]] = {"vit_tiny_patch16_224": {"img_size": 32}}
+
+
+def recast(name: str = "vit_tiny_patch16_224", **config: Any) -> RecastModel:
+    torch.manual_seed(0)
+    targets = ["*.attn.qkv"] if "vit" in name else ["layer1.?.conv?"]
+    network = timm.create_model(name, num_classes=3, **IMAGES.get(name, {}))
+    return RecastModel.wrap(network, recast=RecastConfig(targets=targets, **config))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [None, recast_exp.MeLo(rank=2), recast_exp.SSF(), recast_exp.Piggyback(), recast_exp.Peft(), recast_exp.Growth()],
+    ids=str,
+)
+def test_a_task_of_save_task_without_templates_is_added(adapter: Any, tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    expected = logits(without_templates(path, adapter))
+    model = recast()
+    model.load_task(path, "pets")
+    with model.task("pets"):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(1)
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    with pytest.raises(recast_exp.UserError, match="other weights"):
+        RecastModel.wrap(other, recast=RecastConfig(targets=["*.attn.qkv"])).load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "config", "reason"),
+    [
+        (recast_exp.BitFit(), "vit_tiny_patch16_224", {}, "does not tell all of its own"),
+        (None, "resnet18", {}, "does not tell all of its own"),
+        (None, "vit_tiny_patch16_224", {"num_templates": 1}, "do not make the pretrained weights exactly"),
+        (None, "vit_tiny_patch16_224", {"template_dtype": "int8"}, "do not make the pretrained weights exactly"),
+    ],
+    ids=str,
+)
+def test_a_task_without_templates_that_would_be_another_is_refused(
+    adapter: Any, name: str, config: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    without_templates(tmp_path / "task.safetensors", adapter, name)
+    model = recast(name, **config)
+    with pytest.raises(recast_exp.UserError) as error:
+        model.load_task(tmp_path / "task.safetensors")
+    assert_one_line(error, reason, "apply_task")
+    assert not model.tasks

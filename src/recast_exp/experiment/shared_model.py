@@ -17,7 +17,7 @@ from recast_exp.errors import UserError
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.sequence_tasks import SequenceTask
 from recast_exp.heads import Features
-from recast_exp.models.adapted import AdaptedModel
+from recast_exp.models.adapted import AdaptedModel, other_heads
 from recast_exp.models.loading import load_task, restore
 from recast_exp.tasks.model import RecastModel
 from recast_exp.training.features import collect, extract
@@ -33,7 +33,7 @@ def opened(tasks: Sequence[SequenceTask]) -> list[Experiment]:
     first = Experiment.open(tasks[0].settings)
     parts = []
     for task in tasks:
-        for key in ("backbone", "weights", "img_size", "mean", "std", "pretrained"):
+        for key in ("backbone", "weights", "img_size", "mean", "std", "pretrained", "arguments"):
             expected, got = (getattr(each.settings.model, key) for each in (tasks[0], task))
             if got != expected:
                 raise UserError(
@@ -50,10 +50,10 @@ class Shared(ABC):
 
     @classmethod
     def of(cls, experiment: Experiment) -> Shared:
-        """One model where its tasks have coefficients, else a copy of the backbone with the task at hand."""
+        """One model where tasks have coefficients and one head, else a copy of the backbone with the task at hand."""
         banks = experiment.banks()[0]
         pristine = experiment.backbone
-        if banks is None:
+        if banks is None or other_heads(copy.deepcopy(pristine.network)):
             return _FromFiles(experiment)
         own = dataclasses.replace(pristine, network=copy.deepcopy(pristine.network))
         return _OneModel(RecastModel.on(own, banks))

@@ -231,6 +231,17 @@ def _new_head(network: nn.Module, num_classes: int) -> dict[str, str]:
     return names
 
 
+def other_heads(network: nn.Module) -> list[str]:
+    """The weights of heads that a timm model without a classifier gets next to its classifier (VOLO: `aux_head`)."""
+    before = {name for name, _ in network.named_parameters()}
+    with seeded(0):
+        timm_model(network).reset_classifier(1)
+        known = before | set(head_parameters(network))
+        found = [name for name, weight in network.named_parameters() if name not in known and weight.dim() > 1]
+        timm_model(network).reset_classifier(0)
+    return found
+
+
 def head_parameters(network: nn.Module) -> dict[str, str]:
     """The names of the parameters of a timm model's classifier, each with itself as its public name."""
     classifier = timm_model(network).get_classifier()

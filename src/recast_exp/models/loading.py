@@ -28,7 +28,7 @@ from recast_exp.files import cache_folder, user_path
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, assemble
 from recast_exp.models.bank_cache import bank_path
-from recast_exp.models.create import blueprint
+from recast_exp.models.computation import mismatch, stock
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash, fingerprint
 from recast_exp.recast import Banks, Group, Origin, TemplateCombination, remake
@@ -169,8 +169,9 @@ def apply_task(model: nn.Module, task: Task | str | Path, *, banks: Banks | str 
 
     Raises:
         MissingInputError: If the template bank is in none of these places.
-        UserError: If the model has other weights or layers than the task was trained on, or is not a plain timm model.
-            After such an error, create the model again.
+        UserError: If the model has other weights or layers than the task was trained on, computes otherwise with them
+            (another number of heads, another activation), or is not a plain timm model. After such an error, create
+            the model again.
 
     Example:
         >>> import timm
@@ -181,7 +182,6 @@ def apply_task(model: nn.Module, task: Task | str | Path, *, banks: Banks | str 
     """
     _check_plain(model)
     task = task if isinstance(task, Task) else load_task(task)
-    check_arguments(task, model)
     timm_model(model).reset_classifier(0)
     restore(model, task, banks=banks)
     return model.eval()
@@ -205,6 +205,7 @@ def restore(
     if not task.fingerprint.startswith((FROZEN, UNGROUPED)):
         check_weights(task, fingerprint(network))
     found = banks_of(task, network, banks, cache)
+    check_computation(task, network)
     adapted = assemble(network, task.settings, task.adapter, found, len(task.classes), task.seed)
     if task.fingerprint.startswith(FROZEN):
         check_weights(task, f"{FROZEN}{frozen_fingerprint(adapted)}")
@@ -340,36 +341,28 @@ def check_timm(model: nn.Module) -> None:
         raise UserError("model: expected weights with values, got a model on the meta device")
 
 
-def check_arguments(task: Task, network: nn.Module) -> None:
+def check_computation(task: Task, network: nn.Module) -> None:
     """Refuse a model that computes otherwise with the same weights than the one that a task was trained on.
-
-    Only for a task whose model timm made with arguments (`model.arguments`), such as another number of heads.
 
     Args:
         task: The task.
-        network: The model that it is to go with.
+        network: The model that it is to go with, without a classifier.
 
     Raises:
-        UserError: If they differ in a number that no weight shows, or in an activation.
+        UserError: If they differ in a number that no weight shows, such as that of heads, or in an activation.
     """
-    if not task.settings.arguments:
-        return
-    modules = dict(network.named_modules())
-    for name, expected in blueprint(task.settings).named_modules():
-        found = modules.get(name)
-        facts = [(each, getattr(expected, each, None), getattr(found, each, None)) for each in _UNSEEN]
-        if found is not None and not list(expected.children()) and not list(expected.parameters()):
-            facts.append(("the kind", type(expected).__name__, type(found).__name__))
-        for fact, wanted, got in facts:
-            if found is not None and wanted != got and isinstance(wanted, int | float | str):
-                raise UserError(
-                    f"model: expected one that timm made with {task.settings.arguments}, for {task.path}, got another: "
-                    f"{fact} of {name} is {got}, not {wanted}; pass **task.settings.arguments to timm"
-                )
-
-
-_UNSEEN = "num_heads", "head_dim", "scale", "eps"
-"""Numbers of a module that decide what it computes, and of which its weights show nothing."""
+    arguments = task.settings.arguments
+    recorded = task.record.get("computation")
+    if recorded is None and not arguments and task.fingerprint.startswith((FROZEN, UNGROUPED)):
+        return  # a file of `save_task` that does not tell
+    plain = stock(task.settings)
+    if plain is not None and (other := mismatch(plain, recorded or {}, network)):
+        made = f"timm made with {arguments}" if arguments else f"computes as {task.backbone} of timm"
+        made = made if not recorded else "computes as the one that was trained"
+        raise UserError(
+            f"model: expected one that {made}, for {task.path}, got another: {other}; pass "
+            f"{'**task.settings.arguments' if arguments else 'the same arguments'} to timm"
+        )
 
 
 def check_weights(task: Task, got: str) -> None:

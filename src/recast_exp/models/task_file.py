@@ -2,7 +2,8 @@
 
 A file holds
 
-- `coefficients` [M], float32: those of all layers, one after the other in the order of `Banks.coefficients`;
+- `coefficients` [M], float32, or float64 of such a model: those of all layers, one after the other in the order of
+  `Banks.coefficients`;
 - `relative`, float32: the same as A of `recast.formulas.relative`, [B, L] for each layer, one after the other; only
   where the templates rebuild the weights;
 - `adapter/…`, `head/…`, `backbone/…`, `buffers/…`: the other parameters of `AdaptedModel.file_tensors`;
@@ -97,7 +98,8 @@ def write_task(path: Path, adapted: AdaptedModel, record: Mapping[str, object]) 
     tensors = {name: tensor.detach().cpu() for name, tensor in adapted.file_tensors().items()}
     if adapted.banks and COEFFICIENTS in adapted.trainable:
         layers = list(adapted.banks.coefficients)
-        own = {layer: tensors.pop(f"{COEFFICIENTS}/{layer}").float() for layer in layers}
+        given = {layer: tensors.pop(f"{COEFFICIENTS}/{layer}") for layer in layers}
+        own = {layer: tensor if tensor.dtype == torch.float64 else tensor.float() for layer, tensor in given.items()}
         tensors[COEFFICIENTS] = torch.cat([own[layer].flatten() for layer in layers])
         if not adapted.banks.has_own_kind:
             relative = adapted.banks.relative(own)

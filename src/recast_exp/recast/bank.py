@@ -211,11 +211,17 @@ class Banks:
             dtype: `float32`, `bfloat16` or `int8`.
 
         Raises:
-            UserError: If it is another.
+            UserError: If it is another, or the templates are rounded to another already: rounded twice, they are none
+                that can be made again from the weights.
         """
         check_dtype(dtype)
         if dtype == self.dtype:
             return self
+        if self.dtype != "float32":
+            raise UserError(
+                f"banks: expected float32 templates to round to {dtype}, got {self.dtype}; make them with mimic(…, "
+                f"template_dtype={dtype!r})"
+            )
         kept = {name: rounded(templates, dtype) for name, templates in self.templates.items()}
         return replace(
             self,

@@ -96,7 +96,13 @@ class InputRecord(TypedDict):
 
 
 class TaskRecord(TypedDict):
-    """The record of a task file."""
+    """The record of a task file.
+
+    Attributes:
+        computation: What the network computes otherwise than the one that timm makes by the backbone's name and the
+            arguments (`models.computation.Differences`). Files of the command line, whose networks timm makes so, and
+            those of `save_task` before version 0.1 have none.
+    """
 
     format: int
     version: NotRequired[str]
@@ -109,6 +115,7 @@ class TaskRecord(TypedDict):
     input: InputRecord
     eval_batch_size: Count
     metrics: NotRequired[dict[str, int | float]]
+    computation: NotRequired[dict[str, dict[str, Any]]]
     checksum: NotRequired[Hash]
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from recast_exp.adapters import Adapter, NoAdapter, fixed_of, inject_adapter, injected
+from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UserError
 from recast_exp.models import loading, task_file
 from recast_exp.models.adapted import AdaptedModel, running_statistics
 from recast_exp.recast import Banks
-from recast_exp.runs.task_header import FROZEN
+from recast_exp.runs.task_header import FROZEN, UNGROUPED
 from recast_exp.tasks.trunk import Trunk
 from recast_exp.torch_state import seeded
 
@@ -54,6 +55,7 @@ class KeptTask:
         fixed: Public name → name of what its adapter keeps fixed.
         metrics: What was measured of it.
         input: The images that it expects; None for those of the trunk.
+        settings: What the file that it comes from says of the model; None without one.
     """
 
     trunk: Trunk
@@ -67,6 +69,7 @@ class KeptTask:
     fixed: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     input: InputSpec | None = None
+    settings: ModelConfig | None = None
 
     @classmethod
     def new(cls, trunk: Trunk, classes: tuple[str, ...], adapter: Adapter, update: bool, seed: int) -> KeptTask:
@@ -115,11 +118,22 @@ class KeptTask:
         if loaded.bank is not None:
             _check_templates(where, loaded, trunk.banks)
             banks = trunk.banks
+        elif loaded.fingerprint.startswith((FROZEN, UNGROUPED)) and not loaded.fingerprint.endswith(trunk.weights):
+            raise UserError(
+                f"{where} has no templates, and belongs to other weights than this model, or does not tell all of its "
+                "own, as it has trained some of them or their running statistics; give it a timm model of its own "
+                "(apply_task)"
+            )
+        if banks is None and not _is_exact(trunk.banks):
+            raise UserError(
+                f"{where} has no templates, and those of this model do not make the pretrained weights exactly; give "
+                "it a timm model of its own (apply_task), or this model float32 templates, as many as layers"
+            )
         update = loaded.settings.batchnorm_statistics == "update"
         task = cls.new(trunk, loaded.classes, loaded.adapter, update, loaded.seed)
-        task.metrics, task.input = dict(loaded.metrics), loaded.input
+        task.metrics, task.input, task.settings = dict(loaded.metrics), loaded.input, loaded.settings
         loading.check_weights(loaded, task._fingerprint_as(loaded))
-        loading.check_arguments(loaded, trunk.network)
+        loading.check_computation(loaded, trunk.network)
         # A task without a bank is an adapter or a head on the pretrained backbone
         tensors = task_file.for_banks(loaded.tensors, loaded.record, banks)
         task_file.copy_into(task.adapted(coefficients=banks is not None), tensors)
@@ -189,6 +203,14 @@ def _classifier_name(network: nn.Module) -> str:
     return next((name for name, module in network.named_modules() if module is found), "head")
 
 
+def _is_exact(banks: Banks) -> bool:
+    """Whether the mimicked coefficients make the pretrained weights to within rounding, as far as is known."""
+    if banks.added or banks.origin is None:
+        return True
+    few = any(group.num_templates < len(group.layers) for group in banks.groups)
+    return banks.dtype == "float32" and banks.origin.solver == "closed_form" and not few
+
+
 def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
     """Refuse the coefficients of a task for templates that are not its own and do not rebuild the same weights."""
     if loaded.bank == banks.hash:
@@ -199,8 +221,9 @@ def _check_templates(where: str, loaded: loading.Task, banks: Banks) -> None:
             "coefficients mean nothing without their own templates"
         )
     own, given = banks.origin, loaded.origin
-    if banks.has_own_kind or given.form != own.form:
-        # Coefficients without a relative form: to within rounding, the templates have to be the same
+    if banks.has_own_kind or given.form != own.form or not given.dtype == own.dtype == "float32":
+        # Coefficients without a relative form, or for templates that make the pretrained weights but roughly: to within
+        # the last bits, the templates have to be the same
         made, expected = ((each.solver, each.seed, each.options, each.dtype) for each in (given, own))
         if made != expected:
             raise UserError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TypedDict
@@ -27,9 +27,11 @@ from recast_exp.errors import UserError, check_type
 from recast_exp.files import user_path, writing
 from recast_exp.models import task_file
 from recast_exp.models.adapted import AdaptedModel, head_parameters, running_statistics
+from recast_exp.models.computation import differences, stock
 from recast_exp.models.create import input_of
 from recast_exp.models.loading import check_timm, ungrouped_fingerprint
 from recast_exp.models.timm_model import timm_model
+from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks, TemplateCombination
 from recast_exp.recast import merge as merge_templates
 from recast_exp.runs.task_header import UNGROUPED
@@ -52,8 +54,8 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; its logits differ only by rounding.
 
     Raises:
-        UserError: If it is no model, or a `RecastModel`, whose own `merge` takes the name of a task, or has an adapter of
-            peft that cannot be merged.
+        UserError: If it is no model, is a `RecastModel`, whose own `merge` takes the name of a task, or has an adapter
+            of peft that cannot be merged.
 
     Example:
         >>> import timm
@@ -89,8 +91,8 @@ def save_task(
         `path`.
 
     Raises:
-        UserError: If the banks are not those in the model, the classes do not fit its head, or parameters train that
-            belong to neither coefficients, adapter nor head.
+        UserError: If the banks are not those in the model, the model was converted to another dtype after `inject`, the
+            classes do not fit its head, or parameters train that belong to neither coefficients, adapter nor head.
 
     Example:
         >>> import tempfile, timm
@@ -109,9 +111,29 @@ def save_task(
     if len(names) != num_classes:
         raise UserError(f"classes: expected {num_classes} names, one for each logit, got {len(names)}")
     settings = described(model)
-    fingerprint = f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
-    write(path, adapted, settings, names, input_of(model, settings), fingerprint)
+    brought = [path for kind in ("head", "adapter") for path in adapted.trainable[kind].values()]
+    brought += adapted.fixed.values()
+    fingerprint = _pretrained(adapted, settings, brought) or f"{UNGROUPED}{ungrouped_fingerprint(adapted)}"
+    more = computation_of(model, settings, brought)
+    write(path, adapted, settings, names, input_of(model, settings), fingerprint, more)
     return path
+
+
+def _pretrained(adapted: AdaptedModel, settings: ModelConfig, brought: Collection[str]) -> str | None:
+    """The fingerprint of the pretrained weights, by which any model knows them; None where they are not all there.
+
+    Templates, running statistics and adapters that train weights of the backbone take their place.
+    """
+    plain = stock(settings)
+    if adapted.banks is not None or adapted.buffers or plain is None:
+        return None
+    left = {_plain_name(name): value for name, value in adapted.network.state_dict().items() if name not in brought}
+    return content_hash(left) if left.keys() == plain.state_dict().keys() else None
+
+
+def _plain_name(name: str) -> str:
+    """The name of a weight of the backbone, where an adapter has put a module around its layer, or computes it."""
+    return name.replace(".parametrizations.weight.original", ".weight").replace(".base_layer.", ".")
 
 
 def class_names(classes: object) -> list[str]:
@@ -160,11 +182,11 @@ def write(
     Args:
         path: The task file; an old one is replaced.
         adapted: The model.
-        settings: Name and input size of the backbone.
+        settings: Name, input and arguments of the backbone.
         classes: Names of the classes, in the order of the logits.
         spec: The images that the model expects.
         weights: The fingerprint of the weights that the task was trained on.
-        more: Further entries of the record.
+        more: Further entries of the record, such as `computation_of`.
 
     Raises:
         UserError: If two classes have one name.
@@ -172,15 +194,15 @@ def write(
     check_classes(classes)
     banks = adapted.banks
     model = {
-        "backbone": settings.backbone,
-        "img_size": settings.img_size,
+        **{name: getattr(settings, name) for name in ("backbone", "img_size", "mean", "std", "arguments")},
         "method": "frozen" if banks is None else "recast",
         "batchnorm_statistics": "update" if adapted.updates_trunk else "frozen",
     }
+    usual = ModelConfig()
     record = task_file.make_record(
         adapted,
         {
-            "model": {name: value for name, value in model.items() if value != getattr(ModelConfig, name)},
+            "model": {name: value for name, value in model.items() if value != getattr(usual, name)},
             "adapter": {"name": adapted.adapter.name, **dataclasses.asdict(adapted.adapter)},
         },
         backbone={"name": settings.backbone, "fingerprint": weights},
@@ -195,6 +217,18 @@ def write(
             if not has_bank(bank_file, banks):
                 banks.save(bank_file)
         task_file.write_task(path, adapted, record)
+
+
+def computation_of(network: nn.Module, settings: ModelConfig, brought: Collection[str] = ()) -> dict[str, object]:
+    """The entry of a record that says what a network computes otherwise than timm's of the same name.
+
+    Args:
+        network: The network.
+        settings: Name, input size and arguments of the backbone.
+        brought: Names of the parameters of its classifier and its adapter.
+    """
+    plain = stock(settings)
+    return {} if plain is None else {"computation": differences(plain, network, brought)}
 
 
 def has_bank(path: Path, banks: Banks) -> bool:
@@ -243,10 +277,18 @@ def _coefficients(model: nn.Module, banks: Banks | None) -> dict[str, str]:
         if isinstance(module, TemplateCombination):
             weight = path.rpartition(".")[0]  # LAYER.parametrizations.weight, and peft may have moved the layer
             layer = next((layer for layer in layers if weight.startswith(f"{layer}.")), "")
+            if (own := model.get_parameter(f"{weight}.original")).dtype != torch.float32:
+                raise UserError(
+                    f"model: expected float32 coefficients, as inject makes them, got {own.dtype}: the weights that "
+                    "the task belongs to were converted after inject. Convert a model before mimic; one that is "
+                    "float64 now can be saved after model.float()"
+                )
             if not (banks and layer) or not torch.equal(module.bank.values().detach().cpu().float(), templates[layer]):
+                # A model that was converted to half precision and back has rounded ones
+                got = "others; convert a model before mimic, not after inject" if banks else "None"
                 raise UserError(
                     "banks: expected the Banks that were injected into the model, with the templates of "
-                    f"{weight.partition('.parametrizations')[0]}, got {'others' if banks else 'None'}"
+                    f"{weight.partition('.parametrizations')[0]}, got {got}"
                 )
             coefficients[layer] = f"{weight}.original"
     if missing := [layer for layer in layers if layer not in coefficients]:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.adapters import NoAdapter
-from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError, check_integer
 from recast_exp.files import cache_folder, user_path, writing
 from recast_exp.models.adapted import AdaptedModel, assemble
@@ -83,9 +82,11 @@ class MergedTasks:
         weights = fingerprint(self._network)
         for path, task, head, own in zip(paths, self._tasks, self._heads, self.coefficients, strict=True):
             adapted = self._adapted(task, head, own)
-            settings = ModelConfig(backbone=task.backbone, img_size=task.settings.img_size)
-            metrics = {"metrics": task.metrics} if task.metrics and max(self.errors) < 1e-5 else {}
-            library.write(path, adapted, settings, task.classes, task.input, weights, metrics)
+            settings = dataclasses.replace(task.settings, backbone=task.backbone)
+            more = library.computation_of(self._network, settings)
+            if task.metrics and max(self.errors) < 1e-5:
+                more["metrics"] = task.metrics
+            library.write(path, adapted, settings, task.classes, task.input, weights, more)
         return paths
 
     @torch.no_grad()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import difflib
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -26,7 +28,7 @@ from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type, section
 from recast_exp.files import cache_folder, user_path
 from recast_exp.models import loading
-from recast_exp.models.adapted import normalisations_with_statistics
+from recast_exp.models.adapted import normalisations_with_statistics, other_heads
 from recast_exp.models.backbones import Backbone, create_backbone
 from recast_exp.models.bank_cache import changed_by, groups_of
 from recast_exp.models.check import check_images, check_size
@@ -34,7 +36,8 @@ from recast_exp.models.create import input_of
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import fingerprint
-from recast_exp.recast import Banks, mimic
+from recast_exp.recast import Banks, TemplateCombination, mimic
+from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.mixed import per_task
 from recast_exp.tasks import library, model_file
 from recast_exp.tasks.differences import differences_of
@@ -90,7 +93,15 @@ class RecastModel(nn.Module):
     _recast_exp_many_tasks: ClassVar[bool] = True
 
     def __init__(
-        self, network: nn.Module, banks: Banks, *, width: int, backbone: str, weights: str, input: InputSpec | None
+        self,
+        network: nn.Module,
+        banks: Banks,
+        *,
+        width: int,
+        backbone: str,
+        weights: str,
+        input: InputSpec | None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._turn = _Turn()
@@ -98,6 +109,7 @@ class RecastModel(nn.Module):
         self.head: nn.Module = nn.Identity()
         self.backbone = backbone
         self.input = input
+        self._arguments = dict(arguments)
         self._tasks: dict[str, KeptTask] = {}
         self._active: str | None = None
         self._trunk = Trunk(network, banks, width, weights)
@@ -117,8 +129,13 @@ class RecastModel(nn.Module):
 
     @classmethod
     def on(cls, backbone: Backbone, banks: Banks) -> RecastModel:
-        """A backbone and its templates, which are injected in place."""
+        """A backbone and its templates, which are injected in place.
+
+        Raises:
+            UserError: If a head for each task cannot compute what the backbone's own would.
+        """
         network = backbone.network
+        _check_one_head(network, backbone.name)
         return cls(
             network,
             banks,
@@ -126,6 +143,7 @@ class RecastModel(nn.Module):
             backbone=backbone.name,
             weights=backbone.fingerprint,
             input=backbone.input,
+            arguments=backbone.arguments,
         )
 
     @classmethod
@@ -151,8 +169,8 @@ class RecastModel(nn.Module):
             seed: Seed of the templates, from 0 to 2³² - 1.
 
         Raises:
-            UserError: If timm knows no such model, it takes no images of this size, the weights do not fit it, or its
-                layers cannot be grouped so.
+            UserError: If timm knows no such model, it takes no images of this size, the weights do not fit it, it has
+                heads next to its classifier, or its layers cannot be grouped so.
             MissingInputError: If the weights cannot be had.
         """
         check_type("name", name, str, "a name of timm")
@@ -184,7 +202,7 @@ class RecastModel(nn.Module):
 
         Raises:
             UserError: If the model is not one of timm and `width` is missing, its classifier is not a Linear, it has
-                templates already, or its layers cannot be grouped so. The model is unchanged then.
+                heads next to it, or templates already, or its layers cannot be grouped so. The model is unchanged then.
         """
         spec: InputSpec | None = None
         name: str = type(model).__name__
@@ -224,6 +242,7 @@ class RecastModel(nn.Module):
         chosen = RecastConfig() if recast is None else recast
         if not isinstance(chosen, RecastConfig):
             raise UserError(f"recast: expected a RecastConfig, got {type(chosen).__name__}")
+        _check_one_head(network, backbone)
         groups = groups_of(network, chosen)
         differences: list[dict[str, Tensor]] = []
         if chosen.templates == "tasks":
@@ -355,7 +374,8 @@ class RecastModel(nn.Module):
         Raises:
             MissingInputError: If there is no such file.
             UserError: If there is a task of this name; if the file is damaged or holds values that are not finite; if
-                it belongs to other weights, other templates or another kind of model. The model is unchanged then.
+                it belongs to other weights, other templates, a model that computes otherwise with these weights, or
+                another kind of model. The model is unchanged then.
         """
         loaded = loading.load_task(path)
         name = loaded.path.stem if name is None else name
@@ -370,6 +390,7 @@ class RecastModel(nn.Module):
                 self._tasks[name] = KeptTask.of_file(self._trunk, loaded)
             finally:
                 self._show_active()
+        self._arguments = self._arguments or dict(loaded.settings.arguments)  # as this model was found to compute
         return name
 
     def save_task(self, name: str, path: str | Path) -> Path:
@@ -391,10 +412,17 @@ class RecastModel(nn.Module):
         task, path = self._find(name), user_path(path)
         if self.input is None:
             raise UserError(f"model: expected a timm model, which a task file can name, got {self.backbone}")
-        settings = ModelConfig(backbone=self.backbone, img_size=self.input.size)
+        # A task of a file keeps what the file says: its images may be others than those of this model
+        settings = task.settings or ModelConfig(img_size=self.input.size)
+        settings = dataclasses.replace(
+            settings, backbone=self.backbone, arguments=settings.arguments or dict(self._arguments)
+        )
+        spec = task.input or self.input
+        more = library.computation_of(self._trunk.network, settings)
+        if task.metrics:
+            more["metrics"] = task.metrics
         with self.task(name):
-            more = {"metrics": task.metrics} if task.metrics else {}
-            library.write(path, task.adapted(), settings, task.classes, self.input, self._trunk.weights, more)
+            library.write(path, task.adapted(), settings, task.classes, spec, self._trunk.weights, more)
         return path
 
     def save(self, path: str | Path) -> Path:
@@ -408,6 +436,7 @@ class RecastModel(nn.Module):
 
         Raises:
             UserError: If the backbone is not a timm model, or was made with arguments that its name does not tell.
+                Its tasks can be saved then (`save_task`).
 
         Example:
             >>> import tempfile
@@ -444,13 +473,14 @@ class RecastModel(nn.Module):
 
         Raises:
             UnknownNameError: If there is no such task.
-            UserError: If the backbone is not a timm model.
+            UserError: If the backbone is not a timm model with one head.
         """
         task = self._find(name)
         if not hasattr(task.network, "reset_classifier"):
             raise UserError(f"model: expected a timm model to merge a task into, got {self.backbone}")
         with self.task(name), torch.no_grad():
             merged = library.merge(copy.deepcopy(task.network))
+            _check_one_head(merged, self.backbone)
             timm_model(merged).reset_classifier(len(task.classes))
             linear = classifier(merged)
             assert isinstance(linear, nn.Linear)
@@ -619,6 +649,7 @@ class RecastModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RecastModel:
         """Move or convert all tasks, not the active one alone."""
+        before = self._trunk.start.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._trunk.start = fn(self._trunk.start)
         modules = [self._trunk.network]
@@ -629,7 +660,24 @@ class RecastModel(nn.Module):
         for module in modules:
             if module is not self.network and module is not self.head:
                 module._apply(fn)  # type: ignore[no-untyped-call]
+        if self._trunk.start.dtype != before:
+            self._renew_templates()
         return self
+
+    @torch.no_grad()
+    def _renew_templates(self) -> None:
+        """Take templates from the banks once more, which files hold: to convert there and back has rounded them."""
+        trunk = self._trunk
+        for group in trunk.banks.groups:
+            combination = layer_module(trunk.network, group.layers[0]).get_submodule("parametrizations.weight.0")
+            assert isinstance(combination, TemplateCombination)
+            live, kept = combination.bank, trunk.banks.bank(group, torch.device("cpu"))
+            live.templates.copy_(kept.templates)
+            if live.scales is not None and kept.scales is not None:
+                live.scales.copy_(kept.scales)
+        trunk.start.copy_(torch.cat([trunk.banks.coefficients[layer].flatten() for layer in trunk.layers]))
+        if self._active is None or self._tasks[self._active].coefficients is None:
+            trunk.show(trunk.start)
 
     # How tasks are kept
 
@@ -708,6 +756,19 @@ def _restored_if_refused(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(attributes)
         raise
+
+
+def _check_one_head(network: nn.Module, backbone: str) -> None:
+    """Refuse a timm model without a classifier that would get several heads: a task here has one.
+
+    Raises:
+        UserError: One line.
+    """
+    if hasattr(network, "reset_classifier") and (others := other_heads(network)):
+        raise UserError(
+            f"model: expected one whose logits are those of its classifier, got {backbone}, which adds those of "
+            f"{others[0].rpartition('.')[0]}; use another backbone"
+        )
 
 
 def _width(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypeAlias, TypedDict
 
 import torch
 from msgspec import Meta
@@ -27,7 +27,9 @@ from recast_exp import __version__, schemas
 from recast_exp.errors import MissingInputError, UserError, first_line
 from recast_exp.files import replacing, write_json, writing
 from recast_exp.models import task_file
+from recast_exp.models.computation import mismatch
 from recast_exp.models.create import check_name, create_network
+from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
 from recast_exp.recast.grouping import layer_module
@@ -64,6 +66,7 @@ class _Record(_Versioned):
     fingerprint: str
     width: _Count
     dtype: _Dtype
+    templates_dtype: NotRequired[_Dtype]  # without it, that of the other weights
     input: InputRecord
     bank: _Hash
     weights: _Hash
@@ -93,9 +96,10 @@ def _check_named(model: RecastModel) -> None:
     """Refuse a backbone that `load` could not make again from what the record says of it."""
     if model.input is None:
         raise UserError(f"model: expected a timm model, which a file can name, got {model.backbone}")
+    network = model._trunk.network
+    _dtype(_rest(network))
     with torch.device("meta"):
         plain = create_network(model.backbone, model.input.size)
-    network = model._trunk.network
     found = {
         name: tensor.shape
         for name, tensor in network.state_dict().items()
@@ -105,9 +109,14 @@ def _check_named(model: RecastModel) -> None:
     expected = {name: tensor.shape for name, tensor in plain.state_dict().items()}
     different = sorted(found.keys() ^ expected.keys()) or [name for name in found if found[name] != expected[name]]
     if different:
+        other: str | None = f"it differs in {different[0]}"
+    else:
+        timm_model(plain).reset_classifier(0)
+        other = mismatch(plain, {}, network)
+    if other:
         raise UserError(
-            f"model: expected {model.backbone} as timm makes it by this name, got another, which differs in "
-            f"{different[0]} and could not be loaded again; save its tasks (save_task) and make it yourself"
+            f"model: expected {model.backbone} as timm makes it by this name, got another: {other}, so that it could "
+            "not be loaded again; save its tasks (save_task) and make it yourself"
         )
 
 
@@ -137,7 +146,8 @@ def _save(model: RecastModel, folder: Path) -> None:
         "img_size": model.input.size,
         "fingerprint": trunk.weights,
         "width": trunk.width,
-        "dtype": str(next(trunk.network.parameters()).dtype).removeprefix("torch."),
+        "dtype": _name_of(_dtype(rest)),
+        "templates_dtype": _name_of(trunk.start.dtype),
         "input": task_file.input_record(model.input),
         "bank": trunk.banks.hash,
         "weights": weights,
@@ -183,8 +193,10 @@ def load(cls: type[RecastModel], path: Path, backbone: str | None = None) -> Rec
         record = _read(folder / RECORD, path)
         _check_backbone(record["backbone"], backbone, path)
         banks = Banks.load(_file(folder, record["bank"], path), record["bank"])
+        dtype = getattr(torch, record["dtype"])
+        templates = getattr(torch, record.get("templates_dtype", record["dtype"]))
         with seeded(0):  # its first weights are replaced
-            network = create_network(record["backbone"], record["img_size"])
+            network = create_network(record["backbone"], record["img_size"]).to(dtype)
         rest = _weights(_file(folder, record["weights"], path), record["weights"])
         model = cls(
             network,
@@ -195,7 +207,8 @@ def load(cls: type[RecastModel], path: Path, backbone: str | None = None) -> Rec
             input=task_file.input_of_record(record["input"]),
         )
         _fill(network, rest, path)
-        model.to(getattr(torch, record["dtype"]))
+        if templates != torch.float32:  # as they are where a model is converted before it has some
+            model.to(templates)
         for name, digest in record["tasks"].items():
             file = _file(folder, digest, path)
             if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != digest:
@@ -276,6 +289,23 @@ def _rest(network: nn.Module) -> dict[str, Tensor]:
             seen.add(tensor.data_ptr())
             kept[name] = tensor.detach().cpu().contiguous()
     return kept
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The one dtype of weights, which `load` gives to all.
+
+    Raises:
+        UserError: If there are several.
+    """
+    found = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(found) != 1:
+        listed = ", ".join(sorted(map(_name_of, found)))
+        raise UserError(f"model: expected weights of one dtype, got {listed}; convert it (model.float()) to save it")
+    return found.pop()
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _weights(file: Path, expected: str) -> dict[str, Tensor]:
