@@ -216,13 +216,14 @@ def test_files_that_no_run_has_written_stay(
 
 
 def test_another_stage_is_refused_in_its_folder(
-    predict: Callable[..., Any], trained: dict[str, Path], tiny: Compose, digits: Path, tmp_path: Path
+    trained: dict[str, Path], weights: dict[str, Path], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predict(f"{digits}/000?.png")
+    common = (f"task={trained['att']}", f"model.weights={weights['digits_vit']}", f"hydra.run.dir={tmp_path}")
+    assert cli.run(["stage=predict", f"stage.images={digits}/000?.png", *common]) == 0
     before = (tmp_path / "predictions.csv").read_bytes()
-    with pytest.raises(UserError) as error:
-        run_stage(tiny("stage=evaluate", f"task={trained['att']}"), tmp_path)
-    assert_one_line(error, "started with stage=predict, not evaluate", "choose a new folder")
+    for typed in (["stage=evaluate"], ["stage=predict", f"stage.images={digits}/001?.png"]):
+        assert cli.run([*typed, *common]) == 2
+        assert "was started with stage" in capsys.readouterr().err
     assert (tmp_path / "predictions.csv").read_bytes() == before
 
 

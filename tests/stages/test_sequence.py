@@ -19,6 +19,7 @@ import timm
 import torch
 from PIL import Image
 
+from recast_exp.cli import main as cli
 from recast_exp.config import sequences
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
@@ -143,22 +144,21 @@ def test_a_task_may_start_from_earlier_ones(tiny: Compose, tmp_path: Path) -> No
         assert found["forward_transfer"] == pytest.approx(sum(own) / 2 - sum(zero) / 2)
 
 
-def test_tasks_are_trained_with_the_method_that_was_typed(tiny: Compose, tmp_path: Path) -> None:
+def test_tasks_are_trained_with_the_method_that_was_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ("stage=sequence", "method=vit_melo", "stage.baselines=[]", "stage.unknown=false", "trainer.max_epochs=1")
+    small = ("model.pretrained=false", "logger=none", "dataset.shots=2", f"hydra.run.dir={tmp_path}")
     tasks = "stage.tasks=[digits[0:2],digits[2:5]]"
-    typed = ("stage=sequence", "stage.baselines=[]", "stage.unknown=false", "trainer.max_epochs=1")
-    run_stage(tiny(*typed, "method=vit_melo", tasks), tmp_path)
+    assert cli.run([*typed, *small, tasks]) == 0
     counts = read(next((tmp_path / "tasks").glob("01*")) / "parameters.json")
     assert counts["coefficients"] == 0 and counts["adapter"] > 0
-    assert read(tmp_path / "job.json")["config"]["training"]["name"] == "joint"
     before = (tmp_path / "sequence.json").read_bytes()
     for changed in (
-        (tasks.replace("[0:2]", "[0:2] seed=5"),),
+        (tasks.replace("[0:2]", "[0:3]"),),
         (tasks, "optimizer.adapter_lr=0.5"),
         ("stage.splits=2",),
     ):
-        with pytest.raises(UserError) as error:
-            run_stage(tiny(*typed, "method=vit_melo", *changed), tmp_path)
-        assert_one_line(error, "started with", "choose a new folder")
+        assert cli.run([*typed, *small, *changed]) == 2
+        assert "was started with" in capsys.readouterr().err
     assert (tmp_path / "sequence.json").read_bytes() == before
 
 
