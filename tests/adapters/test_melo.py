@@ -174,6 +174,7 @@ def test_nested_ranks_train_from_the_first_on() -> None:
         for path in paths.values():
             model.get_parameter(path).normal_()
     full = model(_images())
+    model.train()
     torch.manual_seed(0)
     seen = set()
     for _ in range(20):
