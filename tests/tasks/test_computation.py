@@ -39,7 +39,6 @@ VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads":
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("vit_tiny_patch16_224", VIT, {"num_heads": 4}, "num_heads of blocks.0.attn"),
     ("vit_tiny_patch16_224", VIT, {"act_layer": "relu"}, "kind of blocks.0.mlp.act"),
-    ("resnet18", {"channels": (8, 8, 16, 24)}, {"global_pool": "max"}, "pool_type of global_pool"),
     ("resnet18", {"channels": (8, 8, 16, 24)}, {"output_stride": 8}, "stride of layer3.0"),
 ]
 """timm's name, arguments that make it small, arguments that no weight shows, and what they change."""
