@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 RUNS: dict[str, list[str]] = {
     "training_step": ["--rounds", "5"],
     "inference": ["--rounds", "18"],
-    "mimicry": ["--rounds", "3"],
+    "mimicry": ["--rounds", "5"],
     "startup": [],
     "input_pipeline": ["--rounds", "5"],
     "adapters": ["--rounds", "5"],
@@ -34,7 +34,7 @@ RUNS: dict[str, list[str]] = {
     "last_blocks": ["--rounds", "5", "--blocks", "6"],
     "many_tasks": ["--rounds", "3"],
     "epoch": [],
-    "sweep": ["--rounds", "3"],
+    "sweep": ["--rounds", "5"],
 }
 """Script → options that keep the whole within minutes."""
 _CUDA = ["--device", "cuda", "--batch-size", "128"]
