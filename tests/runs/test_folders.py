@@ -92,6 +92,14 @@ def test_links_are_not_followed(name: str, tmp_path: Path, capsys: pytest.Captur
     assert sorted(folder.rglob("*")) == before
 
 
+def test_the_links_of_wandb_are_its_own(tmp_path: Path) -> None:
+    for below in (".", "runs/linear_probe/1"):
+        folder = tmp_path / below / "wandb"
+        (folder / "offline-run").mkdir(parents=True)
+        (folder / "latest-run").symlink_to("offline-run")
+    assert layout.in_the_way(tmp_path) is None
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_there_stays(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, in_sweep, line = CASES[case]

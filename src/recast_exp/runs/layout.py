@@ -81,9 +81,9 @@ def in_the_way(folder: Path) -> Path | None:
         return folder
     files = [*(folder / name for name in FILES), *folder.glob("*.log"), *(folder / CHECKPOINTS).glob("*.ckpt")]
     folders = [folder / name for name in FOLDERS]
-    for root, below, names in (found for path in folders if not path.is_symlink() for found in os.walk(path)):
-        if WANDB in below:
-            below.remove(WANDB)  # it links to its newest run, and writes to a new one
+    own = [path for path in folders if path.name != WANDB and not path.is_symlink()]
+    for root, below, names in (found for path in own for found in os.walk(path)):
+        below[:] = [name for name in below if name != WANDB]  # it links to its newest run, and writes to a new one
         folders += [Path(root, name) for name in below]
         files += [Path(root, name) for name in names]
     wrong = (path for path in folders if path.is_symlink() or (path.exists() and not path.is_dir()))
