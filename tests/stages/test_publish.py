@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -170,6 +171,13 @@ def test_the_licence_of_own_weights_is_not_guessed(trained: Path) -> None:
     assert known.licence == "apache-2.0" and "hf_hub_id" in known.origin
     assert own.licence is None and set(own.origin) == {"backbone", "fingerprint"}
     assert "apache" not in card.model_card(own, "") and "base_model" not in card.model_card(own, "")
+
+
+def test_what_a_file_says_is_no_markdown_and_may_be_no_text(trained: Path) -> None:
+    facts = facts_of(load_task(trained))
+    forged = dataclasses.replace(facts, origin=facts.origin | {"fingerprint": "x|\n# <b>"}, classes=("a", "\udcff"))
+    assert "x\\| \\# \\<b\\>…" in card.model_card(forged, "")
+    assert json.loads(forged.texts()["classes"].encode()) == ["a", "\udcff"]
 
 
 def test_everything_in_a_file_is_counted(trained: Path) -> None:

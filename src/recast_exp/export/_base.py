@@ -48,7 +48,7 @@ class Facts:
 
     def texts(self) -> dict[str, str]:
         """The facts as strings by name, as the metadata of files holds them."""
-        return {
+        found = {
             "architecture": self.architecture,
             "classes": json.dumps(self.classes, ensure_ascii=False),
             "input": json.dumps(dataclasses.asdict(self.input)),
@@ -56,6 +56,8 @@ class Facts:
             "origin": json.dumps(self.origin),
             "task": json.dumps(self.task, ensure_ascii=False),
         }
+        # Names of folders may hold what is no text; as \udcNN, JSON reads it again
+        return {name: text.encode(errors="backslashreplace").decode() for name, text in found.items()}
 
     def preprocessing(self) -> str:
         """The preprocessing in one sentence."""

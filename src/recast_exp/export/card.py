@@ -39,8 +39,9 @@ def model_card(facts: Facts, load: str, *, parameters: str = "") -> str:
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     method = config.get("model", {}).get("label") or config.get("model", {}).get("name") or "RECAST"
     adapter = str(config.get("adapter", {}).get("name", "none"))
+    weights = facts.origin["fingerprint"].rpartition(":")[2][:16]
     rows = [
-        ("Backbone", f"`{facts.origin['backbone']}`, weights {facts.origin['fingerprint'].rpartition(':')[2][:16]}…"),
+        ("Backbone", f"`{facts.origin['backbone']}`, weights {escaped(weights)}…"),
         ("Licence of its weights", facts.licence or "not known"),
         ("Method", escaped(str(method))),
         *([("Adapter", escaped(adapter))] if adapter != "none" else []),
