@@ -261,6 +261,8 @@ def test_what_is_no_task(text: str) -> None:
         ((), "stage.tasks: expected at least two tasks, or stage.splits"),
         (("stage.tasks=[digits,digits]", "stage.splits=2"), "stage.splits: expected null with several stage.tasks"),
         (("stage.splits=2", "stage.baselines=[all]"), "stage.baselines: expected some of lae, separate"),
+        (("stage.tasks=[digits,'digits resume=x']",), "got 'resume=x', which is the whole command's"),
+        (("stage.tasks=[digits,'digits stage=report']",), "got 'stage=report', which is the whole command's"),
         (("stage.splits=2", "model=vit_full"), "model.method: expected recast or frozen"),
         (("stage.splits=2", "model=vit_frozen", "stage.start_from=mean"), "stage.start_from: expected zero"),
         (

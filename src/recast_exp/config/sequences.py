@@ -11,6 +11,9 @@ from recast_exp.errors import UserError
 _ENTRY = re.compile(r"(?P<dataset>[\w-]+)(\[(?P<first>\d{0,9}):(?P<last>\d{0,9})\])?(?P<overrides>(\s+.+)?)")
 
 
+_OF_THE_COMMAND = frozenset({"stage", "task", "path", "resume", "search", "hydra"})
+
+
 class Entry(NamedTuple):
     """A task as it is written.
 
@@ -40,5 +43,8 @@ def parse(text: str) -> Entry:
         raise UserError(
             f"stage.tasks: expected a dataset such as flowers, 'cub[0:50]' or 'cub dataset.shots=5', got {text!r}"
         )
+    for each in overrides:
+        if re.split("[.=]", each)[0].lstrip("+~") in _OF_THE_COMMAND:
+            raise UserError(f"stage.tasks: expected overrides of a task, got {each!r}, which is the whole command's")
     first, last = (int(found[end]) if found[end] else None for end in ("first", "last"))
     return Entry(found["dataset"], slice(first, last), tuple(overrides))
