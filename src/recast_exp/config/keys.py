@@ -119,6 +119,8 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 def unknown(key: str, groups: Iterable[str]) -> str:
     """The line for a key that does not exist."""
+    if not key:
+        return "expected KEY=VALUE, got a value without a key; `--cfg job` prints all keys"
     meant = nearest(key, [*groups, *FIELDS, *sorted(SECTIONS)])
     hint = f"did you mean {' or '.join(meant)}?" if meant else "`--cfg job` prints all keys"
     return f"{key}: unknown key; {hint}"
