@@ -1,4 +1,4 @@
-"""What torch shares with the whole process, its generators and threads: changed in a block, and put back after it."""
+"""State that a block changes and that is put back: torch's generators and threads, and the modules of a network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -52,3 +53,31 @@ def one_thread() -> Iterator[None]:
 
     with threads(1), threadpool_limits(1):
         yield
+
+
+@contextlib.contextmanager
+def undone_on_failure(network: nn.Module) -> Iterator[None]:
+    """Give a network back the modules, parameters, hooks and attributes that it had, if the block fails.
+
+    The values of parameters are not kept.
+    """
+    saved = []
+    for module in network.modules():
+        attributes = dict(vars(module))
+        # Changed in place: the handles of hooks know their dictionaries
+        inner = [(each, each.copy()) for each in attributes.values() if isinstance(each, dict | set)]
+        saved.append((module, type(module), attributes, inner))
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes, inner in saved:
+            module.__class__ = kind  # a parametrised layer has a class of its own
+            for container, content in inner:
+                container.clear()
+                container.update(content)
+            vars(module).clear()
+            vars(module).update(attributes)
+        for parameter, trains in flags:
+            parameter.requires_grad_(trains)
+        raise

@@ -39,7 +39,7 @@ from recast_exp.adapters.none import NoAdapter
 from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
 from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.inject import check_one_task
-from recast_exp.torch_state import seeded
+from recast_exp.torch_state import seeded, undone_on_failure
 
 __all__ = [
     "NORMS",
@@ -186,7 +186,7 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
     plain = copy.deepcopy(network) if adapter.keeps_fixed else None
     flags = {name: parameter.requires_grad for name, parameter in before.items()}
     hooks = hooks_of(network)
-    with _undone_on_failure(network):
+    with undone_on_failure(network):
         with contextlib.nullcontext() if seed is None else seeded(seed):
             trained = adapter.inject(network)
         if not trained and not isinstance(adapter, NoAdapter):
@@ -201,34 +201,6 @@ def inject_adapter(network: nn.Module, adapter: Adapter, *, seed: int | None = 4
         tell_apart(network, hooks, repr(adapter))
         vars(network)[INJECTED] = [*injected(network), record]
     return trained
-
-
-@contextlib.contextmanager
-def _undone_on_failure(network: nn.Module) -> Iterator[None]:
-    """Give a network back the modules, parameters, hooks and attributes that it had, if the block fails.
-
-    Values of parameters are not kept: no adapter changes them.
-    """
-    saved = []
-    for module in network.modules():
-        attributes = dict(vars(module))
-        # Changed in place: the handles of hooks know their dictionaries
-        inner = [(each, each.copy()) for each in attributes.values() if isinstance(each, dict | set)]
-        saved.append((module, type(module), attributes, inner))
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        yield
-    except BaseException:
-        for module, kind, attributes, inner in saved:
-            module.__class__ = kind  # a parametrised layer has a class of its own
-            for container, content in inner:
-                container.clear()
-                container.update(content)
-            vars(module).clear()
-            vars(module).update(attributes)
-        for parameter, trains in flags:
-            parameter.requires_grad_(trains)
-        raise
 
 
 def _fixed(network: nn.Module, plain: nn.Module, adapter: Adapter, known: set[int]) -> tuple[str, ...]:

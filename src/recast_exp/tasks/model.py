@@ -44,6 +44,7 @@ from recast_exp.tasks.differences import differences_of
 from recast_exp.tasks.kept_task import KeptTask, TaskInfo
 from recast_exp.tasks.prediction import Picture, Predicted, pictures_of, prepared, top_of
 from recast_exp.tasks.trunk import Trunk
+from recast_exp.torch_state import undone_on_failure
 
 MAX_CLASSES = 10_000_000
 
@@ -214,7 +215,7 @@ class RecastModel(nn.Module):
         loading.check_unadapted(model)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError("model: expected weights with values, got a model on the meta device")
-        with _restored_if_refused(model):
+        with undone_on_failure(model):
             if hasattr(model, "reset_classifier"):
                 classifier(model)
                 settings = library.described(model)
@@ -740,22 +741,6 @@ class _Infos(Mapping[str, TaskInfo]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-
-@contextlib.contextmanager
-def _restored_if_refused(model: nn.Module) -> Iterator[None]:
-    """Give a model its classifier back, and what else belonged to its modules, if the block raises."""
-    before = [
-        (module, {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    except BaseException:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-        raise
 
 
 def _check_one_head(network: nn.Module, backbone: str) -> None:
