@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from recast_exp.errors import printable
@@ -57,27 +58,34 @@ def peak_memory_mb() -> float | None:
 
 
 class _Steady:
-    """An output stream that goes on without a reader: `… | head -1` must not make a job fail."""
+    """An output stream that goes on without a reader, or room: `… | head -1` must not make a job fail.
+
+    Attributes:
+        lost: Why a part of the output is nowhere, but for a reader that wanted no more.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write, or throw away where nobody reads on."""
         try:
             return int(self._stream.write(text))
-        except BrokenPipeError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
             return len(text)
 
     def flush(self) -> None:
         """Flush, or throw away."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
 
-    def _discard(self) -> None:
+    def _discard(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.lost = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())  # what is still in the stream's buffer goes there, too
         os.close(nowhere)
@@ -98,11 +106,21 @@ def _plain_record(name: str, *parts: Any, **more: Any) -> logging.LogRecord:
 
 
 def steady_output() -> None:
-    """Let the output of this process survive a terminal without Unicode, a reader that has gone, and a full disk."""
+    """Let this process print on: to a terminal without Unicode, a reader that has gone, a full disk, or nowhere."""
     logging.raiseExceptions = False  # a log that cannot be written says so forty lines at a time
     logging.setLogRecordFactory(_plain_record)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # closed by whoever has started the process (`>&-`)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (until the process ends)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
             setattr(sys, name, _Steady(stream))
+
+
+def lost_output() -> OSError | None:
+    """Why a part of what this process has printed is nowhere (a full disk), after writing the rest of it."""
+    if not isinstance(sys.stdout, _Steady):
+        return None
+    sys.stdout.flush()
+    return sys.stdout.lost

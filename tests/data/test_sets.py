@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 
 from recast_exp.config.schema import DatasetConfig
@@ -253,6 +254,13 @@ def test_a_folder_may_be_named_from_above(tmp_path: Path) -> None:
     make_aircraft(tmp_path / "data")
     (tmp_path / "here").mkdir()
     assert load("aircraft", tmp_path / "here" / ".." / "data", level="variant").classes
+
+
+@pytest.mark.parametrize("name", ["variants.txt", "images_variant_train.txt"])
+def test_aircraft_lists_with_a_byte_order_mark_are_named(tmp_path: Path, name: str) -> None:
+    path = make_aircraft(tmp_path) / "data" / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    failure("aircraft", tmp_path, f"{path}: expected text without a byte order mark", level="variant")
 
 
 @pytest.mark.parametrize(("level", "num_classes"), [("variant", 100), ("family", 70), ("manufacturer", 30)])
@@ -557,6 +565,18 @@ def test_torchvision_arrays(
         assert samples.images.dtype == np.uint8
         assert samples.images.shape == (len(samples), size, size, 3)
         assert (samples.images == np.array(values)[samples.labels][:, None, None, None]).all()
+
+
+def test_torchvision_pickles_of_old_versions_are_not_read(tmp_path: Path) -> None:
+    make_torchvision(tmp_path, "MNIST")
+    before = tv(tmp_path, "MNIST").splits["train"]
+    folder = tmp_path / "MNIST" / "processed"
+    folder.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.long)), folder / name)
+    after = tv(tmp_path, "MNIST").splits["train"]
+    assert np.array_equal(after.images, before.images)
+    assert np.array_equal(after.labels, before.labels)
 
 
 def test_torchvision_order_does_not_depend_on_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -249,6 +250,38 @@ def test_weights_of_a_folder_are_looked_at(create: Callable[..., Backbone], tmp_
     with pytest.raises(MissingInputError) as missing:
         create(*typed)
     assert_one_line(missing, "model.backbone: expected model.safetensors or pytorch_model.bin in", "got neither")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of `hf-hub:owner/name` in a cache of the hub's client, as it lays it out; there is no network."""
+    for name, value in (("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    commit, root = "0" * 40, tmp_path / "models--owner--name"
+    folder = root / "snapshots" / commit
+    for made in (folder, root / "refs"):
+        made.mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    return folder
+
+
+def test_a_repository_of_the_hub_is_looked_at(create: Callable[..., Backbone], repository: Path) -> None:
+    stock = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2, reg_tokens=1)
+    save_for_hf(stock, repository, model_args={"img_size": 32, "depth": 2, "reg_tokens": 1})
+    typed = ("model=vit_att", "model.backbone=hf-hub:owner/name", "model.img_size=null")
+    network, expected = create(*typed).network, stock.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    save_file(
+        {name: tensor for name, tensor in expected.items() if name != "norm.bias"}, repository / "model.safetensors"
+    )
+    with pytest.raises(UserError) as error:
+        create(*typed)
+    assert_one_line(error, "model.backbone: expected", "hf-hub:owner/name", "lacks 1 tensors, such as norm.bias")
+    for path in repository.glob("*model.*"):
+        path.unlink()
+    with pytest.raises(MissingInputError) as missing:
+        create(*typed)
+    assert_one_line(missing, "model.backbone: expected the pretrained weights of hf-hub:owner/name")
 
 
 def test_a_damaged_backbone_of_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,7 @@ class _Checker:
             for override in own:
                 if not override.is_sweep_override() and not self._is_choice(override.input_line or ""):
                     OmegaConf.update(whole, override.key_or_group, override.value(), force_add=True)
-            self.findings.sweep_dir = Path(str(OmegaConf.select(whole, "hydra.sweep.dir")))
+            self.findings.sweep_dir = user_path(str(OmegaConf.select(whole, "hydra.sweep.dir")))
         except OmegaConfBaseException as error:
             self._wrong(f"hydra.sweep.dir: expected a folder that is known before the jobs: {first_line(error)}")
             return

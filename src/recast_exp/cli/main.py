@@ -22,14 +22,15 @@ from omegaconf import OmegaConf
 from recast_exp import __version__, stages
 from recast_exp.cli.check import CommandLine, Findings, check
 from recast_exp.cli.job import JobRunner, alone
-from recast_exp.cli.outcome import guarded, out_of_reach, report_errors
+from recast_exp.cli.outcome import guarded, out_of_reach, report_errors, unreadable_variable
 from recast_exp.config import compose, hydra_api, keys
 from recast_exp.config.compose import Composer
 from recast_exp.config.variants import Variants
 from recast_exp.errors import MissingInputError, RecastError, UnfitError, UserError
+from recast_exp.files import user_path
 from recast_exp.runs import record
 from recast_exp.runs.plan import Planned, cause, recipe_sources
-from recast_exp.system import steady_output
+from recast_exp.system import lost_output, steady_output
 
 
 def main() -> NoReturn:
@@ -37,10 +38,16 @@ def main() -> NoReturn:
     steady_output()
     os.environ["MPLBACKEND"] = "agg"  # plots are files; what is set for other programs may be nothing that there is
     try:
-        sys.exit(run(sys.argv[1:]))
+        code: str | int | None = run(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if not code and (lost := lost_output()):
+        line = f"the output of this command cannot be written ({lost.strerror}); print it to another place"
+        code = report_errors([line], UserError.exit_code)
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,6 +63,10 @@ def run(argv: Sequence[str]) -> int:
         return _run(argv)
     except OSError as error:
         if (line := out_of_reach(error)) is None:
+            raise
+        return report_errors([line], UserError.exit_code)
+    except Exception as error:
+        if (line := unreadable_variable(error)) is None:
             raise
         return report_errors([line], UserError.exit_code)
 
@@ -86,21 +97,21 @@ def _run(argv: Sequence[str]) -> int:
     if args.experimental_rerun:  # it runs whatever code is in a pickle
         instead = "--experimental-rerun: expected resume=FOLDER instead, which continues a run"
         return report_errors([instead], UserError.exit_code)
-    if not (args.help or args.hydra_help or args.shell_completion or args.info):
+    if not (args.help or args.hydra_help or args.shell_completion):
         line = CommandLine(
             overrides=tuple(args.overrides),
             multirun=args.multirun,
             config_dir=args.config_dir,
             config_path=args.config_path,
             config_name=args.config_name or compose.CONFIG_NAME,
-            inputs=not args.cfg,
+            inputs=not (args.cfg or args.info),
         )
         findings = check(line)
         wrong = [*map(_unknown_flag, unknown), *findings.wrong]
         if wrong or findings.missing:
             return report_errors([*wrong, *findings.missing], UserError.exit_code if wrong else findings.exit_code)
         args.overrides = findings.overrides
-        if not args.cfg:
+        if not (args.cfg or args.info):
             failed = _preflight(findings)
             if failed:
                 return report_errors(map(str, failed), min(error.exit_code for error in failed))
@@ -137,9 +148,10 @@ def _single(findings: Findings) -> int:
 
     def start() -> object:
         """Hold the folder before Hydra writes into it: of two commands, the second must not touch the first one's."""
+        folder = user_path(str(cfg.hydra.run.dir))  # `~` of a file
+        cfg.hydra.run.dir = str(folder)
         if not stages.load(planned.settings.stage["name"]).needs_model:
             return hydra_api.run(loader, cfg, runner)
-        folder = Path(str(cfg.hydra.run.dir))
         with alone(folder, planned.settings):
             record.check_own(folder, "hydra.run.dir")
             record.check_same(folder, record.read(folder), planned.settings, "hydra.run.dir")

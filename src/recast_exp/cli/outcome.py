@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 from hydra.errors import HydraException
@@ -30,6 +32,24 @@ def out_of_reach(error: OSError) -> str | None:
     if error.errno not in _OUT_OF_REACH or error.filename is None:
         return None
     return f"{error.filename} cannot be read or written ({error.strerror}); see to its permissions, or choose another"
+
+
+def unreadable_variable(error: Exception) -> str | None:
+    """The line for an environment variable that a library could not read while it was imported; None for any other."""
+    libraries = [
+        str(frame.f_globals.get("__name__")).partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    if not libraries or libraries[-1] in ("recast_exp", "__main__"):
+        return None
+    for name, value in os.environ.items():
+        if value and repr(value) in str(error):
+            return (
+                f"{name}: {libraries[-1]} cannot read the value {value!r} ({first_line(error)}); correct or unset this "
+                "environment variable"
+            )
+    return None
 
 
 def guarded(start: Callable[[], object], runner: JobRunner) -> int:

@@ -13,6 +13,7 @@ from recast_exp.data import load_dataset, read_official
 from recast_exp.data.protocol import choose
 from recast_exp.data.types import ImageSet
 from recast_exp.errors import UserError, section
+from recast_exp.experiment.check import check_experiment
 
 COMMON: dict[str, object] = {"stage": {"name": "adapt"}}
 
@@ -74,6 +75,8 @@ def check_tasks(settings: Config, variants: Variants, entries: Sequence[str], sp
     """
     for entry, own in _composed(settings, variants, entries):
         with section(_of(entry)):
+            if sequences.parse(entry).overrides:  # the others have the model of the command, which is looked at
+                check_experiment(own)
             # Those that are to be loaded are not there yet; to leave damaged ones out, all would have to be decoded
             if not own.dataset.download and own.dataset.bad_images == "error":
                 classes = choose(own.dataset, read_official(own.dataset, own.data_dir)).classes

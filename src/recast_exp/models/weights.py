@@ -19,6 +19,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants as hub
+from timm.models import load_state_dict_from_hf, parse_model_name
 from torch import Tensor, nn
 
 from recast_exp.config.schema import ModelConfig
@@ -63,7 +64,12 @@ def download(name: str, img_size: int | None, arguments: Mapping[str, object] | 
     offline = hub.HF_HUB_OFFLINE or not _reachable()
     try:
         with _hub_offline() if offline else contextlib.nullcontext():
-            return create_network(name, img_size, True, arguments)
+            if not is_elsewhere(name):
+                return create_network(name, img_size, True, arguments)
+            # timm itself would leave parameters random that the repository lacks
+            network = create_network(name, img_size, arguments=arguments)
+            load_state(network, load_state_dict_from_hf(parse_model_name(name)[1]), "model.backbone", name)
+            return network
     except UserError:
         raise
     except Exception as error:  # those of the Hub's client, and of the one for HTTP below it
@@ -151,7 +157,22 @@ def load_file(network: nn.Module, path: Path, key: str) -> None:
                 f"{key}: expected the weights of {type(network).__name__}, got {path} ({first_line(error)})"
             ) from error
         return
-    state = _unwrapped(_read(path, key))
+    load_state(network, _read(path, key), key, path)
+
+
+def load_state(network: nn.Module, content: Mapping[str, object], key: str, path: Path | str) -> None:
+    """Load what a file of weights holds. It must have every parameter but those of a classifier, and no others.
+
+    Args:
+        network: The timm model, changed in place.
+        content: Tensors by name, perhaps within the mappings of a checkpoint.
+        key: The configuration key that messages name.
+        path: Where they come from, for messages.
+
+    Raises:
+        UserError: If they do not fit the network.
+    """
+    state = _unwrapped(content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
             f"{key}: expected a mapping of names to tensors, by itself or under state_dict, got another file: {path}"
@@ -262,7 +283,9 @@ def _unwrapped(content: Mapping[str, object]) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _fitted(network: nn.Module, state: dict[str, Tensor], key: str, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _fitted(
+    network: nn.Module, state: dict[str, Tensor], key: str, path: Path | str
+) -> tuple[dict[str, Tensor], list[str]]:
     """The weights under the names of a network, without the prefix that a wrapper has given them; and what is left out.
 
     Of all prefixes, the one with which most of the network's parameters are found.

@@ -91,6 +91,16 @@ def unverified(dataset_class: type[Dataset]) -> type[Dataset]:
     return type(dataset_class.__name__, (dataset_class,), attributes) if attributes else dataset_class
 
 
+def without_pickles(dataset_class: type[Dataset]) -> type[Dataset]:
+    """Derive a class of torchvision that reads the published files alone, not the `.pt` that its old versions made.
+
+    Those are pickles that anyone can have put there, and no checksum is known of them.
+    """
+    if not hasattr(dataset_class, "_check_legacy_exist"):  # MNIST and what is made like it
+        return dataset_class
+    return type(dataset_class.__name__, (dataset_class,), {"_check_legacy_exist": lambda _: False})
+
+
 def reason(error: Exception) -> str:
     """The message of torchvision in one line, without its advice on an argument that users do not see."""
     text = " ".join(str(error).split()).partition(" You can use download")[0]

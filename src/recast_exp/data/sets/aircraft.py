@@ -5,6 +5,7 @@ The layout is that of the official archive, read by torchvision; `dataset.level`
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,9 @@ def _list(level: str, split: str) -> str:
 
 def _check_list(path: Path, classes: Path) -> None:
     """Report the line that torchvision would fail on without naming it."""
+    for file in (path, classes):
+        if file.read_bytes().startswith(codecs.BOM_UTF8):
+            raise UserError(f"{file}: expected text without a byte order mark, got one; save the list without it")
     names = {line.strip() for line in classes.read_text(encoding="utf-8", errors="replace").splitlines()}
     for line, content in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         image, _, name = content.strip().partition(" ")

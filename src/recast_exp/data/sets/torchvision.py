@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast_exp.data.download import fetch
 from recast_exp.data.layout import refuse
-from recast_exp.data.sets._torchvision import reading, reason, unverified
+from recast_exp.data.sets._torchvision import reading, reason, unverified, without_pickles
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
 from recast_exp.files import locked, write_text
@@ -136,7 +136,7 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
     """
     from torchvision import datasets
 
-    dataset_class = getattr(datasets, cfg.name)
+    dataset_class = without_pickles(getattr(datasets, cfg.name))
     parameters = inspect.signature(dataset_class).parameters
     arguments = _options(cfg, parameters)
     if "loader" in parameters:
