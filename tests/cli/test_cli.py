@@ -431,6 +431,27 @@ def test_a_run(program: Callable[..., Result]) -> None:
     assert re.search(r"^\d{4}-.* INFO recast_exp.stages: at work\n", log, re.MULTILINE)
 
 
+def test_the_home_folder_in_files(
+    program: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells write it out in what is typed."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    own = tmp_path / "mine"
+    own.mkdir()
+    text = "defaults: [config, _self_]\nhydra: {run: {dir: ~/one}, sweep: {dir: ~/several}}\n"
+    (own / "mine.yaml").write_text(text.replace("~/one", "'~/one'").replace("~/several", "'~/several'"))
+    for words, place in (((), "one"), (("-m", "seed=0,1"), "several/0")):
+        done = program("--config-dir", str(own), "--config-name", "mine", *words, stage=True)
+        assert done.code == 0, done.stderr
+        assert (tmp_path / "home" / place / "metrics.json").is_file()
+
+
+def test_info_is_of_requests_that_there_are() -> None:
+    for wrong in ("=3", "nope=3", "model=nope"):
+        assert cli.run(["--info", "defaults", wrong]) == 2
+
+
 def test_a_sweep(program: Callable[..., Result]) -> None:
     result = program("-m", "model=vit_att,resnet", "seed=range(41,43)", "data_dir=a b,c=d", stage=True)
     assert result.code == 0

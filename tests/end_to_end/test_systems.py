@@ -77,6 +77,51 @@ def test_a_reader_that_goes_away(sweep: bool, tmp_path: Path) -> None:
         assert record(folder)["state"] == "finished"
 
 
+FULL = Path("/dev/full")
+LOST = "error: the output of this command cannot be written (No space left on device); print it to another place\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux has this device")
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("--cfg", "job"), ("stage=report", "path=.")])
+def test_output_to_a_full_disk(words: tuple[str, ...], tmp_path: Path) -> None:
+    with FULL.open("w") as full:
+        run = [sys.executable, "-m", "recast_exp", *words]
+        done = subprocess.run(run, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    if words[0] == "stage=report":  # there are no runs: what is wrong is said, not that it cannot be printed
+        assert (done.returncode, done.stderr.count("\n")) != (0, 0) and LOST not in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (2, LOST)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux has this device")
+def test_a_run_that_cannot_print_is_whole(tmp_path: Path) -> None:
+    with FULL.open("w") as full:
+        run = command("hydra.run.dir=run")
+        done = subprocess.run(run, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.endswith(LOST)
+    assert record(tmp_path / "run")["state"] == "finished"
+    assert (tmp_path / "run" / "task.safetensors").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such shell")
+def test_output_that_is_closed(tmp_path: Path) -> None:
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command("hydra.run.dir=run")]
+    assert subprocess.run(closed, cwd=tmp_path, timeout=120, check=False).returncode == 0
+    assert record(tmp_path / "run")["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("HF_HUB_DOWNLOAD_TIMEOUT", "huggingface_hub"), ("TIMM_FUSED_ATTN", "timm"), ("TQDM_MININTERVAL", "tqdm")],
+)
+def test_variables_that_a_library_cannot_read(name: str, library: str, tmp_path: Path) -> None:
+    environment = os.environ | {name: "abc"}
+    done = subprocess.run(command(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"error: {name}: {library} cannot read the value 'abc' (")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     gone = ["sh", "-c", 'cd gone && rmdir ../gone && exec "$@"', "sh", *command()]
