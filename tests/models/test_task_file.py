@@ -172,6 +172,23 @@ def test_a_task_file_is_read_back_to_the_bit(task: tuple[Any, Path], build: Buil
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_coefficients_are_written_whole(dtype: torch.dtype, written: torch.dtype, task: tuple[Any, Path]) -> None:
+    run, path = task
+    run.adapted.network.to(dtype)
+    record = run.experiment.record(run.adapted, {"test/accuracy": 0.5})
+    write_task(path, run.adapted, record)
+    tensors, _ = read_task(path)
+    of_layers = [tensor for name, tensor in run.adapted.task_tensors().items() if name.startswith("coefficients/")]
+    assert tensors["coefficients"].dtype == written
+    expected = torch.cat([tensor.detach().flatten() for tensor in of_layers]).to(written)
+    assert len(expected) > 0
+    assert torch.equal(tensors["coefficients"], expected)
+
+
 def test_no_flipped_bit_passes(task: tuple[Any, Path], tmp_path: Path) -> None:
     """A file whose length or header still fits, with any one bit wrong: among the numbers, names or the record."""
     whole = task[1].read_bytes()

@@ -99,13 +99,16 @@ def test_all_sets_of_coefficients_are_one() -> None:
     assert all(torch.equal(found.coefficients[:, 0], found.coefficients[:, k]) for k in (1, 2))
 
 
-def test_the_distance_is_that_of_its_formula() -> None:
+@pytest.mark.parametrize("layers", ["a", "ab"])
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_the_distance_is_that_of_its_formula(layers: str, scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    f, g = (torch.randn(6, 5, 4, generator=generator) for _ in range(2))
-    outputs = [{name: torch.randn(6, 5, 3, generator=generator) for name in "ab"} for _ in range(2)]
+    f, g = (scale * torch.randn(6, 5, 4, generator=generator) for _ in range(2))
+    outputs = [{name: scale * torch.randn(6, 5, 3, generator=generator) for name in layers} for _ in range(2)]
     expected = ((f - g) ** 2).sum() / ((f - f.mean(0)) ** 2).sum()
-    for name in "ab":
-        expected = expected + ((outputs[0][name] - outputs[1][name]) ** 2).sum() / (outputs[1][name] ** 2).sum() / 2
+    for name in layers:
+        y, found = outputs[1][name], outputs[0][name]
+        expected = expected + ((found - y) ** 2).sum() / (y**2).sum() / len(layers)
     torch.testing.assert_close(matching._distance((g, outputs[0]), (f, outputs[1])), expected)
     assert matching._distance((f, outputs[1]), (f, outputs[1])) == 0
 
@@ -131,6 +134,51 @@ def test_smaller_steps_are_tried_where_large_ones_lead_away(caplog: pytest.LogCa
     assert far(model, found, images()) < far(model, [start for _, start in starts(model)], images())
     assert "Matching with a learning rate of 0.06 comes no nearer" in caplog.text
     assert len(ticks) == 10
+
+
+def test_the_learning_rates_are_a_third_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def descended(start: list[Mimicked], *given: Any) -> list[Mimicked]:
+        tried.append(given[3])
+        return start
+
+    monkeypatch.setattr(matching, "_descended", descended)
+    model = network()
+    groups = starts(model)
+    found = matching.match(model, groups, images(), steps=1, lr=0.9, seed=0)
+    assert tried == pytest.approx([0.9, 0.3, 0.1])
+    # What is as near as before is not taken: it would be one set of coefficients for all
+    assert all(each is start for each, (_, start) in zip(found, groups, strict=True))
+
+
+def test_it_starts_from_the_mean_of_all_sets_and_gives_back_the_type_of_the_numbers() -> None:
+    model = network()
+    spread = torch.tensor([0.5, 1.5])[:, None, None]
+    groups = [(names, Mimicked(each.templates.double(), each.coefficients * spread)) for names, each in starts(model)]
+    found = matching.match(model, groups, images(), steps=3, lr=1e-3, seed=0)
+    plain = matching.match(model, starts(model), images(), steps=3, lr=1e-3, seed=0)
+    for one, other in zip(found, plain, strict=True):
+        assert (one.templates.dtype, one.coefficients.dtype) == (torch.float64, torch.float32)
+        assert torch.equal(one.coefficients[:, 0], one.coefficients[:, 1])
+        torch.testing.assert_close(one.coefficients, other.coefficients)
+        torch.testing.assert_close(one.templates.float(), other.templates)
+
+
+def test_a_network_without_a_part_for_features() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.GELU(), nn.Linear(12, 12)).requires_grad_(False)
+    small = images()[:, :, :2, :2]
+    groups = [(("1", "3"), Mimicked(torch.randn(1, 12, 12) / 9, torch.ones(2, 1, 1, 1)))]
+    [found] = matching.match(model, groups, small, steps=30, lr=1e-2, seed=0)
+
+    def left(each: Mimicked) -> float:
+        changed = copy.deepcopy(model)
+        for name, own in zip(("1", "3"), each.coefficients, strict=True):
+            changed.get_parameter(f"{name}.weight").copy_(own.sum() * each.templates[0])
+        return float((changed(small) - model(small)).norm())
+
+    assert left(found) < 0.95 * left(groups[0][1])
 
 
 def test_what_does_not_come_nearer_is_left_out() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from recast_exp.errors import UserError
 from recast_exp.recast import find_groups, inject, mimic
@@ -293,8 +294,10 @@ class Placed(nn.Module):
         (lambda x: torch.zeros(4, 6), lambda y: y, False),  # positions that all images share
         (lambda x: torch.zeros(5, 6), lambda y: y.mean(0), False),
         (lambda x: torch.zeros(6), lambda y: y, False),
+        (lambda x: x, lambda y: torch.stack([y[0] + y[1], y[1]]), False),
+        (lambda x: x, lambda y: torch.stack([y[0], y[0] + y[1]]), False),
     ],
-    ids=["images", "rows", "learnt", "tokens", "windows", "shared", "odd", "vector"],
+    ids=["images", "rows", "learnt", "tokens", "windows", "shared", "odd", "vector", "to-first", "to-second"],
 )
 def test_whether_a_layer_keeps_images_apart(place: Any, back: Any, apart: bool) -> None:
     torch.manual_seed(0)
@@ -313,6 +316,30 @@ def test_a_layer_that_is_not_called_does_not_keep_images_apart() -> None:
     model = Placed(lambda x: x, lambda y: y)
     model.add_module("unused", nn.Linear(6, 6))
     assert not keeps_apart(model, ["layer", "unused"], torch.randn(2, 4, 6))
+
+
+@pytest.mark.parametrize(
+    "size", [(3,), (3, 1, 2), (3, 1, 1, 2, 1), (2, 1, 1, 2), (3, 0, 1, 2), (3, 1, 1, 3), (3, 1, 4, 2)]
+)
+def test_coefficients_of_another_shape_are_refused(size: tuple[int, ...]) -> None:
+    model, coefficients, _ = setting("linear", True, "layer")
+    name = next(iter(coefficients))
+    assert coefficients[name].shape == (3, 2, 1, 2)
+    with pytest.raises(UserError) as error, per_task(model, coefficients | {name: torch.zeros(size)}, COUNTS):
+        pytest.fail("the block was entered")
+    assert str(error.value) == (
+        f"coefficients of {name}: expected [S, K, B, n] with S = 3, a B that divides 6, n = 2, got {list(size)}"
+    )
+
+
+@pytest.mark.parametrize("what", ["bias", "weight"])
+def test_layers_with_parametrisations_of_others_are_refused(what: str) -> None:
+    model = linears(bias=True)
+    name = "blocks.0.layer"
+    parametrize.register_parametrization(model.get_submodule(name), what, nn.Identity())
+    with pytest.raises(UserError) as error, per_task(model, {name: torch.ones(1, 1, 1, 2)}, [1]):
+        pytest.fail("the block was entered")
+    assert str(error.value) == f"model: expected combinations of templates, as inject makes them, got {name} without"
 
 
 def test_a_block_within_another_is_refused_and_the_outer_one_stays() -> None:

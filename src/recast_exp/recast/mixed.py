@@ -34,6 +34,10 @@ WEIGHTS_FROM = 32  # vectors of a task in a layer's input from which its weight 
 WEIGHTS_FROM_ELSEWHERE = 2048  # the same on a GPU, where many small operations cost more than a large one
 
 
+_COMBINATION = "parametrizations.weight.0"
+"""Where `inject` puts the combination of a layer."""
+
+
 @dataclass(frozen=True)
 class _Tasks:
     """The coefficients of the tasks in one layer, and the number of images of each.
@@ -111,7 +115,8 @@ def per_task(
 
 
 def _check_tasks(name: str, layer: nn.Module, coefficients: Tensor, tasks: int) -> None:
-    if not parametrize.is_parametrized(layer, "weight"):
+    is_parametrized = parametrize.is_parametrized(layer, "weight")
+    if not is_parametrized or not isinstance(layer.get_submodule(_COMBINATION), TemplateCombination):
         raise UserError(f"model: expected combinations of templates, as inject makes them, got {name} without")
     if "forward" in vars(layer):
         raise UserError(f"model: expected layers with a forward of their class, got {name} within another per_task")
@@ -201,7 +206,7 @@ def _templates(layer: nn.Module) -> Tensor:
 
 
 def _combination(layer: nn.Module) -> TemplateCombination:
-    combination = layer.get_submodule("parametrizations.weight.0")
+    combination = layer.get_submodule(_COMBINATION)
     assert isinstance(combination, TemplateCombination)
     return combination
 
