@@ -115,6 +115,7 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "recast.num_templates", "model=vit_lora_xs", "recast.num_templates=100000")
     yield typed(kind, "recast.tasks: expected task files", "model=vit_tasks")
     yield typed(kind, "recast.tasks: expected none", "recast.tasks=[x.safetensors]")
+    yield typed(kind, "recast.tasks: task: expected hf://owner/name", "model=vit_tasks", "recast.num_templates=null", "recast.tasks=[hf://a]")  # fmt: skip  # noqa: E501
     yield typed(kind, "recast.tasks: expected a file", "model=vit_tasks", "recast.tasks=[nowhere]", code=3)
     yield typed(kind, "mimicry: expected closed_form", "model=vit_random", "mimicry=gradient")
     yield typed(kind, "stage.solvers: expected some of", "stage=reconstruct", "stage.solvers=[magic]")

@@ -61,8 +61,9 @@ def images_at(where: str) -> Iterator[Path]:
             seen: set[Path] = set()
             found = (each for each in found if each not in seen and not seen.add(each))  # type: ignore[func-returns-value]
     else:
+        wrong = "is neither a file nor a folder" if path.exists() else "is not there"
         raise MissingInputError(
-            f"stage.images: expected a folder, a pattern, a list (.txt) or an image, got {where}, which is not there"
+            f"stage.images: expected a folder, a pattern, a list (.txt) or an image, got {where}, which {wrong}"
         )
     first = next(found, None)
     if first is None:

@@ -83,7 +83,7 @@ class Inputs:
             if model.weights:
                 self._once(f"weights of {task} {model}", partial(_check_weights_of, task, model))
         for name in settings.recast.tasks if model.method == "recast" else ():
-            self._once(f"task {name} {cache}", partial(check_task, hub.local(name), cache_place(settings.cache_dir)))
+            self._once(f"task of templates {name}", partial(_check_task_of_templates, name, settings.cache_dir))
         if settings.bank:
             own = None if settings.task else settings.recast  # a task file says which bank it wants
             self._once(f"bank {settings.bank} {own}", lambda: _check_bank(str(settings.bank), own))
@@ -118,6 +118,11 @@ class Inputs:
                 self._known[what] = error
         if (known := self._known[what]) is not None:
             raise known
+
+
+def _check_task_of_templates(name: str, cache_dir: str | None) -> None:
+    with section("recast.tasks: "):
+        check_task(hub.local(name), cache_place(cache_dir))
 
 
 def _check_images(dataset: DatasetConfig, data_dir: str, objective: objectives.Objective | None) -> None:
