@@ -15,7 +15,6 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -25,22 +24,18 @@ from recast_exp.adapters import Adapter, NoAdapter
 from recast_exp.config.schema import ModelConfig, RecastConfig
 from recast_exp.data.pixels import normalize
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import UnknownNameError, UserError, check_integer, check_type, section
-from recast_exp.files import cache_folder, user_path
+from recast_exp.errors import UnknownNameError, UserError, check_integer, section
+from recast_exp.files import user_path
 from recast_exp.models import loading
-from recast_exp.models.adapted import normalisations_with_statistics, other_heads
-from recast_exp.models.backbones import Backbone, create_backbone
-from recast_exp.models.bank_cache import changed_by, groups_of
-from recast_exp.models.check import check_images, check_size
-from recast_exp.models.create import input_of
+from recast_exp.models.adapted import normalisations_with_statistics
+from recast_exp.models.backbones import Backbone
+from recast_exp.models.check import check_images
 from recast_exp.models.features import classifier
 from recast_exp.models.timm_model import timm_model
-from recast_exp.models.weights import fingerprint
-from recast_exp.recast import Banks, TemplateCombination, mimic
-from recast_exp.recast.grouping import layer_module
+from recast_exp.recast import Banks
 from recast_exp.recast.mixed import per_task
-from recast_exp.tasks import library, model_file
-from recast_exp.tasks.differences import differences_of
+from recast_exp.tasks import construction, library, model_file
+from recast_exp.tasks.construction import Parts
 from recast_exp.tasks.kept_task import KeptTask, TaskInfo
 from recast_exp.tasks.prediction import Picture, Predicted, pictures_of, prepared, top_of
 from recast_exp.tasks.trunk import Trunk
@@ -93,27 +88,17 @@ class RecastModel(nn.Module):
 
     _recast_exp_many_tasks: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        network: nn.Module,
-        banks: Banks,
-        *,
-        width: int,
-        backbone: str,
-        weights: str,
-        input: InputSpec | None,
-        arguments: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
         self._turn = _Turn()
-        self.network = network
+        self.network = parts.network
         self.head: nn.Module = nn.Identity()
-        self.backbone = backbone
-        self.input = input
-        self._arguments = dict(arguments)
+        self.backbone = parts.backbone
+        self.input = parts.input
+        self._arguments = dict(parts.arguments)
         self._tasks: dict[str, KeptTask] = {}
         self._active: str | None = None
-        self._trunk = Trunk(network, banks, width, weights)
+        self._trunk = Trunk(parts.network, parts.banks, parts.width, parts.weights)
         self.eval()
 
     def __deepcopy__(self, memo: dict[int, object]) -> RecastModel:
@@ -135,17 +120,7 @@ class RecastModel(nn.Module):
         Raises:
             UserError: If a head for each task cannot compute what the backbone's own would.
         """
-        network = backbone.network
-        _check_one_head(network, backbone.name)
-        return cls(
-            network,
-            banks,
-            width=_width(network),
-            backbone=backbone.name,
-            weights=backbone.fingerprint,
-            input=backbone.input,
-            arguments=backbone.arguments,
-        )
+        return cls(construction.of_backbone(backbone, banks))
 
     @classmethod
     @torch.inference_mode(False)
@@ -174,19 +149,7 @@ class RecastModel(nn.Module):
                 heads next to its classifier, or its layers cannot be grouped so.
             MissingInputError: If the weights cannot be had.
         """
-        check_type("name", name, str, "a name of timm")
-        check_type("pretrained", pretrained, bool, "True or False")
-        if img_size is not None:
-            check_integer("img_size", img_size, 1, 2**31)
-        settings = ModelConfig(
-            backbone=name,
-            img_size=img_size,
-            pretrained=pretrained,
-            weights=None if weights is None else str(weights),
-        )
-        check_size(settings)
-        made = create_backbone(settings)
-        return cls._wrapped(made.network, recast, _width(made.network), made.name, made.fingerprint, made.input, seed)
+        return cls(construction.of_timm(name, recast, weights, pretrained, img_size, seed))
 
     @classmethod
     @torch.inference_mode(False)
@@ -205,61 +168,9 @@ class RecastModel(nn.Module):
             UserError: If the model is not one of timm and `width` is missing, its classifier is not a Linear, it has
                 heads next to it, or templates already, or its layers cannot be grouped so. The model is unchanged then.
         """
-        spec: InputSpec | None = None
-        name: str = type(model).__name__
-        if width is not None:
-            check_integer("width", width, 1, 2**31)
-        if hasattr(model, "_orig_mod"):
-            raise UserError("model: expected one that is not compiled, got torch.compile's; compile it afterwards")
-        check_type("model", model, nn.Module, "a network (from_timm takes a name)")
-        loading.check_unadapted(model)
-        if any(tensor.is_meta for tensor in model.state_dict().values()):
-            raise UserError("model: expected weights with values, got a model on the meta device")
+        construction.check_own(model, width)
         with undone_on_failure(model):
-            if hasattr(model, "reset_classifier"):
-                classifier(model)
-                settings = library.described(model)
-                spec, name = input_of(model, settings), settings.backbone or name
-                timm_model(model).reset_classifier(0)
-                own = _width(model)
-                if width is not None and width != own:
-                    raise UserError(f"width: expected {own}, the number of features of {name}, or None, got {width!r}")
-                width = own
-            if width is None:
-                raise UserError(f"width: expected the number of features that {name} gives for an image, got None")
-            return cls._wrapped(model, recast, width, name, fingerprint(model), spec, seed)
-
-    @classmethod
-    def _wrapped(
-        cls,
-        network: nn.Module,
-        recast: RecastConfig | None,
-        width: int,
-        backbone: str,
-        weights: str,
-        spec: InputSpec | None,
-        seed: int,
-    ) -> RecastModel:
-        chosen = RecastConfig() if recast is None else recast
-        if not isinstance(chosen, RecastConfig):
-            raise UserError(f"recast: expected a RecastConfig, got {type(chosen).__name__}")
-        _check_one_head(network, backbone)
-        groups = groups_of(network, chosen)
-        differences: list[dict[str, Tensor]] = []
-        if chosen.templates == "tasks":
-            differences = differences_of(network, chosen.tasks, cache_folder(None))
-            groups = changed_by(groups, differences)
-        banks = mimic(
-            network,
-            groups,
-            num_sets=chosen.num_coefficient_sets,
-            seed=seed,
-            templates=chosen.templates,
-            mixing=chosen.mixing,
-            differences=differences,
-            template_dtype=chosen.template_dtype,
-        )
-        return cls(network, banks, width=width, backbone=backbone, weights=weights, input=spec)
+            return cls(construction.of_own(model, recast, width, seed))
 
     # Tasks
 
@@ -481,7 +392,7 @@ class RecastModel(nn.Module):
             raise UserError(f"model: expected a timm model to merge a task into, got {self.backbone}")
         with self.task(name), torch.no_grad():
             merged = library.merge(copy.deepcopy(task.network))
-            _check_one_head(merged, self.backbone)
+            construction.check_one_head(merged, self.backbone)
             timm_model(merged).reset_classifier(len(task.classes))
             linear = classifier(merged)
             assert isinstance(linear, nn.Linear)
@@ -662,23 +573,10 @@ class RecastModel(nn.Module):
             if module is not self.network and module is not self.head:
                 module._apply(fn)  # type: ignore[no-untyped-call]
         if self._trunk.start.dtype != before:
-            self._renew_templates()
+            self._trunk.renew_templates()
+            if self._active is None or self._tasks[self._active].coefficients is None:
+                self._trunk.show(self._trunk.start)
         return self
-
-    @torch.no_grad()
-    def _renew_templates(self) -> None:
-        """Take templates from the banks once more, which files hold: to convert there and back has rounded them."""
-        trunk = self._trunk
-        for group in trunk.banks.groups:
-            combination = layer_module(trunk.network, group.layers[0]).get_submodule("parametrizations.weight.0")
-            assert isinstance(combination, TemplateCombination)
-            live, kept = combination.bank, trunk.banks.bank(group, torch.device("cpu"))
-            live.templates.copy_(kept.templates)
-            if live.scales is not None and kept.scales is not None:
-                live.scales.copy_(kept.scales)
-        trunk.start.copy_(torch.cat([trunk.banks.coefficients[layer].flatten() for layer in trunk.layers]))
-        if self._active is None or self._tasks[self._active].coefficients is None:
-            trunk.show(trunk.start)
 
     # How tasks are kept
 
@@ -741,24 +639,3 @@ class _Infos(Mapping[str, TaskInfo]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-
-def _check_one_head(network: nn.Module, backbone: str) -> None:
-    """Refuse a timm model without a classifier that would get several heads: a task here has one.
-
-    Raises:
-        UserError: One line.
-    """
-    if hasattr(network, "reset_classifier") and (others := other_heads(network)):
-        raise UserError(
-            f"model: expected one whose logits are those of its classifier, got {backbone}, which adds those of "
-            f"{others[0].rpartition('.')[0]}; use another backbone"
-        )
-
-
-def _width(network: nn.Module) -> int:
-    """The number of features that a timm model without a classifier gives."""
-    for name in ("head_hidden_size", "num_features"):
-        if isinstance(width := getattr(network, name, None), int):
-            return width
-    raise UserError(f"width: expected the number of features of {type(network).__name__}, got None; pass it to wrap")

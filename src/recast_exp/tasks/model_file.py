@@ -36,6 +36,7 @@ from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.inject import BANKS
 from recast_exp.runs.task_header import InputRecord
 from recast_exp.tasks import library
+from recast_exp.tasks.construction import Parts
 from recast_exp.torch_state import seeded
 
 if TYPE_CHECKING:
@@ -198,14 +199,8 @@ def load(cls: type[RecastModel], path: Path, backbone: str | None = None) -> Rec
         with seeded(0):  # its first weights are replaced
             network = create_network(record["backbone"], record["img_size"]).to(dtype)
         rest = _weights(_file(folder, record["weights"], path), record["weights"])
-        model = cls(
-            network,
-            banks,
-            width=record["width"],
-            backbone=record["backbone"],
-            weights=record["fingerprint"],
-            input=task_file.input_of_record(record["input"]),
-        )
+        spec = task_file.input_of_record(record["input"])
+        model = cls(Parts(network, banks, record["width"], record["backbone"], record["fingerprint"], spec))
         _fill(network, rest, path)
         if templates != torch.float32:  # as they are where a model is converted before it has some
             model.to(templates)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_exp.models.adapted import normalisations_with_statistics
-from recast_exp.recast import Banks, inject
+from recast_exp.recast import Banks, TemplateCombination, inject
 from recast_exp.recast.grouping import layer_module
 from recast_exp.recast.mixed import keeps_apart, mixable
 
@@ -84,6 +84,18 @@ class Trunk:
     @torch.no_grad()
     def _fill(self, coefficients: list[nn.Parameter], vector: Tensor) -> None:
         torch._foreach_copy_([tensor.data.view(-1) for tensor in coefficients], list(torch.split(vector, self._sizes)))
+
+    @torch.no_grad()
+    def renew_templates(self) -> None:
+        """Take templates from the banks once more, which files hold: to convert there and back has rounded them."""
+        for group in self.banks.groups:
+            combination = self._rewritten[self.layers.index(group.layers[0])].get_submodule("0")
+            assert isinstance(combination, TemplateCombination)
+            live, kept = combination.bank, self.banks.bank(group, torch.device("cpu"))
+            live.templates.copy_(kept.templates)
+            if live.scales is not None and kept.scales is not None:
+                live.scales.copy_(kept.scales)
+        self.start.copy_(torch.cat([self.banks.coefficients[layer].flatten() for layer in self.layers]))
 
     def copy(self, *, own_statistics: bool) -> nn.Module:
         """The network once more, with the mimicked coefficients, of its own. All other tensors are the same ones.
