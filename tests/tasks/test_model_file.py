@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError, apply_task, load_task
+from recast_exp.models.create import create_network
 from recast_exp.models.weights import content_hash
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -369,6 +370,25 @@ def test_a_model_chooses_no_repository_and_no_folder(backbone: str, model: Recas
     change(backbone=backbone)(tmp_path)
     with pytest.raises(UserError, match=f"if you trust it, load it with backbone='{backbone}'"):
         RecastModel.load(tmp_path)
+
+
+def test_a_backbone_far_larger_than_the_files_is_not_made(
+    model: RecastModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(tmp_path)
+    change(backbone="vit_huge_patch14_224", img_size=None)(tmp_path)
+    monkeypatch.undo()  # timm makes models of their own sizes again
+    made = []
+
+    def create(name: str, *given: Any) -> nn.Module:
+        network = create_network(name, *given)
+        made.append({parameter.device.type for parameter in network.parameters()})
+        return network
+
+    monkeypatch.setattr("recast_exp.tasks.model_file.create_network", create)
+    with pytest.raises(UserError, match=r"vit_huge_patch14_224 has 630,764,800 parameters, the files [\d,]+$"):
+        RecastModel.load(tmp_path)
+    assert made == [{"meta"}]
 
 
 @pytest.mark.parametrize("change_weights", [lambda tensor: tensor.fill_(float("nan")), lambda tensor: tensor.int()])

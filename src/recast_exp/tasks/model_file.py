@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import __version__, schemas
-from recast_exp.errors import MissingInputError, UserError, first_line
+from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
 from recast_exp.files import replacing, write_json, writing
 from recast_exp.models import task_file
 from recast_exp.models.computation import mismatch
@@ -196,9 +196,10 @@ def load(cls: type[RecastModel], path: Path, backbone: str | None = None) -> Rec
         banks = Banks.load(_file(folder, record["bank"], path), record["bank"])
         dtype = getattr(torch, record["dtype"])
         templates = getattr(torch, record.get("templates_dtype", record["dtype"]))
+        rest = _weights(_file(folder, record["weights"], path), record["weights"])
+        _check_size(record, rest, banks, path)
         with seeded(0):  # its first weights are replaced
             network = create_network(record["backbone"], record["img_size"]).to(dtype)
-        rest = _weights(_file(folder, record["weights"], path), record["weights"])
         spec = task_file.input_of_record(record["input"])
         model = cls(Parts(network, banks, record["width"], record["backbone"], record["fingerprint"], spec))
         _fill(network, rest, path)
@@ -311,6 +312,25 @@ def _weights(file: Path, expected: str) -> dict[str, Tensor]:
     if (found := content_hash(tensors)) != expected:
         raise UserError(f"{file}: expected the content {expected[:16]}…, got {found[:16]}…")
     return tensors
+
+
+def _check_size(record: _Record, rest: Mapping[str, Tensor], banks: Banks, path: Path) -> None:
+    """Refuse a backbone that is far larger than the files: to make it takes memory, and a record names any."""
+    try:
+        with torch.device("meta"):
+            plain = create_network(record["backbone"], record["img_size"])
+    except RecastError:
+        raise
+    except Exception:  # the constructors of a few models compute with their weights
+        return
+    rewritten = sum(len(group.layers) * banks.templates[group.name][0].numel() for group in banks.groups)
+    held = sum(tensor.numel() for tensor in rest.values()) + rewritten
+    size = sum(tensor.numel() for tensor in plain.state_dict().values())
+    if size > 2 * held:  # some models have tensors under two names
+        raise UserError(
+            f"{path}: expected the weights of its backbone, got others: {record['backbone']} has {size:,} parameters, "
+            f"the files {held:,}"
+        )
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
