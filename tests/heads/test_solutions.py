@@ -325,10 +325,25 @@ def test_the_temperature_is_that_of_the_smallest_loss() -> None:
     assert temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1.0
 
 
+def test_where_all_images_are_right_the_next_one_may_be_wrong() -> None:
+    """Without a bound on their confidence, the first wrong image of a test would have an endless loss."""
+    labels = torch.arange(12) % 3
+    margins = F.one_hot(labels, 3).double() * torch.linspace(50, 150, 12)[:, None]
+    for logits in (margins, 1e-3 * margins):
+        heat = temperature(logits, labels)
+        probabilities = (logits / heat).softmax(1)[torch.arange(12), labels]
+        assert 0.7 < float(probabilities.min()) < float(probabilities.mean()) < 0.95
+        targets = torch.full((12, 3), 0.5 / 14, dtype=torch.float64).scatter(1, labels[:, None], 13 / 14)
+        losses = [F.cross_entropy(logits / each, targets).item() for each in (0.99 * heat, heat, 1.01 * heat)]
+        assert min(losses) == losses[1]
+    even = 100 * F.one_hot(labels, 3).double()  # all with the same margin: the expected share is met
+    assert float((even / temperature(even, labels)).softmax(1).amax()) == pytest.approx(13 / 14, abs=1e-4)
+
+
 def test_temperatures_stay_between_a_ten_thousandth_and_ten_thousand() -> None:
     labels = torch.arange(12) % 3
     right, wrong = F.one_hot(labels, 3).double(), F.one_hot((labels + 1) % 3, 3).double()
-    assert temperature(1e-5 * right, labels) == pytest.approx(1e-4, rel=0.01)
+    assert temperature(1e-6 * right, labels) == pytest.approx(1e-4, rel=0.01)
     assert temperature(1e5 * wrong, labels) == pytest.approx(1e4, rel=0.01)
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from recast_exp.config import sequences
 from recast_exp.config.schema import Config
 from recast_exp.errors import UserError
 from recast_exp.experiment import accumulated, baselines, unknown_task
-from recast_exp.heads import Features, Moments
+from recast_exp.heads import Features, Moments, Solution
 from recast_exp.heads.lda import discriminants
 from recast_exp.heads.ridge import regressions
 from recast_exp.models.adapted import AdaptedModel
@@ -318,6 +319,20 @@ def test_the_parameters_that_accumulate() -> None:
     assert list(found) == ["adapter/norm.bias"]
     network.get_parameter("norm.bias").data.add_(1)
     assert not torch.equal(found["adapter/norm.bias"], network.get_parameter("norm.bias"))  # a copy
+
+
+def test_a_known_task_is_told_by_its_own_classes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the logits of other heads are: their probabilities would leave nothing of its own."""
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32, depth=1, embed_dim=24, num_heads=2)
+    adapted = AdaptedModel(network, {"head": {"head.weight": "head.weight"}})
+    values, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 1.0]]), torch.tensor([0, 1, 1])
+    monkeypatch.setattr(accumulated, "extract", lambda *_: Features(values, labels, 2))
+    plain = torch.eye(2, dtype=torch.float64)
+    solutions = [Solution(plain, torch.zeros(2)), Solution(10_000 * plain, torch.full((2,), 10_000.0))]
+    part: Any = SimpleNamespace(recipe=None, images=SimpleNamespace(classes=("a", "b")), data=lambda **_: None)
+    known, unknown = accumulated._tested(adapted, [{}, {}], solutions, [part, part])
+    assert known == [1.0, 1.0]
+    assert unknown == 0.5  # the second head takes all images
 
 
 def test_tasks_of_other_arguments_are_refused_before_one_trains(tiny: Compose, tmp_path: Path) -> None:

@@ -94,22 +94,27 @@ def _tested(
     solutions: Sequence[Solution],
     parts: Sequence[Experiment],
 ) -> tuple[list[float], float]:
-    """The accuracy of each task with its classes, and the mean over the tasks with the classes of all."""
+    """The accuracy of each task with its classes, and the mean over the tasks with the classes of all.
+
+    Of each class, the larger of two probabilities counts. Their logarithms have the same order, and do not underflow
+    where a head's logits are large.
+    """
     sizes = [len(part.images.classes) for part in parts]
     labels: list[Tensor] = []
-    together: list[Tensor] = []
-    for own in parameters:
-        for name, tensor in adapted.task_tensors().items():
-            if name in own:
-                tensor.copy_(own[name])
-        for number, part in enumerate(parts):
+    over_own: list[Tensor] = []
+    over_all: list[Tensor] = []
+    for number, part in enumerate(parts):
+        of_own, of_all = [], []
+        for own in parameters:
+            for name, tensor in adapted.task_tensors().items():
+                if name in own:
+                    tensor.copy_(own[name])
             features = extract(part.recipe, adapted.network, part.data(keep=True, plain=True), "test")
-            logits = torch.cat([solution.logits(features.values) for solution in solutions], 1)
-            probability = logits.softmax(1)
-            if len(together) <= number:
-                together.append(probability)
-                labels.append(features.labels)
-            else:
-                together[number] = torch.maximum(together[number], probability)
-    found = score(together, labels, sizes)
-    return found.per_task, found.unknown
+            logits = [solution.logits(features.values) for solution in solutions]
+            of_own.append(logits[number].log_softmax(1))
+            of_all.append(torch.cat(logits, 1).log_softmax(1))
+        labels.append(features.labels)
+        over_own.append(torch.stack(of_own).amax(0))
+        over_all.append(torch.stack(of_all).amax(0))
+    known = [(own.argmax(1) == label).double().mean().item() for own, label in zip(over_own, labels, strict=True)]
+    return known, score(over_all, labels, sizes).unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -36,6 +37,7 @@ from recast_exp.display import console, image_plots
 from recast_exp.errors import RecastError, UserError
 from recast_exp.experiment.trained import Trained, open_tasks
 from recast_exp.files import json_hash, user_path, write_json
+from recast_exp.models.features import full_precision
 from recast_exp.runs import layout
 from recast_exp.runs.results import Metrics
 from recast_exp.system import usable_cores
@@ -140,7 +142,11 @@ def _predict(
     constants = {spec: spec.constants(fabric.device) for spec in specs.values()}
     bar = tqdm(desc="predicting", unit="img", initial=files.progress.seen, leave=False, disable=not sys.stderr.isatty())
     started = time.perf_counter()
-    with bar, threads(thread_count(trainer)), torch.inference_mode():
+    with contextlib.ExitStack() as stack:
+        for task in tasks.values():
+            stack.enter_context(full_precision(task.adapted.network))
+        for block in (bar, threads(thread_count(trainer)), torch.inference_mode()):
+            stack.enter_context(block)
         for batch in _decoded(paths, list(constants), asked.batch_size, max_pixels):
             whole = [(path, images) for path, images in batch if not isinstance(images, str)]
             for path, reason in batch:

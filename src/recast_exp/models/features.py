@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from recast_exp.errors import UserError
 from recast_exp.heads import Solution
@@ -61,6 +62,30 @@ def tapped(network: nn.Module) -> Iterator[Tap]:
         yield tap
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def full_precision(network: nn.Module) -> Iterator[None]:
+    """Within the block, the classifier of a model computes in the precision of its weights, whatever autocast says.
+
+    A solved head may take the difference of large numbers: bfloat16, which keeps three digits, has been seen to bring
+    93 % of images that are classified right down to chance. A model with another classifier stays as it is.
+    """
+    get_classifier = getattr(network, "get_classifier", None)
+    linear = get_classifier() if get_classifier is not None else None
+    if not isinstance(linear, nn.Linear):
+        yield
+        return
+
+    def forward(features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.to(linear.weight.dtype), linear.weight, linear.bias)
+
+    vars(linear)["forward"] = forward  # an instance's attribute, which hides the method of its class
+    try:
+        yield
+    finally:
+        vars(linear).pop("forward", None)
 
 
 def head_of(network: nn.Module) -> Solution:

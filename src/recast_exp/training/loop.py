@@ -25,6 +25,7 @@ from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import RecastError, UserError
 from recast_exp.models.adapted import CHANGE, AdaptedModel
+from recast_exp.models.features import full_precision
 from recast_exp.models.task_file import copy_into
 from recast_exp.runs import layout
 from recast_exp.training.activations import kept
@@ -132,6 +133,7 @@ def fit(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with (
+        full_precision(adapted.network),
         kept(recipe, adapted, data) as module.resumable,
         trainer_for(recipe, callbacks, loggers, run_dir, description) as trainer,
     ):
@@ -171,7 +173,7 @@ def fit(
 def validate(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> dict[str, float]:
     """Metrics of a model on the validation images, by name (`val/accuracy`)."""
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
-    with trainer_for(recipe, [], (), None, "validation") as trainer:
+    with full_precision(adapted.network), trainer_for(recipe, [], (), None, "validation") as trainer:
         trainer.validate(module, datamodule=data, verbose=False)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
@@ -211,7 +213,7 @@ class Tested:
 def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: Sequence[Logger] = ()) -> Tested:
     """Measure a model on the test images."""
     module = TaskModule(adapted, recipe, len(data.image_set.classes))
-    with trainer_for(recipe, [], loggers, None, "testing") as trainer:
+    with full_precision(adapted.network), trainer_for(recipe, [], loggers, None, "testing") as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     # `Trainer.test` returns only the metrics that it logs to trackers itself: none here
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
