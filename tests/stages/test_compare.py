@@ -23,6 +23,7 @@ from recast_exp.config.variants import Variants
 from recast_exp.display import console
 from recast_exp.errors import UserError
 from recast_exp.experiment import comparison
+from support.fixtures_data import make_folder, write_image
 from support.helpers import assert_one_line
 from support.running import run_stage
 
@@ -78,6 +79,18 @@ def test_methods_beside_each_other(
     monkeypatch.setattr(comparison, "adapt", lambda *arguments: ran.append(original(*arguments)))
     compared(*TYPED, "optimizer.lr=1e-3", "stage.seeds=[1]", "stage.methods=[RECAST-Att]")
     assert len(ran) == 1  # another configuration is
+
+
+def test_a_table_holds_results_on_one_set_of_images(compared: Compared, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", count=10)
+    of_images = ("model.backbone=digits_vit", "dataset=folder", f"dataset.path={root}")
+    typed = ("stage=compare", "model=vit_att", *of_images, 'stage.methods=["linear probe"]')
+    compared(*typed, "stage.draws=[0]")
+    compared(*typed, "stage.draws=[0]")
+    write_image(root / "class2" / "new.png", seed=9, size=(12, 10))
+    with pytest.raises(UserError) as error:
+        compared(*typed, "stage.draws=[0,1]")
+    assert_one_line(error, "dataset: expected the images that the run in", "got other files or labels in")
 
 
 def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from recast_exp.config.schema import Config, DatasetConfig, with_values
 from recast_exp.data import load_dataset
+from recast_exp.data.types import ImageSet, Samples
 from recast_exp.errors import UserError
-from recast_exp.experiment import features
+from recast_exp.experiment import card, features
 from recast_exp.files import cache_folder
 from recast_exp.models.backbones import create_backbone
 from recast_exp.models.bank_cache import bank_for
@@ -32,6 +33,7 @@ from recast_exp.recast import Banks
 from recast_exp.runs.task_header import read_record
 from recast_exp.training import loop
 from recast_exp.training.recipe import Recipe
+from support.fixtures_data import make_folder, write_image
 from support.running import run_stage
 from support.task_files import coefficients
 
@@ -204,6 +206,62 @@ def test_a_failure_keeps_the_trained_numbers_and_is_no_finished_run(
     continued = run_stage(tiny(*options, f"resume={tmp_path}"), tmp_path)
     assert continued["test/loss"] == whole["test/loss"]
     assert (tmp_path / "task.safetensors").read_bytes() == (folder / "task.safetensors").read_bytes()
+
+
+def renamed(root: Path) -> None:
+    (root / "class2").rename(root / "class3")
+
+
+def exchanged(root: Path) -> None:
+    for old, new in (("class2", "x"), ("class10", "class2"), ("x", "class10")):
+        (root / old).rename(root / new)
+
+
+def added(root: Path) -> None:
+    write_image(root / "class2" / "new.png", seed=9, size=(12, 10))
+
+
+def replaced(root: Path) -> None:
+    for path in (root / "class2").iterdir():
+        Image.new("RGB", (12, 10)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (renamed, "got other classes (class2, class3)"),
+        (exchanged, "got other files or labels in train"),
+        (added, "got other files or labels in"),
+        (replaced, "got other files or labels in train"),
+    ],
+)
+def test_a_run_goes_on_with_its_images_alone(
+    change: Callable[[Path], None], says: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = make_folder(tmp_path / "images", count=10), tmp_path / "run"
+    for path in (root / "class2").iterdir():  # files are told from each other by name and size
+        write_image(path, seed=3, size=(12, 20))
+    typed = ("model=vit_att", "model.backbone=digits_vit", "dataset=folder", f"dataset.path={root}", "probe=false")
+    with monkeypatch.context() as patch:
+        patch.setattr("recast_exp.experiment.adaptation.test", None)
+        with pytest.raises(TypeError):  # stopped at the test
+            run_stage(tiny(*typed), folder)
+    before = (folder / "dataset.json").read_bytes(), (folder / "task.safetensors").read_bytes()
+    change(root)
+    with pytest.raises(UserError) as error:
+        run_stage(tiny(*typed, f"resume={folder}"), folder)
+    assert_one_line(error, f"dataset: expected the images that the run in {folder} was started with, {says}")
+    assert ((folder / "dataset.json").read_bytes(), (folder / "task.safetensors").read_bytes()) == before
+
+
+def test_a_run_of_an_older_version_tells_classes_alone(tmp_path: Path) -> None:
+    samples = Samples(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]))
+    images = ImageSet("x", ("a", "b"), dict.fromkeys(("train", "val", "test"), samples))
+    card.check_images(tmp_path, images)  # there is nothing to compare with
+    (tmp_path / "dataset.json").write_text(json.dumps(images.describe()))
+    card.check_images(tmp_path, images)
+    with pytest.raises(UserError, match=r"got other classes \(in another order\)"):
+        card.check_images(tmp_path, dataclasses.replace(images, classes=("b", "a")))
 
 
 @pytest.mark.parametrize(("rate", "idle"), [("1e-4", True), ("1e-2", False)])

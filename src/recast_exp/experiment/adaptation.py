@@ -20,7 +20,7 @@ from recast_exp.config.schema import Config, TrainerConfig
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.display import console, plots
 from recast_exp.errors import RecastError, UserError
-from recast_exp.experiment.card import write_card, write_predictions
+from recast_exp.experiment.card import check_images, write_card, write_images, write_predictions
 from recast_exp.experiment.experiment import Experiment
 from recast_exp.experiment.features import frozen_features
 from recast_exp.experiment.heads import finish_head
@@ -116,6 +116,8 @@ def _adapt(
 ) -> Metrics:
     is_main = is_main_process(settings.trainer.devices)
     experiment = Experiment.open(settings)
+    if layout.checkpoint(run_dir).exists():
+        check_images(run_dir, experiment.images)
     banks, _ = experiment.banks()
     mimicry = {"mimicry/relative_error": _mimicry_error(experiment, banks)} if banks else {}
     wants_probe = settings.probe and settings.model.method != "frozen"
@@ -165,6 +167,9 @@ def begin_from(adapted: AdaptedModel, coefficients: Mapping[str, torch.Tensor]) 
 def validate(settings: Config, run_dir: Path) -> dict[str, float]:
     """Train and validate, without a look at the test images; `adapt` in the same folder goes on from there."""
     experiment = Experiment.open(settings)
+    if layout.checkpoint(run_dir).exists():
+        check_images(run_dir, experiment.images)
+    write_images(run_dir, experiment.images)
     adapted = experiment.adapt(experiment.banks()[0])
     data = experiment.data(keep=True, plain=experiment.needs_features)
     return _train(experiment, adapted, data, run_dir).metrics

@@ -8,12 +8,15 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
 
+from recast_exp import schemas
 from recast_exp.data.datamodule import ImageDataModule
+from recast_exp.data.types import ImageSet
 from recast_exp.display import image_plots
+from recast_exp.errors import UserError
 from recast_exp.files import write_json, write_text
 from recast_exp.runs import layout
 
@@ -21,18 +24,67 @@ if TYPE_CHECKING:
     from recast_exp.training.loop import Prediction
 
 
+class _Card(TypedDict):
+    """Of `dataset.json`, what tells one set of images from another."""
+
+    classes: list[str]
+    digests: NotRequired[dict[str, str]]  # runs of older versions have none
+
+
+def check_images(run_dir: Path, images: ImageSet) -> None:
+    """Refuse to go on with a run on other images than it was started with: it would train on one set, and test another.
+
+    Args:
+        run_dir: Folder of the run.
+        images: Its images as they are now.
+
+    Raises:
+        UserError: If its card is of other classes or images.
+    """
+    path = run_dir / layout.DATASET
+    if not path.is_file():
+        return
+    card = schemas.read_json(path, _Card, "the images of a run")
+    other = [name for name in card["classes"] if name not in images.classes]
+    other += [name for name in images.classes if name not in card["classes"]]
+    digests = card.get("digests", {})
+    splits = [split for split, samples in images.splits.items() if digests.get(split, "") not in ("", samples.digest())]
+    if other or card["classes"] != list(images.classes):
+        found = f"other classes ({', '.join(other[:3]) or 'in another order'})"
+    elif splits:
+        found = f"other files or labels in {', '.join(splits)}"
+    else:
+        return
+    raise UserError(
+        f"dataset: expected the images that the run in {run_dir} was started with, got {found}; restore them, or start "
+        "from scratch in a new folder"
+    )
+
+
+def write_images(run_dir: Path, images: ImageSet) -> None:
+    """Write `dataset.json`: classes, images per split and class, and what `check_images` compares.
+
+    Args:
+        run_dir: Folder of the run.
+        images: Its images.
+    """
+    digests = {split: samples.digest() for split, samples in images.splits.items()}
+    write_json(run_dir / layout.DATASET, images.describe() | {"digests": digests})
+
+
 def write_card(run_dir: Path, data: ImageDataModule) -> None:
-    """Write `dataset.json` (classes, images per split and class) and `plots/batch.png` (the first training images).
+    """Write `dataset.json` (`write_images`) and `plots/batch.png` (the first training images).
 
     Args:
         run_dir: Folder of the run.
         data: The images.
     """
-    write_json(run_dir / layout.DATASET, data.image_set.describe())
-    images, labels = data.example(image_plots.SHEET_IMAGES)
+    images = data.image_set
+    write_images(run_dir, images)
+    pixels, labels = data.example(image_plots.SHEET_IMAGES)
     size = data.spec.size
-    title = f"{data.image_set.name} · training images as the model sees them · {size} × {size}, {data.transform}"
-    image_plots.contact_sheet(images, labels, data.image_set.classes, layout.plot(run_dir, "batch"), title=title)
+    title = f"{images.name} · training images as the model sees them · {size} × {size}, {data.transform}"
+    image_plots.contact_sheet(pixels, labels, images.classes, layout.plot(run_dir, "batch"), title=title)
 
 
 def write_predictions(run_dir: Path, data: ImageDataModule, predictions: Sequence[Prediction]) -> None:

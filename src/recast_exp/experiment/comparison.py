@@ -336,7 +336,9 @@ def _tune(tuning: Tuning, repeats: Repeats, settings: Config, folder: Path) -> r
 def _validated(settings: Config, run_dir: Path, name: str) -> dict[str, float]:
     """What one training gives on the validation images; trained, continued, or read where it is there already."""
     path = run_dir / layout.VALIDATION
-    if not (subruns.claim(settings, run_dir) and path.is_file()):
+    if subruns.claim(settings, run_dir) and path.is_file():
+        subruns.check_same_images(settings, run_dir)
+    else:
         job_record.begin(run_dir, settings, label=name, overrides=[])
         job_record.update(run_dir, stage="tune")
         with job_record.ending(run_dir):

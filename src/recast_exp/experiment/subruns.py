@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recast_exp.config.schema import Config
+from recast_exp.data import load_dataset
+from recast_exp.experiment.card import check_images
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import read_results
@@ -30,6 +32,15 @@ def claim(settings: Config, run_dir: Path) -> bool:
     return known
 
 
+def check_same_images(settings: Config, run_dir: Path) -> None:
+    """Refuse a run on other images than there are now: its results would go into one table with those of others.
+
+    Raises:
+        UserError: If they are others.
+    """
+    check_images(run_dir, load_dataset(settings.dataset, settings.data_dir))
+
+
 def done(settings: Config, run_dir: Path, label: str, work: Callable[[], object]) -> Results:
     """The results of one run: of a finished one as they are, else of `work`, which goes on from a checkpoint.
 
@@ -38,8 +49,13 @@ def done(settings: Config, run_dir: Path, label: str, work: Callable[[], object]
         run_dir: Its folder.
         label: What tables call its method.
         work: Does the run, and writes its results into the folder.
+
+    Raises:
+        UserError: If it is finished, but on other images than there are now.
     """
-    if not (claim(settings, run_dir) and job_record.is_finished(run_dir, NEEDED)):
+    if claim(settings, run_dir) and job_record.is_finished(run_dir, NEEDED):
+        check_same_images(settings, run_dir)
+    else:
         job_record.begin(run_dir, settings, label=label, overrides=[])
         with job_record.ending(run_dir):
             work()
