@@ -166,6 +166,16 @@ def test_injection_refuses_banks_of_another_model_and_changes_nothing(enliven: E
         assert list(other.state_dict()) == names
 
 
+def test_injection_refuses_banks_that_were_changed_and_changes_nothing(enliven: Enliven) -> None:
+    model, _ = create("vit", enliven)
+    banks = mimic(model, find_groups(model, targets=["*.attn.qkv"]))
+    next(iter(banks.templates.values()))[0, 0, 0] = torch.nan
+    names = list(model.state_dict())
+    with pytest.raises(UserError, match=r"^banks: expected templates and coefficients that fit their groups, but "):
+        inject(model, banks)
+    assert list(model.state_dict()) == names
+
+
 @torch.no_grad()
 def test_a_merged_copy_leaves_the_original_working(enliven: Enliven) -> None:
     model, names, images = vit(enliven)

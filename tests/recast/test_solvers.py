@@ -89,6 +89,14 @@ def test_wide_weights_are_made_part_by_part(templates: int, blocks: int) -> None
     torch.testing.assert_close(found.templates, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("templates", [2, 3])
+def test_templates_of_any_weights_are_float32(templates: int) -> None:
+    weights = random(3, 10, 7)
+    found, expected = (closed_form.solve(each, templates, 1, 1, seed=3) for each in (weights.double(), weights))
+    assert (found.templates.dtype, found.coefficients.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(found.templates, expected.templates)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_closed_form_is_exact_at_any_scale_and_for_dependent_weights(scale: float) -> None:
     weights = random(4, 12, 10) * scale

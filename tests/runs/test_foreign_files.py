@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recast_exp.errors import UserError
+from recast_exp.errors import MissingInputError, UserError
 from recast_exp.models.task_file import read_task
 from recast_exp.runs.adopt import contradictions, recorded, resumed_overrides
 from recast_exp.runs.task_header import read_record
@@ -25,6 +26,33 @@ def task_file(path: Path, config: dict[str, Any], **record: Any) -> Path:
     header = json.dumps({"__metadata__": {"recast_exp": text}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     return path
+
+
+@pytest.mark.parametrize("names", [["${oc.env:HOME}", "b"], ["\udcff", "b"]], ids=["as an interpolation", "no UTF-8"])
+def test_classes_may_be_called_anything(names: list[str], tmp_path: Path) -> None:
+    assert read_record(task_file(tmp_path / "task.safetensors", CONFIG, classes=names))["classes"] == names
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"classes": ["a\ud800", "b"]}, "whose record is damaged"),
+        ({"classes": ["\ud83d", "\ude00"]}, "whose record is damaged"),  # one letter in halves
+        ({"invented": 1}, "has the entry 'invented', which this version does not know"),
+        ({"input": FACTS["input"] | {"invented": 1}}, "has the entry 'input.invented', which this version does not"),
+        ({"classes": ["a", "a"]}, "classes: expected different names"),
+    ],
+)
+def test_records_that_are_refused(record: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read_record(task_file(tmp_path / "task.safetensors", CONFIG, **record))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_told_from_what_is_not_there(tmp_path: Path) -> None:
+    for path, state in ((tmp_path, "is not a file"), (tmp_path / "x", "does not exist")):
+        with pytest.raises(MissingInputError, match=f"got {re.escape(str(path))}, which {state}$"):
+            read_record(path)
 
 
 FOREIGN: dict[str, dict[str, Any]] = {
