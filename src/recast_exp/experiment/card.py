@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 
 def write_card(run_dir: Path, data: ImageDataModule) -> None:
-    """Write `dataset.json` (classes, images per split and class) and `plots/batch.png` (the first training images).
+    """Write `dataset.json` and `plots/batch.png` (the first training images).
+
+    The former has the classes, the images per split and class, and a digest of each split: runs with the same ones have
+    the same images, wherever those lie.
 
     Args:
         run_dir: Folder of the run.
         data: The images.
     """
-    write_json(run_dir / layout.DATASET, data.image_set.describe())
+    digests = {split: samples.digest() for split, samples in data.image_set.splits.items()}
+    write_json(run_dir / layout.DATASET, {**data.image_set.describe(), "digests": digests})
     images, labels = data.example(image_plots.SHEET_IMAGES)
     size = data.spec.size
     title = f"{data.image_set.name} · training images as the model sees them · {size} × {size}, {data.transform}"
