@@ -122,6 +122,24 @@ def write_job(
     return folder
 
 
+def write_card(
+    folder: Path, images: str = "", *, train: str = "", count: int = 10, classes: Sequence[str] = "ab"
+) -> None:
+    """Write the dataset.json of a job.
+
+    Args:
+        folder: The job's.
+        images: Name for its test images; empty for a run of an earlier version, which has no digests.
+        train: Name for its training and validation images.
+        count: Number of test images.
+        classes: Names of its classes.
+    """
+    digests = {"train": f"{train} train", "val": f"{train} val", "test": images}
+    counts = {split: [count, *(0 for _ in classes[1:])] for split in digests}
+    card = {"classes": list(classes), "images_per_class": counts, **({"digests": digests} if images else {})}
+    (folder / "dataset.json").write_text(json.dumps(card))
+
+
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values over others."""
     return {

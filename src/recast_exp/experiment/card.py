@@ -62,7 +62,9 @@ def check_images(run_dir: Path, images: ImageSet) -> None:
 
 
 def write_images(run_dir: Path, images: ImageSet) -> None:
-    """Write `dataset.json`: classes, images per split and class, and what `check_images` compares.
+    """Write `dataset.json`: classes, images per split and class, and a digest of each split.
+
+    Runs with the same digests have the same images, wherever those lie: `check_images` and reports compare them.
 
     Args:
         run_dir: Folder of the run.

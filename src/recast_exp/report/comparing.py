@@ -1,6 +1,7 @@
 """Comparisons of methods on paired differences: exact sign-flip permutation tests, and intervals of the mean.
 
-Two runs are a pair if they have the same dataset, seed and draw of the training images. The statistic is the mean, over
+Two runs are a pair if they have the same dataset, seed and draw of the training images; a linear probe is paired only
+with runs of its backbone, input and training images. The statistic is the mean, over
 the datasets, of the mean difference on each, so that all datasets have the same weight, as in the table. If two methods
 are equally good, each difference could equally have had the opposite sign. The p-value is the share of all assignments
 of signs (including the observed one) whose mean is at least as far from 0 as the observed mean. The distribution of the
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recast_exp.report.replicates import Replicate
-from recast_exp.report.table import Results, Row, is_probe
+from recast_exp.report.table import Results, Row, is_comparable, is_probe
 
 EXACT = 20
 """The number of units up to which all 2^n assignments of signs are tried."""
@@ -86,18 +87,31 @@ def compare_all(results: Results) -> list[Comparison]:
 
 
 def compare_with_reference(results: Results) -> list[Comparison]:
-    """Every method against the linear probe or, if there is none, against the first method of the table."""
+    """Every method against its linear probe or, if there is none at all, against the first method of the table."""
     rows = [row for row in results.rows if row.values]
-    probes = {name for (name, _, _), job in results.counted.items() if is_probe(job)}
-    reference = next((row for row in rows if row.method in probes), rows[0] if rows else None)
-    return [_compare_rows(row, reference) for row in rows if reference and row is not reference]
+    probes = [row for row in rows if any(map(is_probe, row.runs.values()))]
+    references = probes or rows[:1]
+    found = []
+    for row in rows:
+        if row is not references[0]:
+            fair = (probe for probe in references if probe is not row and _pairs(row, probe))
+            found.append(_compare_rows(row, next(fair, references[0])))
+    return found
+
+
+def _pairs(first: Row, second: Row) -> set[tuple[str, Replicate]]:
+    """The datasets and replicates of which both have a run, so that the two may be compared."""
+    return {key for key in first.runs.keys() & second.runs.keys() if is_comparable(first.runs[key], second.runs[key])}
 
 
 def _compare_rows(first: Row, second: Row) -> Comparison:
-    pairs = (
+    possible = sum(
         len(cell.expected) for name, cell in first.cells.items() if not cell.absent and not second.cells[name].absent
     )
-    return compare((first.method, second.method), first.values, second.values, sum(pairs))
+    pairs = _pairs(first, second)
+    possible -= len((first.runs.keys() & second.runs.keys()) - pairs)
+    kept = {key: value for key, value in first.values.items() if key in pairs}
+    return compare((first.method, second.method), kept, second.values, possible)
 
 
 def compare(names: tuple[str, str], first: Values, second: Values, possible: int) -> Comparison:

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import socket
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -16,8 +15,9 @@ from recast_exp import schemas
 from recast_exp.config import grammar
 from recast_exp.config.schema import DatasetConfig
 from recast_exp.errors import one_line, printable
+from recast_exp.report import tested
 from recast_exp.report.replicates import Replicate
-from recast_exp.runs.layout import HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, SWEEP, TASKS, WITHOUT_JOBS
+from recast_exp.runs.layout import DATASET, HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, SWEEP, TASKS, WITHOUT_JOBS
 from recast_exp.runs.record import Record
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import PlannedJob, SweepRecord
@@ -30,6 +30,8 @@ FORMAT = 1
 LEFT_OUT = frozenset({State.SKIPPED, State.PRUNED})
 """States of jobs that have no results and are not meant to have any."""
 ACCURACY = "test/accuracy"
+TESTED = "test/images"
+"""Number of test images that were tested, of a run that did not test all of them."""
 DRAW = "dataset.split_seed"
 """The key that draws training and validation images."""
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
@@ -53,6 +55,8 @@ class Job:
         config: Its resolved configuration; empty if it is not known.
         metrics: metrics.json, of a finished job.
         parameters: parameters.json, of a finished job.
+        plan: The configuration of a job that has not run, as its sweep planned it; interpolations as they stand.
+        images: What a finished job was trained and tested on, if that is known.
     """
 
     folder: str
@@ -69,6 +73,8 @@ class Job:
     parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
     updated: str = ""
     progress: str = ""
+    plan: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    images: tested.Images | None = None
 
     @property
     def finished(self) -> bool:
@@ -179,40 +185,36 @@ def read_jobs(folder: Path) -> Contents:
     if other_stages:
         remarks.append(f"{other_stages} job(s) of other stages than adapt are not shown")
     jobs.sort(key=lambda pair: pair[0])
-    return Contents(folder, _told_apart([job for _, job in jobs]), tuple(commands), tuple(remarks))
-
-
-def _told_apart(jobs: Sequence[Job]) -> tuple[Job, ...]:
-    """The jobs, their datasets named after their folders where one name stands for several (`dataset=folder`)."""
-    places = [_value(job.config, job.overrides, "dataset.path") for job in jobs]
-    of_name: dict[str, set[str]] = defaultdict(set)
-    for job, place in zip(jobs, places, strict=True):
-        if isinstance(place, str):
-            of_name[job.dataset].add(place)
-    found = []
-    for job, place in zip(jobs, places, strict=True):
-        others = of_name[job.dataset]
-        if isinstance(place, str) and len(others) > 1:
-            ends = {Path(other).name for other in others}
-            name = Path(place).name if len(ends) == len(others) else place
-            job = dataclasses.replace(job, dataset=f"{job.dataset} {name}")
-        found.append(job)
-    return tuple(found)
+    named, unlike = tested.told_apart([job for _, job in jobs])
+    return Contents(folder, named, tuple(commands), (*remarks, *unlike))
 
 
 def records(folder: Path, *names: str, closed: list[OSError] | None = None) -> Iterator[Path]:
     """The files of these names below a folder, except in the folders of reports and trackers.
+
+    Links to folders are followed, after all that is not behind one; no folder is visited twice, and none that holds
+    the folder itself.
 
     Args:
         folder: Where to look.
         names: Names of files.
         closed: Takes the errors of folders that cannot be opened.
     """
-    for root, folders, files in os.walk(folder, onerror=None if closed is None else closed.append):
-        # The runs within a sequence are no replicates of one method
-        left_out = WITHOUT_JOBS | ({TASKS} if JOB in files else set())
-        folders[:] = sorted((name for name in folders if name not in left_out), key=_natural)
-        yield from (Path(root) / name for name in names if name in files)
+    seen = set(folder.resolve().parents)
+    waiting = [folder]
+    for start in waiting:
+        for root, folders, files in os.walk(start, onerror=None if closed is None else closed.append):
+            here = Path(root)
+            if (real := here.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            # The runs within a sequence are no replicates of one method
+            left_out = WITHOUT_JOBS | ({TASKS} if JOB in files else set())
+            kept = sorted((name for name in folders if name not in left_out), key=_natural)
+            waiting += (here / name for name in kept if (here / name).is_symlink())
+            folders[:] = kept  # `os.walk` itself goes behind no link
+            yield from (here / name for name in names if name in files)
 
 
 def read_history(job: Job) -> list[dict[str, float]]:
@@ -290,6 +292,7 @@ def _planned(path: Path, entry: PlannedJob, folder: Path) -> Job:
         state=State.SKIPPED if skipped else State.WAITING,
         reason=_line(skipped),
         overrides=overrides,
+        plan=entry.get("config") or {},
     )
 
 
@@ -305,9 +308,20 @@ def _ran(path: Path, folder: Path, planned: Job | None) -> Job | None:
     if not job.finished:
         return job
     try:
-        return dataclasses.replace(job, metrics=_whole(job.path / METRICS), parameters=_whole(job.path / PARAMETERS))
+        metrics, parameters = _whole(job.path / METRICS), _whole(job.path / PARAMETERS)
     except DamagedError as error:
         return dataclasses.replace(job, state=State.DAMAGED, reason=str(error))
+    return dataclasses.replace(job, metrics=metrics, parameters=parameters, images=_images(job.path, metrics))
+
+
+def _images(folder: Path, metrics: Mapping[str, object]) -> tested.Images | None:
+    """What a finished job was trained and tested on; None where its card is missing or damaged."""
+    try:
+        card = read_json(folder / DATASET, tested.Card)
+    except DamagedError:
+        return None
+    count = metrics.get(TESTED)
+    return tested.Images(card, int(count) if isinstance(count, int | float) else None)
 
 
 def _damaged(path: Path, folder: Path, planned: Job | None, reason: str) -> Job:
@@ -359,10 +373,6 @@ def _draw(config: object, overrides: Sequence[str]) -> int:
         if isinstance(draw, int) or (isinstance(draw, str) and _is_number(draw)):
             return int(draw)
     return DatasetConfig().split_seed
-
-
-def _value(config: object, overrides: Sequence[str], key: str) -> object:
-    return next(filter(None, _values(config, overrides, key)), None)
 
 
 def _values(config: object, overrides: Sequence[str], key: str) -> list[object]:

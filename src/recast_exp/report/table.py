@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from recast_exp.report.methods import method_names
 from recast_exp.report.reading import LEFT_OUT, Job
 from recast_exp.report.replicates import Replicate, Words, words
+from recast_exp.report.tested import has_same_training, is_fair
 from recast_exp.runs.state import State
 
 UNPLANNED = "not planned"
@@ -82,8 +83,9 @@ class Row:
             results.
         size: The same in bytes.
         head: The same of the head's parameters.
-        gain: Mean difference from the linear probe with the same backbone, dataset and replicate.
+        gain: Mean difference from the linear probe of the same backbone, images and replicate.
         gain_note: The missing results, in words; empty if there are none.
+        runs: (Dataset, replicate) → the run that counts.
     """
 
     method: str
@@ -94,6 +96,7 @@ class Row:
     head: tuple[int, int] | None
     gain: float | None
     gain_note: str
+    runs: Mapping[tuple[str, Replicate], Job]
 
     @property
     def values(self) -> dict[tuple[str, Replicate], float]:
@@ -145,6 +148,7 @@ def tabulate(jobs: Sequence[Job]) -> Results:
     }
     called = words(job.replicate for _, job in named)
     counted, remarks = _counted(named, called)
+    remarks += _trained_apart(counted.values())
     probes = _probes(counted.values())
     rows = []
     for method in dict.fromkeys(name for name, _ in named):
@@ -161,6 +165,7 @@ def tabulate(jobs: Sequence[Job]) -> Results:
                 head=_range(runs, lambda job: job.count("head")),
                 gain=gain,
                 gain_note=gain_note,
+                runs={(job.dataset, job.replicate): job for job in runs},
             )
         )
     return Results(tuple(jobs), tuple(methods), datasets, counted, called, tuple(rows), tuple(remarks))
@@ -225,33 +230,55 @@ def is_probe(job: Job) -> bool:
     return (job.setting("model", "method"), job.setting("adapter", "name")) == ("frozen", "none")
 
 
-def _backbone(job: Job) -> tuple[object, ...]:
-    return job.setting("model", "backbone"), job.setting("model", "weights"), job.dataset, job.replicate
+def is_comparable(first: Job, second: Job) -> bool:
+    """Whether two runs of one dataset and replicate may be compared: with a probe, only what it is a probe for."""
+    return is_probe(first) == is_probe(second) or is_fair(first, second)
 
 
-def _probes(jobs: Iterable[Job]) -> dict[tuple[object, ...], float]:
-    """Backbone, dataset and replicate → accuracy of the job that trains only a head, if there is exactly one."""
-    accuracies: dict[tuple[object, ...], list[float]] = defaultdict(list)
+def _probes(jobs: Iterable[Job]) -> dict[tuple[str, Replicate], list[Job]]:
+    """Dataset and replicate → the jobs that train only a head."""
+    found: dict[tuple[str, Replicate], list[Job]] = defaultdict(list)
     for job in jobs:
         if is_probe(job):
-            accuracies[_backbone(job)].append(job.accuracy)
-    return {backbone: values[0] for backbone, values in accuracies.items() if len(values) == 1}
+            found[job.dataset, job.replicate].append(job)
+    return found
+
+
+def _of_sweep(run: Job, probes: Mapping[tuple[str, Replicate], Sequence[Job]]) -> float | None:
+    """The accuracy of the only job of the sweep that is a probe for a run; None if there is none, or several."""
+    fair = [probe for probe in probes.get((run.dataset, run.replicate), ()) if is_fair(run, probe)]
+    return fair[0].accuracy if len(fair) == 1 else None
+
+
+def _trained_apart(jobs: Iterable[Job]) -> list[str]:
+    """A remark on the datasets on which not all methods have learnt from the same images."""
+    first: dict[tuple[str, Replicate], Job] = {}
+    unlike = {
+        job.dataset: None
+        for job in jobs
+        if not has_same_training(job, first.setdefault((job.dataset, job.replicate), job))
+    }
+    return [
+        f"{name}: the training or validation images are not the same in all runs; a run is compared only with a linear "
+        "probe of its own images"
+        for name in unlike
+    ]
 
 
 def _gain(
-    runs: Sequence[Job], probes: Mapping[tuple[object, ...], float], expected: Mapping[str, int]
+    runs: Sequence[Job], probes: Mapping[tuple[str, Replicate], Sequence[Job]], expected: Mapping[str, int]
 ) -> tuple[float | None, str]:
-    """Mean difference from the sweep's probes, or from those of the runs; all datasets have the same weight.
+    """Mean difference from the runs' own probes, or from the sweep's if more runs have one; datasets weigh the same.
 
-    Both kinds of probes are trained the same way, but are never mixed in one row. As with the average, there is no mean
-    if a whole dataset is missing.
+    Both kinds of probes are never mixed in one row. As with the average, there is no mean if a whole dataset is
+    missing.
     """
     if not runs or any(map(is_probe, runs)):
         return None, ""
-    of_sweep = [(job, probes[_backbone(job)]) for job in runs if _backbone(job) in probes]
     measured = ((job, job.metrics.get(PROBE)) for job in runs)
     of_runs = [(job, float(probe)) for job, probe in measured if isinstance(probe, int | float)]
-    pairs = max(of_sweep, of_runs, key=len)
+    of_sweep = [(job, probe) for job in runs if (probe := _of_sweep(job, probes)) is not None]
+    pairs = max(of_runs, of_sweep, key=len)
     if not pairs:
         return None, ""
     by_dataset: dict[str, list[float]] = {}
