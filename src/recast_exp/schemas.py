@@ -114,6 +114,8 @@ _WORDS = {
     "int": "an integer",
     "float": "a number",
     "int | float": "a number",
+    "int | array": "an integer or a list",
+    "str | array": "text or a list",
     "bool": "true or false",
 }
 _HASH = re.compile(r"text matching regex '.*\[0-9a-f\]\{64\}.*'")

@@ -219,7 +219,7 @@ def test_models_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytes
     def offline(*_: object, **__: object) -> None:
         raise OSError("there is no network")
 
-    monkeypatch.setattr("recast_exp.models.create.load_model_config_from_hf", offline)
+    monkeypatch.setattr("recast_exp.models.elsewhere.hf_hub_download", offline)
     with pytest.raises(RecastError) as error:
         backbone_name(ModelConfig(backbone=name.replace("FOLDER", str(tmp_path))))
     assert_one_line(error, "model.backbone: expected")
@@ -238,7 +238,8 @@ def test_weights_of_a_folder_are_looked_at(create: Callable[..., Backbone], tmp_
     save_for_hf(stock, tmp_path, model_args={"img_size": 32, "depth": 2})
     typed = ("model=vit_att", f"model.backbone=local-dir:{tmp_path}", "model.img_size=null")
     for state, says in (
-        ({"zzz": torch.zeros(3)}, "lacks"),
+        ({"zzz": torch.zeros(10**6)}, "lacks"),
+        ({"zzz": torch.zeros(3)}, "expected a model of the size of its weights"),
         (stock.state_dict() | {"norm.bias": torch.full((192,), torch.nan)}, "finite"),
     ):
         save_file(state, tmp_path / "model.safetensors")

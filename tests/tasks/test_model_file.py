@@ -378,17 +378,9 @@ def test_a_backbone_far_larger_than_the_files_is_not_made(
     model.save(tmp_path)
     change(backbone="vit_huge_patch14_224", img_size=None)(tmp_path)
     monkeypatch.undo()  # timm makes models of their own sizes again
-    made = []
-
-    def create(name: str, *given: Any) -> nn.Module:
-        network = create_network(name, *given)
-        made.append({parameter.device.type for parameter in network.parameters()})
-        return network
-
-    monkeypatch.setattr("recast_exp.tasks.model_file.create_network", create)
+    monkeypatch.setattr("recast_exp.tasks.model_file.create_network", None)
     with pytest.raises(UserError, match=r"vit_huge_patch14_224 has 630,764,800 parameters, the files [\d,]+$"):
         RecastModel.load(tmp_path)
-    assert made == [{"meta"}]
 
 
 @pytest.mark.parametrize("change_weights", [lambda tensor: tensor.fill_(float("nan")), lambda tensor: tensor.int()])

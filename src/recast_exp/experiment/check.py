@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
@@ -20,9 +19,9 @@ from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import cache_folder, cache_place, user_path
 from recast_exp.models.bank_cache import check_kind
 from recast_exp.models.check import check_classifier, check_model, check_task
-from recast_exp.models.create import backbone_name, create_network, local_folder
+from recast_exp.models.elsewhere import local_folder
 from recast_exp.models.loading import check_weights, load_task
-from recast_exp.models.weights import file_of, fingerprint, load_file
+from recast_exp.models.weights import create, fingerprint
 from recast_exp.recast import Banks
 from recast_exp.runs import hub, layout
 from recast_exp.runs.task_header import FROZEN, UNGROUPED, task_files
@@ -74,7 +73,7 @@ class Inputs:
         model, dataset = settings.model, settings.dataset
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
         if model.weights or local_folder(model.backbone or ""):
-            self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: _check_weights(model))
+            self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: create(model))
         if settings.resume and (checkpoint := layout.checkpoint(user_path(settings.resume))).exists():
             read_checkpoint(checkpoint)
         cache = None if settings.bank else cache_place(settings.cache_dir)
@@ -151,14 +150,7 @@ def _check_bank(path: str, recast: RecastConfig | None) -> None:
         check_kind(banks, path, recast)
 
 
-def _check_weights(model: ModelConfig) -> nn.Module:
-    network = create_network(backbone_name(model), model.img_size, arguments=model.arguments)
-    if (file := file_of(model)) is not None:
-        load_file(network, *file)
-    return network
-
-
 def _check_weights_of(path: Path, model: ModelConfig) -> None:
     task = load_task(path)
     if not task.fingerprint.startswith((FROZEN, UNGROUPED)):  # those are known with the templates
-        check_weights(task, fingerprint(_check_weights(model)))
+        check_weights(task, fingerprint(create(model)))

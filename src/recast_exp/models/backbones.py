@@ -12,9 +12,9 @@ from torch import nn
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
 from recast_exp.errors import MissingInputError
-from recast_exp.models.create import backbone_name, create_network, input_of
+from recast_exp.models.create import backbone_name, input_of
 from recast_exp.models.digits import EMBEDDED
-from recast_exp.models.weights import download, file_of, fingerprint, load_file
+from recast_exp.models.weights import create, download, file_of, fingerprint, load_file
 from recast_exp.torch_state import seeded
 
 log = logging.getLogger(__name__)
@@ -62,20 +62,17 @@ def create_backbone(model: ModelConfig, embedded: Path | None = None) -> Backbon
     """
     name = backbone_name(model)
     with seeded(0):  # random weights are the same in every run
-        file = file_of(model)
-        if model.pretrained and file is None and name not in EMBEDDED:
+        if model.pretrained and file_of(model) is None and name not in EMBEDDED:
             network = download(name, model.img_size, model.arguments)
         else:
-            network = create_network(name, model.img_size, arguments=model.arguments)
-        if file is not None:
-            load_file(network, *file)
-        elif not model.pretrained:
-            log.warning("model.pretrained=false: the backbone %s has random weights", name)
-        elif is_embedded(model):
+            network = create(model)
+        if is_embedded(model):
             if embedded is None:
                 raise MissingInputError(
                     f"model.backbone: expected a file with the weights of the embedded backbone {name}, got none; make "
                     "it with recast_exp.experiment.pretrain, or set model.weights=FILE"
                 )
             load_file(network, embedded, "model.backbone")
+        elif file_of(model) is None and not model.pretrained:
+            log.warning("model.pretrained=false: the backbone %s has random weights", name)
     return Backbone(network, name, fingerprint(network), input_of(network, model), dict(model.arguments))

@@ -18,7 +18,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import UserError
-from recast_exp.models.create import create_network, current_name, is_elsewhere
+from recast_exp.models.create import create_network, current_name
+from recast_exp.models.elsewhere import is_elsewhere
 from recast_exp.models.timm_model import timm_model
 
 Fact: TypeAlias = "bool | int | float | str | list[Fact] | None"

@@ -7,20 +7,20 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from timm.models import build_model_with_cfg, get_deprecated_models, load_model_config_from_hf, parse_model_name
+from timm.models import get_deprecated_models, parse_model_name
 from torch import nn
 
 from recast_exp.config.schema import ModelConfig
 from recast_exp.data.preprocessing import InputSpec
-from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
-from recast_exp.files import user_path
+from recast_exp.errors import RecastError, UserError, first_line
 from recast_exp.models import digits as digits  # registers the embedded backbones with timm
+from recast_exp.models import elsewhere
+from recast_exp.models.arguments import check_arguments
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,6 @@ def current_name(name: str) -> str:
     return str(get_deprecated_models().get(name) or name)
 
 
-def is_elsewhere(name: str) -> bool:
-    """Whether a model comes from a repository of the Hugging Face Hub or from a folder (`hf-hub:…`, `local-dir:…`)."""
-    return bool(parse_model_name(name)[0])
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder of `local-dir:FOLDER`; None for other names."""
-    source, where = parse_model_name(name)
-    return user_path(where) if source == "local-dir" else None
-
-
 def check_name(name: str) -> None:
     """Refuse a name, or a tag of weights, that timm does not know.
 
@@ -56,22 +45,13 @@ def check_name(name: str) -> None:
     if not isinstance(name, str):
         raise UserError(f"model.backbone: expected the name of a timm model, got a {type(name).__name__}")
     try:
-        source, where = parse_model_name(name)
+        source, _ = parse_model_name(name)
     except (AssertionError, ValueError) as error:
         raise UserError(
             f"model.backbone: expected a timm model, hf-hub:OWNER/NAME or local-dir:FOLDER, got {name!r}"
         ) from error
-    if source == "local-dir":
-        if not (user_path(where) / "config.json").is_file():
-            raise MissingInputError(f"model.backbone: expected a folder with a timm model's config.json, got {where}")
-        return
     if source:
-        try:
-            load_model_config_from_hf(where)
-        except Exception as error:  # of the hub's client, or of what it has read
-            raise MissingInputError(
-                f"model.backbone: expected a repository with a timm model, got {name} ({first_line(error)})"
-            ) from error
+        elsewhere.architecture(name)
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -115,40 +95,28 @@ def create_network(
         UserError: If the model does not take this input size, or one of the arguments.
     """
     more: dict[str, Any] = dict(arguments or {})
-    if more.get("in_chans", 3) != 3:
-        raise UserError(f"model.arguments.in_chans: expected 3, as images have three, got {more['in_chans']}")
     if own := [key for key in _OURS if key in more]:
         raise UserError(f"model.arguments.{own[0]}: expected an argument without a key of its own; {_OURS[own[0]]}")
-    if loading := sorted(_OF_LOADING & more.keys()):
-        raise UserError(
-            f"model.arguments.{loading[0]}: expected an argument of the model, got one of how timm makes and loads it"
-        )
-    if huge := [key for key, value in more.items() if isinstance(value, int) and abs(value) > LARGEST]:
-        raise UserError(f"model.arguments.{huge[0]}: expected at most {LARGEST}, got {more[huge[0]]}")
-    for key, value in more.items():  # timm takes any number, and training then fails
-        if "drop" in key and key.endswith("_rate") and isinstance(value, int | float) and not 0 <= value < 1:
-            raise UserError(f"model.arguments.{key}: expected a number ≥ 0 and < 1, got {value}")
+    check_arguments(more, "model.arguments.")
+    known = elsewhere.timm_name(name)
     if img_size is not None:
         try:
-            return timm.create_model(name, num_classes=0, img_size=img_size, pretrained=pretrained, **more)
+            return timm.create_model(known, num_classes=0, img_size=img_size, pretrained=pretrained, **more)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise _refused(name, more, error) from error
             log.debug("%s accepts any input size (%s)", name, error)
         except AssertionError as error:
-            if more and _can_be_made(name):
+            if (more and _can_be_made(name)) or (elsewhere.is_elsewhere(name) and not _can_be_made(name)):
                 raise _refused(name, more, error) from error
             raise UserError(f"model.img_size: expected a size that {name} takes, got {img_size} ({error})") from error
         except Exception as error:
             raise _refused(name, more, error) from error
     try:
-        return timm.create_model(name, num_classes=0, pretrained=pretrained, **more)
+        return timm.create_model(known, num_classes=0, pretrained=pretrained, **more)
     except Exception as error:
         raise _refused(name, more, error) from error
 
-
-LARGEST = 2**14
-"""Of an integer among the arguments of a model, such as its width: a task file must not fill the memory."""
 
 _OURS = {
     "img_size": "set model.img_size",
@@ -159,24 +127,26 @@ _OURS = {
 }
 
 
-_OF_LOADING = frozenset(
-    {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
-    | {"features_only", "out_indices", "feature_cls", "hf_hub_id", "url", "file"}
-) - {"kwargs"}
-"""What timm takes beside the arguments of a model: a task file must not choose what is loaded."""
-
-
 def _can_be_made(name: str) -> bool:
     """Whether timm makes a model without arguments of one's own."""
     try:
-        timm.create_model(name, num_classes=0)
+        timm.create_model(elsewhere.timm_name(name), num_classes=0)
     except Exception:
         return False
     return True
 
 
 def _refused(name: str, arguments: Mapping[str, object], error: Exception) -> Exception:
-    """An argument that is unknown, with those that are near, or that the model does not take; else the error itself."""
+    """An argument that is unknown, with those that are near, or that the model does not take; else the error itself.
+
+    A file of others may have arguments, too.
+    """
+    if elsewhere.is_elsewhere(name) and not _can_be_made(name) and _can_be_made(elsewhere.architecture(name)):
+        path = elsewhere.config_file(name)
+        return UserError(
+            f"model.backbone: expected the {elsewhere.CONFIG} of a timm model, got {path}, with which timm cannot make "
+            f"a {elsewhere.architecture(name)} ({first_line(error)})"
+        )
     if not (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) or found[1] not in arguments:
         if not arguments or isinstance(error, RecastError) or not _can_be_made(name):
             return error
@@ -185,9 +155,25 @@ def _refused(name: str, arguments: Mapping[str, object], error: Exception) -> Ex
             f"model.arguments: expected arguments that {name} takes, got {given[:200]} ({first_line(error)})"
         )
     with torch.device("meta"):
-        takes = inspect.signature(type(timm.create_model(name, num_classes=0)).__init__).parameters
+        takes = inspect.signature(type(timm.create_model(elsewhere.timm_name(name), num_classes=0)).__init__).parameters
     near = get_close_matches(found[1], takes, n=3, cutoff=0.4) or [key for key in takes if key not in ("self", *_OURS)]
     return UserError(f"model.arguments.{found[1]}: unknown argument of {name}; it takes {', '.join(near)}")
+
+
+def numbers_of(name: str, img_size: int | None, arguments: Mapping[str, object] | None = None) -> int | None:
+    """How many numbers the weights of a model are, without making them; None where its constructor computes with them.
+
+    Raises:
+        UserError: As `create_network`.
+    """
+    try:
+        with torch.device("meta"):
+            network = create_network(name, img_size, arguments=arguments)
+    except RecastError:
+        raise
+    except Exception:
+        return None
+    return sum(int(tensor.numel()) for tensor in network.state_dict().values())
 
 
 def blueprint(model: ModelConfig, device: str = "meta") -> nn.Module:

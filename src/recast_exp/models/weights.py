@@ -26,7 +26,8 @@ from recast_exp.config.schema import ModelConfig
 from recast_exp.errors import MissingInputError, UserError, first_line
 from recast_exp.files import user_path
 from recast_exp.models import torch_file
-from recast_exp.models.create import create_network, is_elsewhere, local_folder
+from recast_exp.models.create import backbone_name, create_network, numbers_of
+from recast_exp.models.elsewhere import is_elsewhere, local_folder
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ def download(name: str, img_size: int | None, arguments: Mapping[str, object] | 
             if not is_elsewhere(name):
                 return create_network(name, img_size, True, arguments)
             # timm itself would leave parameters random that the repository lacks
-            network = create_network(name, img_size, arguments=arguments)
-            load_state(network, load_state_dict_from_hf(parse_model_name(name)[1]), "model.backbone", name)
+            state = load_state_dict_from_hf(parse_model_name(name)[1])
+            # Some models have tensors under two names
+            held = 2 * sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+            network = create_held(name, img_size, arguments, held, name)
+            load_state(network, state, "model.backbone", name)
             return network
     except UserError:
         raise
@@ -127,6 +131,50 @@ def file_of(model: ModelConfig) -> tuple[Path, str] | None:
             return folder / name, "model.backbone"
     raise MissingInputError(f"model.backbone: expected {' or '.join(_LOCAL_WEIGHTS)} in {folder}, got neither")
 
+
+def create(model: ModelConfig) -> nn.Module:
+    """The network of a model, with the weights of its file or with random ones.
+
+    Raises:
+        UserError: If timm knows no such model, or the file does not fit it.
+        MissingInputError: If a file is not there.
+    """
+    name, file = backbone_name(model), file_of(model)
+    if file is None:
+        return create_held(name, model.img_size, model.arguments, _LARGEST, "no file")
+    path, key = file
+    # A byte for each number at least
+    held = path.stat().st_size * (_UNPACKED if path.suffix == ".npz" else 1) if path.is_file() else _LARGEST
+    network = create_held(name, model.img_size, model.arguments, held, path)
+    load_file(network, path, key)
+    return network
+
+
+def create_held(
+    name: str, img_size: int | None, arguments: Mapping[str, object] | None, held: int, where: Path | str
+) -> nn.Module:
+    """As `create_network`, of no more numbers than their file holds: a model of others may be larger than the memory.
+
+    Args:
+        name: timm name.
+        img_size: Input size in pixels.
+        arguments: More arguments of the model in timm.
+        held: The numbers that there are.
+        where: Their file, for the message.
+
+    Raises:
+        UserError: As `create_network`, or if the model has far more.
+    """
+    if is_elsewhere(name) and (size := numbers_of(name, img_size, arguments) or 0) > held:
+        raise UserError(
+            f"model.backbone: expected a model of the size of its weights, got {name} with {size:,} numbers, of which "
+            f"{where} holds {held:,} at most"
+        )
+    return create_network(name, img_size, arguments=arguments)
+
+
+_LARGEST = 10**10
+"""Numbers of a model with random weights, if a file of others describes it. The largest that timm knows has 7e9."""
 
 _LOCAL_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 

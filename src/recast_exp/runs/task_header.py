@@ -80,16 +80,20 @@ class _Versioned(TypedDict):
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Scale = Annotated[float, Meta(ge=1e-6, le=1)]
+Mean = Annotated[list[_Share], Meta(min_length=3, max_length=3)]
+Std = Annotated[list[_Scale], Meta(min_length=3, max_length=3)]
+CropPct = Annotated[float, Meta(ge=0.1, le=2)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class InputRecord(TypedDict):
     """How images are prepared: `data.preprocessing.InputSpec`. Files before version 0.1 lack the last three."""
 
     size: Annotated[int, Meta(ge=8, le=4096)]
-    mean: Annotated[list[_Share], Meta(min_length=3, max_length=3)]
-    std: Annotated[list[_Scale], Meta(min_length=3, max_length=3)]
-    crop_pct: Annotated[float, Meta(ge=0.1, le=2)]
-    interpolation: Literal["bilinear", "bicubic"]
+    mean: Mean
+    std: Std
+    crop_pct: CropPct
+    interpolation: Interpolation
     squash: NotRequired[bool]
     background: NotRequired[str]
     orient: NotRequired[bool]

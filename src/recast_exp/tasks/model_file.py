@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import __version__, schemas
-from recast_exp.errors import MissingInputError, RecastError, UserError, first_line
+from recast_exp.errors import MissingInputError, UserError, first_line
 from recast_exp.files import replacing, write_json, writing
 from recast_exp.models import task_file
 from recast_exp.models.computation import mismatch
-from recast_exp.models.create import check_name, create_network
+from recast_exp.models.create import check_name, create_network, numbers_of
 from recast_exp.models.timm_model import timm_model
 from recast_exp.models.weights import content_hash
 from recast_exp.recast import Banks
@@ -316,17 +316,10 @@ def _weights(file: Path, expected: str) -> dict[str, Tensor]:
 
 def _check_size(record: _Record, rest: Mapping[str, Tensor], banks: Banks, path: Path) -> None:
     """Refuse a backbone that is far larger than the files: to make it takes memory, and a record names any."""
-    try:
-        with torch.device("meta"):
-            plain = create_network(record["backbone"], record["img_size"])
-    except RecastError:
-        raise
-    except Exception:  # the constructors of a few models compute with their weights
-        return
+    size = numbers_of(record["backbone"], record["img_size"])
     rewritten = sum(len(group.layers) * banks.templates[group.name][0].numel() for group in banks.groups)
     held = sum(tensor.numel() for tensor in rest.values()) + rewritten
-    size = sum(tensor.numel() for tensor in plain.state_dict().values())
-    if size > 2 * held:  # some models have tensors under two names
+    if size is not None and size > 2 * held:  # some models have tensors under two names
         raise UserError(
             f"{path}: expected the weights of its backbone, got others: {record['backbone']} has {size:,} parameters, "
             f"the files {held:,}"
