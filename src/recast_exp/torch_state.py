@@ -31,6 +31,18 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def drawn_from(device: torch.device) -> tuple[object, ...]:
+    """What is another value once a number is drawn: the state of the generators of torch, NumPy and Python.
+
+    Args:
+        device: The one whose generator of torch it is about, beside that of the CPU.
+    """
+    own = torch.get_device_module(device).get_rng_state() if device.type != "cpu" else torch.empty(0)
+    _, keys, *place = np.random.get_state()  # noqa: NPY002 - libraries draw from it
+    states = (torch.get_rng_state().numpy(), own.numpy(), np.asarray(keys))
+    return *(state.tobytes() for state in states), *place, random.getstate()
+
+
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch compute on `count` threads in the block, and on as many as before after it."""

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recast_exp.models.resume import find
 
@@ -85,6 +86,46 @@ def test_nothing_random_lies_before_the_start() -> None:
     dropout = create("vit_tiny_patch16_224", img_size=32, pos_drop_rate=0.1)
     dropout.get_submodule("blocks.9").requires_grad_(True)
     assert find(dropout, 32) is None
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dropout_of_attention_is_random_though_its_module_may_not_run(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.layers.config._USE_FUSED_ATTN", int(fused))
+    model = create("vit_tiny_patch16_224", img_size=32, attn_drop_rate=0.3)
+    model.get_submodule("blocks.9").requires_grad_(True)
+    assert find(model, 32) is None
+
+
+class InTraining(nn.Module):
+    """A block without a module of dropout that does something else in training."""
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.dropout(features, self.chance, self.training)
+
+
+@pytest.mark.parametrize("chance", [0.1, 1.0])  # the second draws no number
+def test_what_differs_in_training_comes_after_the_start(chance: float) -> None:
+    model = nn.Sequential()
+    blocks = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), InTraining(chance), nn.Conv2d(4, 4, 1), nn.Flatten()
+    model.blocks = nn.Sequential(*blocks)
+    model.requires_grad_(False).blocks[3].requires_grad_(True)
+    found = find(model, 8)
+    assert found is not None
+    assert found.block == "blocks.2"
+
+
+def test_the_search_draws_no_number_from_the_callers_generators() -> None:
+    model = create("vit_tiny_patch16_224", img_size=32, drop_path_rate=0.1)
+    model.get_submodule("blocks.9").requires_grad_(True)
+    before = torch.get_rng_state()
+    find(model, 32)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Around(nn.Module):

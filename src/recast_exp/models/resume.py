@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.recast.grouping import numbered_blocks
+from recast_exp.torch_state import drawn_from, seeded
 
 TOLERANCE = 1e-4  # of logits, relative to the largest: the sums of a convolution depend on the size of a batch
 
@@ -75,16 +77,15 @@ def find(network: nn.Module, size: int) -> Resumable | None:
     """
     device = next(network.parameters()).device
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    with _evaluating(network):
+    with _modes_kept(network), seeded(0):
         return _find(network, images, size)
 
 
 def _find(network: nn.Module, images: Tensor, size: int) -> Resumable | None:
-    order = _order(network, images)
-    trained = [_first(network, name, order) for name, each in network.named_parameters() if each.requires_grad]
-    random = [order[name] for name, module in network.named_modules() if name in order and _is_random(module)]
-    limit = min([*trained, *random], default=len(order))
-    blocks = [name for name in numbered_blocks(network) if name in order and order[name] <= limit]
+    order, fixed = _order(network, images)
+    trained = [_first(name, order) for name, each in network.named_parameters() if each.requires_grad]
+    limit = min(trained, default=len(order))
+    blocks = [name for name in numbered_blocks(network) if name in fixed and order[name] <= limit]
     later = sorted(blocks, key=order.__getitem__)[1:]  # before the first one there is next to nothing to save
     for block in reversed(later):
         found = Resumable(network, block)
@@ -93,22 +94,32 @@ def _find(network: nn.Module, images: Tensor, size: int) -> Resumable | None:
     return None
 
 
-def _order(network: nn.Module, images: Tensor) -> dict[str, int]:
-    """Name of a module → when it first runs."""
+def _order(network: nn.Module, images: Tensor) -> tuple[dict[str, int], set[str]]:
+    """Name of a module → when it first runs in training; and those before which no random number is drawn by then.
+
+    The generators are asked, not the modules: dropout may be a number that a module hands to a function.
+    """
     order: dict[str, int] = {}
+    fixed: set[str] = set()
     names = {module: name for name, module in network.named_modules()}
+    start = drawn_from(images.device)
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        order.setdefault(names[module], len(order))
+        if (name := names[module]) in order:
+            return
+        order[name] = len(order)
+        if drawn_from(images.device) == start:
+            fixed.add(name)
 
+    _train(network)
     with contextlib.ExitStack() as stack:
         for module in names:
             stack.enter_context(_hooked(module, note))
         network(images)
-    return order
+    return order, fixed
 
 
-def _first(network: nn.Module, parameter: str, order: dict[str, int]) -> int:
+def _first(parameter: str, order: dict[str, int]) -> int:
     """When the innermost module that holds a parameter, and runs at all, first runs."""
     owner = parameter.rpartition(".")[0]
     while owner not in order:
@@ -116,17 +127,14 @@ def _first(network: nn.Module, parameter: str, order: dict[str, int]) -> int:
     return order[owner]
 
 
-def _is_random(module: nn.Module) -> bool:
-    """Whether a module draws numbers in training: any kind of dropout, by the names that torch and timm use."""
-    chances = (getattr(module, name, 0) for name in ("p", "drop_prob", "prob"))
-    return any(isinstance(chance, float) and chance > 0 for chance in chances)
-
-
 def _is_exact(found: Resumable, images: Tensor, size: int) -> bool:
-    """Whether the block's input is all that the rest of the model takes from the images."""
-    expected = found.network(images)
+    """Whether the block's input is all that the rest takes from the images, and is in training what it is without."""
+    expected = found.network.eval()(images)
     try:
-        logits = found.after(found.before(images), size)
+        _train(found.network)
+        activations = found.before(images)
+        found.network.eval()
+        logits = found.after(activations, size)
     except (RuntimeError, IndexError, TypeError, AttributeError):  # a block with an input of another form
         return False
     if not isinstance(expected, Tensor) or logits.shape != expected.shape:
@@ -135,11 +143,17 @@ def _is_exact(found: Resumable, images: Tensor, size: int) -> bool:
     return bool((logits - expected).abs().max() <= limit)
 
 
+def _train(network: nn.Module) -> None:
+    """Training mode, in which running statistics stay as they are."""
+    network.train()
+    for _, module in normalisations_with_statistics(network):
+        module.eval()
+
+
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block, and the mode that each module had after it."""
+def _modes_kept(network: nn.Module) -> Iterator[None]:
+    """Give each module the mode back, after the block, that it had before it."""
     mode = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
         yield
     finally:
