@@ -228,8 +228,8 @@ def _names(dataset: str, columns: Sequence[_Column]) -> tuple[list[str], list[st
         names.append(" ".join([dataset, *parts[:_SHOWN], *(["…"] if len(parts) > _SHOWN else [])]))
     unlike = [name for name, count in Counter(names).items() if count > 1]
     for name in unlike:
-        places = [at for at, other in enumerate(names) if other == name]
-        for at, difference in zip(places, _differences([columns[at] for at in places]), strict=True):
+        same = [at for at, other in enumerate(names) if other == name]
+        for at, difference in zip(same, _differences([columns[at] for at in same]), strict=True):
             names[at] = f"{name} ({difference})"
     return [f"{name} #{at + 1}" if names.count(name) > 1 else name for at, name in enumerate(names)], unlike
 
