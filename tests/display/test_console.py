@@ -48,10 +48,23 @@ def test_a_narrow_terminal_loses_no_number(
 
 
 def test_a_task_file(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS, PARAMETERS)
-    assert "seed 7, from t.safetensors test/accuracy test/loss 85.0 % 0.5000" in shown(capsys)
-    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS | {"test/accuracy_top5": 0.99}, PARAMETERS)
+    images = {"train": 1036, "val": 12, "test": 359}
+    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS, PARAMETERS, images)
+    out = shown(capsys)
+    assert "seed 7, from t.safetensors test/accuracy test/loss 85.0 % 0.5000" in out
+    assert "Test split: 359 images; 1,048 others are training and validation images. Task:" in out
+    console.show_evaluation(TITLE, Path("t.safetensors"), METRICS | {"test/accuracy_top5": 0.99}, PARAMETERS, images)
     assert "85.0 % 99.0 % 0.5000" in shown(capsys)
+
+
+def test_a_part_of_the_test_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    line, part = "Only 64 of 359 test images were tested", {"test/images": 64, "test/images_left_out": 295}
+    console.show_adaptation(TITLE, "vit_att", "best", METRICS, PARAMETERS)
+    assert line not in shown(capsys)
+    console.show_adaptation(TITLE, "vit_att", "best", METRICS | part, PARAMETERS)
+    assert line in shown(capsys)
+    console.show_evaluation(TITLE, Path("t"), METRICS | part, PARAMETERS, {"train": 1, "val": 1, "test": 359})
+    assert line in shown(capsys)
 
 
 def test_a_comparison_of_several_seeds_names_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,23 @@ def test_classes_make_a_column(tmp_path: Path) -> None:
     assert compare_all(results)[0].pairs == 0
 
 
+def test_settings_that_differ_make_methods_whatever_the_column(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", METHOD, config=of_dataset(shots=2), overrides=["dataset.shots=2"])
+    write_job(tmp_path / "1", METHOD, config={"dataset": {"classes": ["5"]}, "optimizer": {"lr": 1.0}})
+    write_job(tmp_path / "2", OTHER)
+    write_job(tmp_path / "3", OTHER, config=of_dataset(classes=["5"]))
+    rows = [row.method for row in results_of(tmp_path).rows]
+    assert rows == [f"{METHOD} · dataset.shots=2", METHOD, OTHER]
+
+
+def test_the_probe_of_a_method_that_was_meant_for_one_column(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", PROBE)
+    write_job(tmp_path / "1", METHOD, accuracy=0.9, config=of_dataset(classes=["5"]))
+    write_job(tmp_path / "2", METHOD, seed=1, config=of_dataset(classes=["5"]))
+    measured(tmp_path / "1", probe__test__accuracy=0.85)
+    assert gain_of(tmp_path, METHOD) == "+5.0 (1 of 2 datasets, 1 of 2 runs)"
+
+
 def test_a_limit_makes_a_column_and_a_remark(tmp_path: Path) -> None:
     for at, limit in enumerate((None, 1, 9)):
         write_job(tmp_path / str(at), METHOD, config={"trainer": {"limit_batches": limit}})
@@ -121,16 +138,22 @@ def test_a_limit_makes_a_column_and_a_remark(tmp_path: Path) -> None:
     assert line in write_report(tmp_path).with_suffix(".md").read_text()
 
 
-@pytest.mark.parametrize("digests", [True, False])
-def test_images_that_were_replaced_make_a_column_and_a_remark(tmp_path: Path, digests: bool) -> None:
-    for at, (label, count) in enumerate(((METHOD, 45), (METHOD, 75), (OTHER, 75))):
+@pytest.mark.parametrize(
+    ("cards", "names"),
+    [
+        ([("old", 45), ("new", 75)], ["45 test images", "75 test images"]),
+        ([("", 45), ("", 75)], ["45 test images", "75 test images"]),  # of an earlier version
+        ([("ancient", 45), ("brandnew", 45)], ["images ancien", "images brandn"]),
+    ],
+)
+def test_images_that_were_replaced_make_a_column_and_a_remark(
+    tmp_path: Path, cards: list[tuple[str, int]], names: list[str]
+) -> None:
+    for at, (label, (images, count)) in enumerate(((METHOD, cards[0]), (METHOD, cards[1]), (OTHER, cards[1]))):
         write_job(tmp_path / str(at), label, config=of_dataset(name="folder", path="split3"), dataset="folder")
-        write_card(tmp_path / str(at), f"{count}" if digests else "", count=count)
+        write_card(tmp_path / str(at), images, count=count)
     contents = read_jobs(tmp_path)
-    if digests:
-        assert columns(contents) == ["folder (images 45)", "folder (images 75)", "folder (images 75)"]
-    else:
-        assert columns(contents) == ["folder (45 test images)", *["folder (75 test images)"] * 2]
+    assert columns(contents) == [f"folder ({names[at]})" for at in (0, 1, 1)]
     assert contents.remarks == ("folder: the test images are not the same in all runs; each set has a column",)
     assert len(results_of(tmp_path).counted) == 3  # not one run of METHOD that was repeated
     assert compare_all(tabulate(contents.jobs))[0].pairs == 1

@@ -123,7 +123,9 @@ def test_metrics_are_flat_finite_and_agree_with_each_other(kind: str, adapted: A
     assert metrics["version/torch"] == torch.__version__
     assert ("mimicry/relative_error" in metrics) == (kind in TEMPLATES)
     assert metrics.get("mimicry/relative_error", 0.0) < 5e-7
-    assert read(folder / "dataset.json")["images"]["test"] > 32
+    total = read(folder / "dataset.json")["images"]["test"]
+    assert (metrics["test/images"], metrics["test/images_left_out"]) == (32, total - 32)
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 32
     assert metrics["test/accuracy"] * 32 == pytest.approx(round(metrics["test/accuracy"] * 32))
     per_class = [metrics[f"test/accuracy_per_class/{label}"] for label in range(5, 10)]
     assert min(per_class) <= metrics["test/accuracy"] <= max(per_class)
@@ -328,7 +330,7 @@ def test_evaluate_repeats_the_test_to_the_bit(kind: str, adapted: Any, tiny: Com
     settings, other = tiny(KINDS[kind][0], *task_of(folder)), tmp_path / "again"
     again = run_stage(with_values(settings, {"seed": 5}), other)  # nothing is drawn: the seed makes no difference
     tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    assert len(tested) == 9
+    assert len(tested) == 11
     assert {name: value for name, value in again.items() if name.startswith("test/")} == tested
     assert read(other / "metrics.json") == again
     assert read(other / "parameters.json") == read(folder / "parameters.json")

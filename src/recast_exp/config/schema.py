@@ -187,7 +187,7 @@ class TrainerConfig:
         Role.TRAINING, None, "stop after this number of validations without a better loss", ge=1
     )
     compile: bool = key(Role.CONTROL, False, "compile the model with torch.compile")
-    limit_batches: int | None = key(Role.MODEL, None, "batches per epoch, for debugging", ge=1)
+    limit_batches: int | None = key(Role.MODEL, None, "batches per epoch, validation and test, for debugging", ge=1)
     activations_mb: int = key(
         Role.CONTROL, 2048, "memory for activations before the first block that trains, in MB; 0 keeps none", ge=0
     )

@@ -16,6 +16,8 @@ from recast_exp.display.numbers import mean_and_spread
 from recast_exp.errors import printable
 from recast_exp.runs import layout
 from recast_exp.runs.results import (
+    LEFT_OUT,
+    TESTED,
     BankSize,
     Compared,
     Copies,
@@ -69,7 +71,7 @@ def show_adaptation(title: str, method: str, select: str, metrics: Metrics, para
         f"{metrics['seconds']:.0f} s of training, {metrics['images_per_second']:.0f} images/s on {metrics['device']}."
     )
     trained = epochs if metrics["epochs"] else f"Nothing was trained by gradient descent; on {metrics['device']}."
-    _print(title, table, _counts(parameters), *_heads(metrics), trained)
+    _print(title, table, _counts(parameters), *_heads(metrics), trained, *_part(metrics))
 
 
 def _heads(metrics: Metrics) -> list[str]:
@@ -78,15 +80,33 @@ def _heads(metrics: Metrics) -> list[str]:
     return [f"Solved {', '.join(heads)} (the best by validation)."] if heads else []
 
 
-def show_evaluation(title: str, path: Path, metrics: Metrics, parameters: Counts) -> None:
-    """Show the test metrics of a task file."""
+def _part(metrics: Metrics) -> list[str]:
+    """How many of the test images were tested, in one line; none where all were."""
+    if TESTED not in metrics:
+        return []
+    tested, left_out = int(metrics[TESTED]), int(metrics[LEFT_OUT])
+    return [f"Only {tested:,} of {tested + left_out:,} test images were tested (trainer.limit_batches)."]
+
+
+def show_evaluation(title: str, path: Path, metrics: Metrics, parameters: Counts, images: Mapping[str, int]) -> None:
+    """Show the test metrics of a task file.
+
+    Args:
+        title: Method, dataset, backbone and seed.
+        path: The task file.
+        metrics: Those of `metrics.json`.
+        parameters: The counts of `parameters.json`.
+        images: Split → its number of images.
+    """
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("test/accuracy", "test/accuracy_top5", "test/loss"):
         if name in metrics:
             table.add_column(name, justify="right")
     shown = [metrics["test/accuracy"], *([metrics["test/accuracy_top5"]] if "test/accuracy_top5" in metrics else [])]
     table.add_row(*[_percent(value) for value in shown], f"{metrics['test/loss']:.4f}")
-    _print(f"{title}, from {path}", table, _counts(parameters))
+    rest = sum(images.values()) - images["test"]
+    split = f"Test split: {images['test']:,} images; {rest:,} others are training and validation images."
+    _print(f"{title}, from {path}", table, split, *_part(metrics), _counts(parameters))
 
 
 def show_reconstruction(title: str, summary: Reconstruction, parameters: Counts) -> None:

@@ -65,6 +65,7 @@ def run(settings: Config, run_dir: Path, group: str | None = None) -> Metrics:
             task.path,
             metrics,
             parameters,
+            {split: len(samples) for split, samples in experiment.images.splits.items()},
         )
         say_how_to_sync(run_dir)
     return metrics

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from recast_exp.config.keys import decides
 from recast_exp.report.reading import DRAW, Job
+from recast_exp.report.tested import chooses_test_images
 
 SHOWN = 3  # at most so many keys in a name
 
@@ -57,13 +58,18 @@ def _variants(jobs: Sequence[Job]) -> list[Variant]:
 
 
 def _differing(jobs: Sequence[Job], settings: Sequence[Mapping[str, str] | None]) -> list[str]:
-    """The keys that have several values on one dataset, in the order of the configuration."""
+    """The keys that have several values on one dataset, in the order of the configuration.
+
+    Columns from one source (all classes, some of them) are one dataset here, but for what makes them several.
+    """
     differing: dict[str, None] = {}
-    by_dataset: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    by_column: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    by_source: dict[tuple[str, str | None], list[Mapping[str, str]]] = defaultdict(list)
     for job, setting in zip(jobs, settings, strict=True):
         if setting is not None:
-            by_dataset[job.dataset].append(setting)
-    for group in by_dataset.values():
+            by_column[job.dataset].append(setting)
+            by_source[job.source].append({key: value for key, value in setting.items() if not chooses_test_images(key)})
+    for group in (*by_source.values(), *by_column.values()):
         for key in dict.fromkeys(key for setting in group for key in setting):
             if len({setting.get(key) for setting in group}) > 1:
                 differing[key] = None

@@ -236,7 +236,7 @@ def _tests_hint(comparisons: Sequence[tuple[Comparison, float | None]], words: W
     """The description of the tests: their questions, the number of pairs, and the smallest possible p-value."""
     tests = [comparison for comparison, _ in comparisons if comparison.runs]
     if not tests:
-        return f"No two methods have runs with the same {words.same}."
+        return f"No two methods have runs with the same {words.same} and, for a linear probe, the same training images."
     most = max(tests, key=lambda comparison: comparison.pairs)
     assert most.runs is not None
     hint = f"Two runs are a pair if they have the same {words.same}."

@@ -19,6 +19,7 @@ from recast_exp.report import tested
 from recast_exp.report.replicates import Replicate
 from recast_exp.runs.layout import DATASET, HISTORY, JOB, METRICS, PARAMETERS, SEQUENCE, SWEEP, TASKS, WITHOUT_JOBS
 from recast_exp.runs.record import Record
+from recast_exp.runs.results import TESTED
 from recast_exp.runs.state import State
 from recast_exp.runs.sweep import PlannedJob, SweepRecord
 
@@ -30,8 +31,6 @@ FORMAT = 1
 LEFT_OUT = frozenset({State.SKIPPED, State.PRUNED})
 """States of jobs that have no results and are not meant to have any."""
 ACCURACY = "test/accuracy"
-TESTED = "test/images"
-"""Number of test images that were tested, of a run that did not test all of them."""
 DRAW = "dataset.split_seed"
 """The key that draws training and validation images."""
 _NEEDED = {METRICS: (ACCURACY,), PARAMETERS: ("task_specific", "task_bits", "head")}
@@ -57,6 +56,7 @@ class Job:
         parameters: parameters.json, of a finished job.
         plan: The configuration of a job that has not run, as its sweep planned it; interpolations as they stand.
         images: What a finished job was trained and tested on, if that is known.
+        source: Its dataset, and its folder of images if it names one; several columns (`dataset`) may come from one.
     """
 
     folder: str
@@ -75,6 +75,7 @@ class Job:
     progress: str = ""
     plan: Mapping[str, object] = dataclasses.field(default_factory=dict)
     images: tested.Images | None = None
+    source: tuple[str, str | None] = ("", None)
 
     @property
     def finished(self) -> bool:

@@ -154,7 +154,7 @@ def tabulate(jobs: Sequence[Job]) -> Results:
     for method in dict.fromkeys(name for name, _ in named):
         cells = {dataset: _cell(method, dataset, replicates[dataset], named, counted) for dataset in datasets}
         runs = [job for (name, _, _), job in counted.items() if name == method]
-        gain, gain_note = _gain(runs, probes, {dataset: len(cell.expected) for dataset, cell in cells.items()})
+        gain, gain_note = _gain(runs, probes, cells)
         rows.append(
             Row(
                 method,
@@ -266,12 +266,12 @@ def _trained_apart(jobs: Iterable[Job]) -> list[str]:
 
 
 def _gain(
-    runs: Sequence[Job], probes: Mapping[tuple[str, Replicate], Sequence[Job]], expected: Mapping[str, int]
+    runs: Sequence[Job], probes: Mapping[tuple[str, Replicate], Sequence[Job]], cells: Mapping[str, Cell]
 ) -> tuple[float | None, str]:
     """Mean difference from the runs' own probes, or from the sweep's if more runs have one; datasets weigh the same.
 
-    Both kinds of probes are never mixed in one row. As with the average, there is no mean if a whole dataset is
-    missing.
+    Both kinds of probes are never mixed in one row. There is no mean if a whole dataset is missing, unless the method
+    was never meant for it: then the note says of how many datasets it is the mean.
     """
     if not runs or any(map(is_probe, runs)):
         return None, ""
@@ -284,10 +284,12 @@ def _gain(
     by_dataset: dict[str, list[float]] = {}
     for job, probe in pairs:
         by_dataset.setdefault(job.dataset, []).append(job.accuracy - probe)
-    if set(by_dataset) != set(expected):
-        return None, f"{len(by_dataset)} of {len(expected)} datasets"
-    runs_expected = sum(expected.values())
-    note = f"{len(pairs)} of {runs_expected} runs" if len(pairs) < runs_expected else ""
+    planned = {dataset: len(cell.expected) for dataset, cell in cells.items() if cell.absent != UNPLANNED}
+    of_datasets = f"{len(by_dataset)} of {len(cells)} datasets" if len(by_dataset) < len(cells) else ""
+    if set(by_dataset) != set(planned):
+        return None, of_datasets
+    of_all = f"{len(pairs)} of {count} runs" if len(pairs) < (count := sum(planned.values())) else ""
+    note = ", ".join(filter(None, (of_datasets, of_all)))
     return statistics.fmean(map(statistics.fmean, by_dataset.values())), note
 
 

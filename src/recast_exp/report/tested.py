@@ -68,7 +68,7 @@ class Images:
             return False
         return all(
             self.card["images_per_class"].get(split) == other.card["images_per_class"].get(split)
-            and (not (self._digest(split) and other._digest(split)) or self._digest(split) == other._digest(split))
+            and (not (self.digest(split) and other.digest(split)) or self.digest(split) == other.digest(split))
             for split in splits
         )
 
@@ -81,12 +81,8 @@ class Images:
         """The number of test images."""
         return sum(self.card["images_per_class"].get("test", ()))
 
-    @property
-    def name(self) -> str:
-        """What tells these test images from others of the same settings."""
-        return f"{self.count:,} test images" if not (digest := self._digest("test")) else f"images {digest[:6]}"
-
-    def _digest(self, split: str) -> str | None:
+    def digest(self, split: str) -> str | None:
+        """That of a split's images; None for a run of an earlier version."""
         return self.card.get("digests", {}).get(split)
 
 
@@ -130,7 +126,12 @@ def told_apart(jobs: Sequence[Job]) -> tuple[tuple[Job, ...], tuple[str, ...]]:
         for name, column in zip(names, columns, strict=True):
             name_of |= {job.path: name for job in column.jobs}
             remarks += _partial(name, column.jobs)
-    return tuple(dataclasses.replace(job, dataset=name_of[job.path]) for job in jobs), tuple(remarks)
+    return tuple(
+        dataclasses.replace(
+            job, dataset=name_of[job.path], source=(job.dataset, _settings(job, _PATH.__eq__).get(_PATH))
+        )
+        for job in jobs
+    ), tuple(remarks)
 
 
 def has_same_training(one: Job, other: Job) -> bool:
@@ -152,7 +153,8 @@ def _is_of_features(key: str) -> bool:
     return key in _INPUT or (key.startswith("model.") and keys.decides(key) and key not in _METHOD)
 
 
-def _chooses_test_images(key: str) -> bool:
+def chooses_test_images(key: str) -> bool:
+    """Whether the test images of a run depend on a key, apart from its draw."""
     if key in (_PATH, _LIMIT):
         return True
     return key.startswith("dataset.") and keys.decides(key) and key not in _HOW | _TRAINING | _INPUT
@@ -186,7 +188,7 @@ def _columns(jobs: Sequence[Job]) -> list[_Column]:
     """Jobs of one dataset by their test images, in order of appearance."""
     by_settings: dict[tuple[tuple[str, str], ...], list[_Column]] = defaultdict(list)
     for job in jobs:
-        parts = by_settings[tuple(sorted(_settings(job, _chooses_test_images).items()))]
+        parts = by_settings[tuple(sorted(_settings(job, chooses_test_images).items()))]
         taking = [part for part in parts if part.takes(job)]
         part = next((part for part in taking if part.has(job)), taking[0] if taking else None)
         if part is None:
@@ -206,7 +208,7 @@ def _names(dataset: str, columns: Sequence[_Column]) -> tuple[list[str], list[st
     """The names of a dataset's columns; and those that only their images tell apart."""
     if len(columns) < 2:
         return [dataset] * len(columns), []
-    settings = [_settings(column.jobs[0], _chooses_test_images) for column in columns]
+    settings = [_settings(column.jobs[0], chooses_test_images) for column in columns]
     differing = [
         key
         for key in dict.fromkeys(key for setting in settings for key in setting)
@@ -225,11 +227,19 @@ def _names(dataset: str, columns: Sequence[_Column]) -> tuple[list[str], list[st
         ]
         names.append(" ".join([dataset, *parts[:_SHOWN], *(["…"] if len(parts) > _SHOWN else [])]))
     unlike = [name for name, count in Counter(names).items() if count > 1]
-    for at, name in enumerate(names):
-        if name in unlike:
-            images = next(iter(columns[at].images.values()), None)
-            names[at] = f"{name} ({images.name})" if images else f"{name} (without results)"
+    for name in unlike:
+        same = [at for at, other in enumerate(names) if other == name]
+        for at, difference in zip(same, _differences([columns[at] for at in same]), strict=True):
+            names[at] = f"{name} ({difference})"
     return [f"{name} #{at + 1}" if names.count(name) > 1 else name for at, name in enumerate(names)], unlike
+
+
+def _differences(columns: Sequence[_Column]) -> list[str]:
+    """What tells columns of the same settings apart: how many test images they have, or else a digest of them."""
+    images = [next(iter(column.images.values()), None) for column in columns]
+    if len({found and found.count for found in images}) == len(columns):
+        return ["without results" if found is None else f"{found.count:,} test images" for found in images]
+    return ["without results" if found is None else f"images {(found.digest('test') or '')[:6]}" for found in images]
 
 
 def _partial(dataset: str, jobs: Sequence[Job]) -> list[str]:

@@ -8,6 +8,12 @@ Metrics = dict[str, float | str]
 """`metrics.json`: numbers by their names, and in words what they depend on: the device, the versions."""
 
 
+TESTED = "test/images"
+"""Of a run that did not test all of its test images, how many it tested."""
+LEFT_OUT = "test/images_left_out"
+"""Of the same, how many it left out."""
+
+
 class Counts(TypedDict):
     """`parameters.json`: the numbers of parameters, by kind."""
 

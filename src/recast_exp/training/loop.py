@@ -28,6 +28,7 @@ from recast_exp.models.adapted import CHANGE, AdaptedModel
 from recast_exp.models.features import full_precision
 from recast_exp.models.task_file import copy_into
 from recast_exp.runs import layout
+from recast_exp.runs.results import LEFT_OUT, TESTED
 from recast_exp.training.activations import kept
 from recast_exp.training.history import History
 from recast_exp.training.module import TaskModule
@@ -202,8 +203,9 @@ class Tested:
     """The result of a test.
 
     Attributes:
-        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME` of each class with images.
-        predictions: One for each test image, in the order of the split.
+        metrics: `test/accuracy`, `test/loss`, … and `test/accuracy_per_class/NAME` of each class with images. Where not
+            all test images were tested, `test/images` and `test/images_left_out`.
+        predictions: One for each test image that was tested, in the order of the split.
     """
 
     metrics: dict[str, float]
@@ -222,9 +224,13 @@ def test(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule, loggers: 
     per_class = {name: accuracy for label, (name, accuracy) in enumerate(accuracies) if label in labels}
     rows = sorted(module.predictions.compute().tolist())
     predictions = [Prediction(*map(int, row[:3]), *row[3:]) for row in rows]
-    return Tested(
-        metrics | {f"test/accuracy_per_class/{name}": accuracy for name, accuracy in per_class.items()}, predictions
-    )
+    metrics |= {f"test/accuracy_per_class/{name}": accuracy for name, accuracy in per_class.items()}
+    if left_out := len(data.image_set.splits["test"]) - len(predictions):
+        metrics |= {TESTED: len(predictions), LEFT_OUT: left_out}
+        log.warning(
+            "trainer.limit_batches: only %d of %d test images are tested", len(predictions), len(predictions) + left_out
+        )
+    return Tested(metrics, predictions)
 
 
 class Patience(EarlyStopping):
