@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recast_exp import MeLo, MissingInputError, RecastConfig, RecastModel, UserError, apply_task, load_task
-from recast_exp.models.create import create_network
 from recast_exp.models.weights import content_hash
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
