@@ -33,3 +33,36 @@ def test_what_fails_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_another_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "model=vit_att"]) == 2
     assert capsys.readouterr().err == "error: doctor: expected nothing or --no-test, got model=vit_att\n"
+
+
+def test_without_a_folder_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(**_: object) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryDirectory", none)
+    assert cli.run(["doctor"]) == 1
+    assert "self-test:     FAILED (No usable temporary directory found)" in capsys.readouterr().out
+
+
+def test_variables_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RECAST_EXP_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", "a\nb")
+    assert cli.run(["doctor", "--no-test"]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["data_dir"].strip() == f"{tmp_path}, there"
+    assert f"RECAST_EXP_DATA={tmp_path}, HF_HOME=a b" in lines["environment"]
+
+
+@pytest.mark.parametrize("name", ["${seed}", "a ${oc.env:HOME}"])
+def test_a_current_folder_that_hydra_would_replace(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert cli.run(["trainer.max_epochs=1"]) == 2
+    assert capsys.readouterr().err.startswith("error: the current folder: expected a path without ${, got ")
+    assert not list((tmp_path / name).iterdir())

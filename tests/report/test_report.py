@@ -907,3 +907,10 @@ def test_templates_without_a_relative_form_have_no_heat_map_and_are_no_remark(tm
     tensors = {"coefficients": np.zeros(24, np.float32)}
     save_file(tensors, folder / "task.safetensors", {"recast_exp": json.dumps(record)})
     assert charts.coefficient_figures(results_of(tmp_path)) == ({}, [])
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    exports.write_parquet(folder / "t.parquet", [{"a": 1}])
+    with (folder / "t.parquet").open("rb") as file:
+        assert parquet.read_table(file).to_pylist() == [{"a": 1}]

@@ -317,6 +317,19 @@ def test_the_command_line_searches(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert alone.search.trial is None
 
 
+def test_a_trial_without_settings_is_not_taken_for_the_job_in_its_folder(search: Search) -> None:
+    """As those are that stand in a storage twice."""
+
+    search(objective, "a", n_trials=1)
+    storage = Path("a/optuna.log")
+    storage.write_text(storage.read_text() * 2)
+    Path("a/1").mkdir(parents=True)
+    Path("a/1/job.json").write_text(json.dumps(left(1, state="finished")))
+    Path("a/1/metrics.json").write_text(json.dumps({"val/accuracy": 0.99}))
+    found = search(objective, "a", n_trials=2)
+    assert [bool(trial["parameters"]) for trial in found["trials"]] == [True, True]
+
+
 def _changed(lines: list[str], op_code: int, **entries: Any) -> list[str]:
     """The lines of a storage, the first of a kind with other entries."""
     at = next(at for at, line in enumerate(lines) if json.loads(line)["op_code"] == op_code)
@@ -332,6 +345,7 @@ def _changed(lines: list[str], op_code: int, **entries: Any) -> list[str]:
         "a request that is text": lambda lines: _changed(lines, 2, user_attr={"request": "x"}),
         "an empty request": lambda lines: _changed(lines, 2, user_attr={"request": {}}),
         "a distribution": lambda lines: _changed(lines, 5, distribution="x"),
+        "results without settings": lambda lines: [line for line in lines if json.loads(line)["op_code"] != 5],
         "a value that is text": lambda lines: _changed(lines, 6, values=["x"]),
     }.items(),
     ids=lambda pair: pair[0],

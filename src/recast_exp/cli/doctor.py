@@ -18,8 +18,8 @@ from pathlib import Path
 
 from recast_exp import __version__
 from recast_exp.cli.launchers import PLUGINS
-from recast_exp.errors import RecastError, first_line
-from recast_exp.files import cache_folder, locked
+from recast_exp.errors import RecastError, first_line, printable
+from recast_exp.files import cache_folder, locked, user_path
 from recast_exp.system import shared_memory, usable_cores
 
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics", "numpy")
@@ -31,7 +31,10 @@ EXTRAS = {
     **{name: f"hydra_plugins.{plugin}" for name, plugin in PLUGINS.items()},
 }
 """Extra of the package → a module that it brings."""
-VARIABLES = ("RECAST_EXP_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+VARIABLES = (
+    *("RECAST_EXP_CACHE", "RECAST_EXP_DATA", "HF_HOME", "HF_HUB_OFFLINE"),
+    *("WANDB_MODE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+)
 
 
 Command = Callable[[Sequence[str]], int]
@@ -52,11 +55,16 @@ def doctor(arguments: Sequence[str], command: Command) -> int:
         print(f"error: doctor: expected nothing or --no-test, got {unknown[0]}", file=sys.stderr)
         return 2
     for name, value in facts():
-        print(f"{name + ':':<15}{value}")
+        print(f"{name + ':':<15}{printable(value)}")
     if "--no-test" in arguments:
         return 0
     works = True
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        print(f"{'self-test:':<15}FAILED ({first_line(error)})")
+        return 1
+    with made as folder:
         for name, test in TESTS.items():
             started = time.monotonic()
             try:
@@ -83,7 +91,7 @@ def facts() -> Iterator[tuple[str, str]]:
         yield "cache", f"{folder}, {shutil.disk_usage(folder).free / 1e9:,.1f} GB free"
     except RecastError as error:
         yield "cache", str(error)
-    data = Path("data")
+    data = user_path(os.environ.get("RECAST_EXP_DATA", "data"))
     yield "data_dir", f"{data.absolute()}, {'there' if data.is_dir() else 'not there'}"
     yield "terminal", f"{sys.stdout.encoding}, {'interactive' if sys.stdout.isatty() else 'not interactive'}"
     set_here = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]

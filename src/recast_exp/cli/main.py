@@ -75,15 +75,22 @@ _RANKS = "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM
 """Environment variables that Lightning and torchmetrics read when they are imported."""
 
 
+_INTERPOLATED = "${"
+"""Hydra reads the paths of folders as values of a configuration, in which this begins a reference to another."""
+
+
 def _run(argv: Sequence[str]) -> int:
     if odd := [name for name in _RANKS if not re.fullmatch(r"\s*\d+\s*", os.environ.get(name, "0"))]:
         problem = f"{odd[0]}: expected an integer, got {os.environ[odd[0]]!r}; unset this environment variable"
         return report_errors([problem], UserError.exit_code)
     try:
-        Path.cwd()
+        here = Path.cwd()
     except OSError:  # another process has removed it
         gone = "the current folder does not exist any more; change to another"
         return report_errors([gone], MissingInputError.exit_code)
+    if _INTERPOLATED in str(here):
+        within = f"the current folder: expected a path without {_INTERPOLATED}, got {here}; change to another"
+        return report_errors([within], UserError.exit_code)
     if argv[:1] == ["doctor"]:
         from recast_exp.cli.doctor import doctor
 
@@ -149,6 +156,8 @@ def _single(findings: Findings) -> int:
     def start() -> object:
         """Hold the folder before Hydra writes into it: of two commands, the second must not touch the first one's."""
         folder = user_path(str(cfg.hydra.run.dir))  # `~` of a file
+        if _INTERPOLATED in str(folder):
+            raise UserError(f"hydra.run.dir: expected a path without {_INTERPOLATED}, got {folder}; choose another")
         cfg.hydra.run.dir = str(folder)
         if not stages.load(planned.settings.stage["name"]).needs_model:
             return hydra_api.run(loader, cfg, runner)

@@ -94,8 +94,8 @@ def _plain(value: object) -> object:
 def write_parquet(path: Path, rows: Sequence[Record]) -> None:
     """Write records with the same keys as Parquet; a column of integers and floats becomes one of floats."""
     columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-    with replacing(path) as temporary:
-        parquet.write_table(pa.table(columns), temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+        parquet.write_table(pa.table(columns), file)
 
 
 def comparison_records(comparisons: Sequence[Comparison]) -> list[Record]:

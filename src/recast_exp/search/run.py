@@ -162,7 +162,7 @@ class _Search:
         """End a trial whose job has ended, and says so in its folder: the search was killed before it could tell."""
         folder = self.folder / str(trial.number)
         record = job_record.read(folder)
-        if record is None or not _is_of(record, trial):
+        if record is None or len(trial.params) < len(self.searched) or not _is_of(record, trial):
             return False
         state, reason = record["state"], record["reason"]
         if state == State.FINISHED:

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from recast_exp import schemas
 from recast_exp.config import keys
@@ -164,6 +164,8 @@ def open_study(storage: Path, settings: Settings, content: Mapping[str, object],
             numbers = [*(trial.values or ()), *trial.intermediate_values.values()]
             if not all(isinstance(number, int | float) for number in numbers):
                 raise ValueError(f"trial {trial.number} has results that are no numbers")
+            if trial.state == TrialState.COMPLETE and not space.keys() <= trial.params.keys():
+                raise ValueError(f"trial {trial.number} has a result, but no settings")
         asked = study.user_attrs.get(_REQUEST)
         if asked is not None:
             asked = schemas.checked(asked, Request)

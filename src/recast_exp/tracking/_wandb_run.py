@@ -9,6 +9,7 @@ import csv
 import functools
 import hashlib
 import logging
+import os
 import re
 import secrets
 import threading
@@ -153,8 +154,8 @@ def choose_mode(asked: str) -> tuple[Literal["online", "offline", "disabled"], s
     """
     try:
         settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
-    except ValueError as error:  # pydantic's, several lines
-        raise UserError(f"logger: W&B's settings (WANDB_… in the environment) are invalid: {_line(error)}") from error
+    except (ValueError, wandb.errors.Error) as error:
+        raise UserError(_wrong_variable() or f"logger: W&B's settings are invalid: {_line(error)}") from error
     if asked == "offline":
         return "offline", ""
     if asked == "auto" and settings.mode in ("offline", "dryrun", "disabled"):
@@ -166,6 +167,17 @@ def choose_mode(asked: str) -> tuple[Literal["online", "offline", "disabled"], s
         return "online", ""
     problem = problem or connection_problem(settings.base_url)
     return ("offline", problem) if problem else ("online", "")
+
+
+def _wrong_variable() -> str:
+    """The line for an environment variable that W&B's settings do not take; empty if they take all."""
+    for name, value in os.environ.items():
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except (ValueError, wandb.errors.Error) as error:
+            said = _line(error).partition(" [type=")[0]  # pydantic's goes on
+            return f"{name}: W&B cannot read the value {value!r} ({said}); correct or unset this environment variable"
+    return ""
 
 
 def key_problem() -> str:
