@@ -321,4 +321,4 @@ def test_a_task_file_does_not_ask_for_a_huge_model(tmp_path: Path) -> None:
     path = task_file(tmp_path / "t.safetensors", CONFIG | {"model": model})
     done = runner(tmp_path / "r")("stage=evaluate", f"task={path}")
     assert done.code == 2
-    assert any("model.arguments.depth: expected at most 16384, got 10000000" in line for line in done.err), done.err
+    assert any("model.arguments.depth: expected at most 1024, got 10000000" in line for line in done.err), done.err
