@@ -117,6 +117,10 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "recast.tasks: expected none", "recast.tasks=[x.safetensors]")
     yield typed(kind, "recast.tasks: task: expected hf://owner/name", "model=vit_tasks", "recast.num_templates=null", "recast.tasks=[hf://a]")  # fmt: skip  # noqa: E501
     yield typed(kind, "recast.tasks: expected a file", "model=vit_tasks", "recast.tasks=[nowhere]", code=3)
+    for heads in ("[nope]", "[lda,lda]", "[best]", "[linear]"):
+        yield typed(kind, "head.heads: expected some of lda, logistic, nearest_mean, ridge", f"head.heads={heads}")
+    for model in (("model=resnet", "model.batchnorm_statistics=update"), ("model=resnet_full",)):
+        yield typed(kind, "dataset.batch_size: expected at least 2", *model, "training=joint", "dataset.batch_size=1")
     yield typed(kind, "mimicry: expected closed_form", "model=vit_random", "mimicry=gradient")
     yield typed(kind, "stage.solvers: expected some of", "stage=reconstruct", "stage.solvers=[magic]")
     yield typed(kind, "stage.dtypes: expected some of", "stage=reconstruct", "stage.dtypes=[int4]")

@@ -224,6 +224,7 @@ def test_what_are_no_features(given: Any, line: str) -> None:
 def test_what_cannot_be_chosen_from() -> None:
     lda, best, train = heads.load("lda"), heads.load("best"), Features(VALUES, LABELS, 3)
     narrow, more = Features(VALUES[:, :2], LABELS, 3), Features(VALUES, LABELS, 4)
+    solved = "lda, logistic, nearest_mean, ridge"
     wrong: list[tuple[Any, Any, Any, str]] = [
         ("lda", train, train, "head: expected a head, such as"),
         (lda(), VALUES, train, "train: expected Features, got Tensor"),
@@ -234,8 +235,10 @@ def test_what_cannot_be_chosen_from() -> None:
         (lda(refit="trainval"), train, train, "refit: expected one of"),
         (lda(shrinkages=[5.0]), train, train, "shrinkages: expected"),
         (lda(shrinkages=[], ledoit_wolf=False), train, train, "head: expected a head that is solved, got lda, whose"),
-        (best(heads=["lda", "lda"]), train, train, "heads: expected solved heads, each once, got lda, lda"),
-        (best(heads=["best"]), train, train, "heads: expected solved heads, each once, got best"),
+        *(
+            (best(heads=names), train, train, f"heads: expected some of {solved}, each once, got {', '.join(names)}")
+            for names in (["lda", "lda"], ["best"], ["linear", "lda"], ["nope"])
+        ),
     ]
     for head, first, second, line in wrong:
         with pytest.raises(UserError) as error:

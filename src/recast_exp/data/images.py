@@ -129,7 +129,10 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
     image.load()  # which turns a TIFF
     turn = _TURNS.get(_orientation(image)) if decoding.orient else None
     if image.mode.startswith("I;16"):  # grey, which PIL would clip to white; the modes are those of byte orders
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if isinstance(clear, int):  # the value that a PNG has for what is transparent
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if turn is not None:
         image = image.transpose(turn)
     if decoding.background != DROP and image.has_transparency_data:

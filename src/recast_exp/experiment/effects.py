@@ -19,6 +19,10 @@ def no_effect(key: str, settings: Config) -> str | None:
     options, schedule = settings.optimizer, settings.scheduler.name
     if key in ("scheduler.step_size", "scheduler.adapter_step_size", "scheduler.gamma") and schedule != "step":
         return f"scheduler={schedule} has no steps"
+    if key == "scheduler.adapter_step_size" and settings.adapter["name"] == "none":
+        return "there is no adapter to train"
+    if key in ("dataset.views", "head.views") and settings.dataset.transform == "none":
+        return "dataset.transform=none alters no image"
     present = {
         "coefficients": settings.model.method == "recast",
         "adapter": settings.adapter["name"] != "none",

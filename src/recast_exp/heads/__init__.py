@@ -85,4 +85,6 @@ def from_config(node: Mapping[str, object]) -> Head:
     empty = [field.name for field in dataclasses.fields(head) if getattr(head, field.name) == []]
     if empty and not getattr(head, "ledoit_wolf", False):  # with it, there is one to choose
         raise UserError(f"head.{empty[0]}: expected at least one, got an empty list")
+    for line in head.problems():
+        raise UserError(f"head.{line}")
     return head

@@ -118,15 +118,17 @@ class Moments:
 
     Attributes:
         counts: [C], images of each class.
-        sums: [C, D], sums of their features.
-        gram: [D, D], Σᵢ wᵢ xᵢ xᵢᵀ, in which each image has the weight of its class.
+        sums: [C, D], Σᵢ (xᵢ - o), sums of their features.
+        gram: [D, D], Σᵢ wᵢ (xᵢ - o)(xᵢ - o)ᵀ, in which each image has the weight of its class.
         weights: [C], weight of an image of each class in `gram`.
+        origin: [D], o, the mean of the first batch: about 0, features that are far from it would lose their digits.
     """
 
     counts: Tensor
     sums: Tensor
     gram: Tensor
     weights: Tensor
+    origin: Tensor
 
     @classmethod
     def empty(cls, num_classes: int, width: int, weights: Tensor | None = None) -> Moments:
@@ -139,7 +141,7 @@ class Moments:
         """
         zeros = functools.partial(torch.zeros, dtype=torch.float64)
         weights = torch.ones(num_classes, dtype=torch.float64) if weights is None else weights.double()
-        return cls(zeros(num_classes), zeros(num_classes, width), zeros(width, width), weights)
+        return cls(zeros(num_classes), zeros(num_classes, width), zeros(width, width), weights, zeros(width))
 
     @classmethod
     def of(cls, features: Features, weights: Tensor | None = None) -> Moments:
@@ -152,16 +154,29 @@ class Moments:
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:
         """Those of all classes of several tasks, one task's after another's; exact, whatever the order of the tasks."""
+        origin = torch.stack([part.origin for part in parts]).mean(0)
+        moved = [part.about(origin) for part in parts]
         return cls(
-            torch.cat([part.counts for part in parts]),
-            torch.cat([part.sums for part in parts]),
-            torch.stack([part.gram for part in parts]).sum(0),
-            torch.cat([part.weights for part in parts]),
+            torch.cat([part.counts for part in moved]),
+            torch.cat([part.sums for part in moved]),
+            torch.stack([part.gram for part in moved]).sum(0),
+            torch.cat([part.weights for part in moved]),
+            origin,
         )
+
+    def about(self, origin: Tensor) -> Moments:
+        """The same about another origin [D]."""
+        way = self.origin - origin
+        cross = (self.weights @ self.sums).outer(way)
+        gram = self.gram + cross + cross.T + self.total * way.outer(way)
+        return Moments(self.counts, self.sums + self.counts[:, None] * way, gram, self.weights, origin)
 
     def add(self, values: Tensor, labels: Tensor) -> None:
         """Add a batch of features [B, D] with labels [B]."""
         values = values.double()
+        if len(values) and not self.counts.any():
+            self.origin = values.mean(0)
+        values = values - self.origin
         self.counts += torch.bincount(labels, minlength=len(self.counts))
         self.sums.index_add_(0, labels, values)
         self.gram.addmm_((values * self.weights[labels, None]).T, values)
@@ -169,6 +184,10 @@ class Moments:
     @property
     def means(self) -> Tensor:
         """[C, D], mean features of each class."""
+        return self.origin + self._means
+
+    @property
+    def _means(self) -> Tensor:
         return self.sums / self.counts.clamp(min=1)[:, None]
 
     @property
@@ -179,15 +198,27 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """[D], weighted mean of the features."""
+        return self.origin + self._mean
+
+    @property
+    def _mean(self) -> Tensor:
         return self.weights @ self.sums / self.total
+
+    def centred_means(self) -> Tensor:
+        """[C, D], mean features of each class, from the mean of all."""
+        return self._means - self._mean
+
+    def centred_sums(self) -> Tensor:
+        """[C, D], Σᵢ wᵢ (xᵢ - m) over the images of each class, with the mean m."""
+        return (self.sums - self.counts[:, None] * self._mean) * self.weights[:, None]
 
     def centred_gram(self) -> Tensor:
         """[D, D], Σᵢ wᵢ (xᵢ - m)(xᵢ - m)ᵀ with the mean m."""
-        return self.gram - self.total * self.mean.outer(self.mean)
+        return self.gram - self.total * self._mean.outer(self._mean)
 
     def within(self) -> Tensor:
         """[D, D], the covariance within classes, of which each image has its weight."""
-        means = self.means
+        means = self._means
         return (self.gram - (means * (self.counts * self.weights)[:, None]).T @ means) / self.total
 
 
@@ -249,6 +280,10 @@ class Head(ABC):
     def name(self) -> str:
         """The name of its module, and of its option."""
         return type(self).__module__.rpartition(".")[2]
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with options beyond types and ranges, a line each that begins with the option."""
+        return iter(())
 
     @abstractmethod
     def settings(self) -> Sequence[Setting]:

@@ -19,12 +19,24 @@ class Best(Head):
 
     heads: list[str] = option(["logistic", "ridge", "lda", "nearest_mean"], "the heads to choose from")
 
-    def members(self) -> list[Head]:
-        """The heads with their default options, and the weights of classes of this one."""
-        from recast_exp.heads import load  # which imports this module
+    def problems(self) -> Iterator[str]:
+        """Heads that are unknown, trained, or listed twice."""
+        from recast_exp.heads import load, names  # which imports this module
 
-        if len(set(self.heads)) < len(self.heads) or self.name in self.heads:
-            raise UserError(f"heads: expected solved heads, each once, got {', '.join(self.heads)}")
+        solved = [name for name in names() if name != self.name and load(name).solved]
+        if any(name not in solved for name in self.heads) or len(set(self.heads)) < len(self.heads):
+            yield f"heads: expected some of {', '.join(solved)}, each once, got {', '.join(self.heads)}"
+
+    def members(self) -> list[Head]:
+        """The heads with their default options, and the weights of classes of this one.
+
+        Raises:
+            UserError: If there are `problems`.
+        """
+        from recast_exp.heads import load
+
+        for line in self.problems():
+            raise UserError(line)
         return [load(name)(class_weight=self.class_weight) for name in self.heads]
 
     def settings(self) -> list[Setting]:

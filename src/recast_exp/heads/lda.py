@@ -2,7 +2,8 @@
 
     logit_c(x) = xᵀ Σ⁻¹ μ_c - ½ μ_cᵀ Σ⁻¹ μ_c + ln π_c      Σ = (1 - s) S + s tr(S)/D I
 
-with the class means μ_c, the shares π_c of the classes and the covariance S within classes. `ledoit_wolf` is the s that
+with the class means μ_c, the shares π_c of the classes and the covariance S within classes; x and μ_c are measured from
+the mean of all images, which changes all logits by the same. `ledoit_wolf` is the s that
 minimises the expected error of Σ (Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance
 matrices", Lemma 3.2 to 3.5).
 """
@@ -48,17 +49,18 @@ def discriminants(moments: Moments, shrinkages: Iterable[float]) -> Iterator[Sol
     """The discriminants for each shrinkage, from the sums over images alone; one factorisation serves all."""
     values, vectors = torch.linalg.eigh(moments.within())
     values = values.clamp(min=0)
-    means = moments.means
+    means = moments.centred_means()
     projected = means @ vectors
     # Where each class has a single image, nothing varies within classes, and the nearest mean is all there is to know
-    scale = float(moments.gram.trace() / moments.total) / len(values)
+    scale = float(moments.centred_gram().trace() / moments.total) / len(values)
     least = max(scale * 1e-10, torch.finfo(torch.float64).tiny ** 0.5)
     priors = (moments.counts * moments.weights / moments.total).log()
     for shrinkage in shrinkages:
         shrunk = (1 - shrinkage) * values + shrinkage * values.mean()
         shrunk = shrunk.clamp(min=max(float(shrunk.max()) * 1e-10, least))
         weight = (projected / shrunk) @ vectors.T
-        yield Solution(weight, priors - (weight * means).sum(1) / 2, {"shrinkage": shrinkage})
+        bias = priors - (weight * means).sum(1) / 2 - weight @ moments.mean
+        yield Solution(weight, bias, {"shrinkage": shrinkage})
 
 
 def ledoit_wolf(features: Features, moments: Moments) -> float:

@@ -45,18 +45,12 @@ def regressions(moments: Moments, strengths: Iterable[float]) -> Iterator[Soluti
     """Ridge regression for each penalty, from the sums over images alone; one factorisation serves all."""
     values, vectors = torch.linalg.eigh(moments.centred_gram())
     values = values.clamp(min=0)
-    projected = vectors.T @ cross(moments)
+    projected = vectors.T @ moments.centred_sums().T
     for strength in strengths:
         penalty = strength * values.mean()
         scaled = projected / (values + penalty).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
         weight = (vectors @ scaled).T
         yield Solution(weight, _priors(moments) - weight @ moments.mean, {"strength": strength})
-
-
-def cross(moments: Moments) -> Tensor:
-    """[D, C], X̃ᵀỸ of weighted images."""
-    weighted = moments.sums * moments.weights[:, None]
-    return (weighted - (_priors(moments) * moments.total)[:, None] * moments.mean).T
 
 
 def _priors(moments: Moments) -> Tensor:

@@ -126,9 +126,9 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def train(self, mode: bool = True) -> TaskModule:
-        """Set training mode, in which the running statistics of a frozen trunk do not change."""
+        """Set training mode, in which running statistics do not change that are frozen, or wait for the head."""
         super().train(mode)
-        own = {path.rpartition(".")[0] for path in self.adapted.buffers.values()}
+        own = set() if self.head_first else {path.rpartition(".")[0] for path in self.adapted.buffers.values()}
         for name, module in normalisations_with_statistics(self.network):
             if name not in own:
                 module.eval()
@@ -144,6 +144,8 @@ class TaskModule(L.LightningModule):
         # DDP has fixed its list of gradients before training; there, gradients are dropped instead (see below)
         if self.recipe.trainer.head_first_epochs and self.trainer.world_size == 1:
             self.adapted.set_trainable(*(("head",) if self.head_first else self.objective.trains))
+        if self.recipe.trainer.head_first_epochs:
+            self.train()  # running statistics train from the epoch on in which the rest does
         self.objective.before_epoch(self)
 
     def on_validation_epoch_start(self) -> None:
