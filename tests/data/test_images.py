@@ -243,6 +243,16 @@ def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not started.exists()
 
 
+@pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0), ("drop", 32)])
+def test_a_transparent_value_of_16_bits_shows_the_background(background: str, level: int, tmp_path: Path) -> None:
+    grey = np.full((4, 4), 0x2010, np.uint16)
+    grey[0] = 0x2011  # the next value is no longer transparent
+    Image.fromarray(grey).save(tmp_path / "g.png", transparency=0x2010)
+    pixels = read_image(tmp_path / "g.png", Decoding(background))
+    assert (pixels[:, 0] == 32).all()
+    assert (pixels[:, 1:] == level).all()
+
+
 def test_grey_of_16_bits_in_every_format(tmp_path: Path) -> None:
     grey = (RAMP.astype(np.uint16) * 300).astype(">u2")
     (tmp_path / "g.pgm").write_bytes(b"P5 %d %d 65535\n" % grey.shape[::-1] + grey.tobytes())

@@ -29,6 +29,8 @@ Compose = Callable[..., Config]
         ("optimizer.momentum=0.1", "optimizer=adamw has none"),
         ("scheduler.step_size=1", "scheduler=cosine has no steps"),
         ("scheduler.step_size=1 scheduler=step", None),
+        ("scheduler.adapter_step_size=1 scheduler=step", "there is no adapter to train"),
+        ("dataset.views=2 dataset.transform=none", "dataset.transform=none alters no image"),
         ("training.shots=2 training=through_head", "training.queries is not set"),
         ("dataset.batch_size=7 training=through_head", "a step of training=through_head has training.images"),
         ("dataset.batch_size=7", None),

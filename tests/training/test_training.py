@@ -264,6 +264,18 @@ def test_pull_keeps_coefficients_near_their_start(build: Build) -> None:
 
 
 # The head trains first; then coefficients are blown away: the best epoch is an early one.
+def test_running_statistics_wait_for_the_head(build: Build, epochs: list[dict[str, Tensor]]) -> None:
+    options = ("model.batchnorm_statistics=update", "trainer.head_first_epochs=1", "trainer.max_epochs=2")
+    run = build("model=resnet", *options)
+    before = {name: each.clone() for name, each in run.adapted.task_tensors().items() if name.startswith("buffers/")}
+    fit(run.recipe, run.adapted, run.data)
+    assert before
+    assert all(torch.equal(epochs[0][name], tensor) for name, tensor in before.items())
+    assert not any(
+        torch.equal(epochs[1][name], tensor) for name, tensor in before.items() if tensor.is_floating_point()
+    )
+
+
 RUINOUS = ("model=vit_att", "trainer.head_first_epochs=2", "optimizer.coefficients_lr=30", "dataset.transform=none")
 
 
