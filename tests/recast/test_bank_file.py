@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,15 @@ def test_the_hash_of_weights_is_half_of_a_sha256() -> None:
     model = nn.Linear(3, 2)
     own = hashlib.sha256(b" (2, 3)" + model.weight.detach().numpy().tobytes()).hexdigest()
     assert weights_hash(model, [""]) == own[:32]
+
+
+def test_coefficients_without_dimensions_are_refused() -> None:
+    ours = banks()
+    scalars = {layer: torch.tensor(1.0) for layer in ours.coefficients}
+    with pytest.raises(UserError, match=r"expected \[K, B, n\] = \[0, 6, 2\], got \[\]$"):
+        ours.relative(scalars)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        banks().save(tmp_path)
