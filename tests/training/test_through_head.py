@@ -79,6 +79,15 @@ def test_episodes_have_as_many_images_of_each_of_their_classes() -> None:
     assert list(sampler) != batches
 
 
+@pytest.mark.parametrize(("images", "per_class", "classes"), [(8, None, 4), (12, 4, 3), (9, 4, 2), (5, 4, 2)])
+def test_a_step_has_fewer_classes_rather_than_more_images(images: int, per_class: int | None, classes: int) -> None:
+    labels = torch.arange(200) % 20
+    sampler = EpisodeSampler(EpochSampler(200, 0), labels, Episodes(images, 16, per_class), seed=0)
+    for batch in sampler:
+        found = torch.bincount(labels[[row for _, row in batch]], minlength=20)
+        assert found[found > 0].tolist() == [per_class or 2] * classes
+
+
 def test_a_class_of_one_image_is_not_asked_for() -> None:
     """Where nothing is left to ask for, a step would have no loss."""
     labels = torch.cat([torch.arange(40), torch.tensor([0, 0, 1])])
@@ -281,6 +290,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[s
     [
         (("head=linear",), "head: expected one that is solved with training=through_head, such as best, got linear"),
         (("trainer.head_first_epochs=1",), "trainer.head_first_epochs: expected 0 with training=through_head"),
+        (
+            ("training.images=30", "training.shots=10", "training.queries=6"),
+            "training.images: expected at least 32, which two classes have with training.shots + training.queries = 16",
+        ),
         (("trainer=ddp", "trainer.devices=2"), "training: expected joint with trainer.devices=2, got through_head"),
         (("training.splits=0",), "training.splits: expected an integer ≥ 1, got 0"),
         (("training.split=2",), "training.split: unknown option, training=through_head takes"),

@@ -17,7 +17,7 @@ class Episodes:
     """How the training images are divided into steps.
 
     Attributes:
-        images: Images of a step at most. A training set of no more than these is taken whole, at every step.
+        images: Images of a step at most, and of two classes at least. A training set of no more is taken whole.
         classes: Classes of an episode at most.
         per_class: Images of each class in an episode; None takes as many as there is room for.
     """
@@ -48,7 +48,8 @@ class EpisodeSampler(Sampler[list[Key]]):
         self._whole = len(labels) <= episodes.images
         # A class of one image has none left to ask for; where the set is taken whole, it is still one to choose
         self._rows = [row for row in rows if self._whole or len(row) > 1]
-        self._classes = min(len(self._rows), episodes.classes)
+        room = episodes.images // (episodes.per_class or 2)
+        self._classes = min(len(self._rows), episodes.classes, max(2, room))
         self._per_class = episodes.per_class or max(2, episodes.images // self._classes)
 
     def share(self, batch: int) -> Share:

@@ -74,16 +74,15 @@ class Objective(ABC):
     solves_head: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
 
-    @classmethod
-    def problems(cls, settings: Config) -> Iterator[str]:
+    def problems(self, settings: Config) -> Iterator[str]:
         """What contradicts this objective in the settings of a job. One line each."""
         trainer, name = settings.trainer, settings.training["name"]
-        if cls.needs_features and trainer.devices > 1:
+        if self.needs_features and trainer.devices > 1:
             yield (
                 f"training: expected joint with trainer.devices={trainer.devices}, got {name}; add training=joint, or "
                 "use one device"
             )
-        if cls.solves_head and trainer.head_first_epochs:
+        if self.solves_head and trainer.head_first_epochs:
             yield (
                 f"trainer.head_first_epochs: expected 0 with training={name}, whose head does not train, got "
                 f"{trainer.head_first_epochs}"

@@ -29,6 +29,7 @@ from recast_exp.models.features import tapped
 from recast_exp.training.objectives._base import Objective, Step, solve_head
 
 if TYPE_CHECKING:
+    from recast_exp.config.schema import Config
     from recast_exp.training.module import TaskModule
 
 SPLITS, LEAVE_ONE_OUT = "splits", "leave_one_out"
@@ -67,6 +68,16 @@ class ThroughHead(Objective):
         """The size of a step."""
         per_class = None if self.shots is None or self.queries is None else self.shots + self.queries
         return Episodes(self.images, self.classes, per_class)
+
+    def problems(self, settings: Config) -> Iterator[str]:
+        """Steps without room for two classes."""
+        yield from super().problems(settings)
+        per_class = self.episodes().per_class
+        if per_class is not None and self.images < 2 * per_class:
+            yield (
+                f"training.images: expected at least {2 * per_class}, which two classes have with training.shots + "
+                f"training.queries = {per_class}, got {self.images}"
+            )
 
     def check_images(self, counts: NDArray[np.int64]) -> None:
         """Refuse a set of which no class has an image for support and one for query."""
