@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,31 @@ def test_a_transparent_value_of_16_bits_shows_the_background(background: str, le
     pixels = read_image(tmp_path / "g.png", Decoding(background))
     assert (pixels[:, 0] == 32).all()
     assert (pixels[:, 1:] == level).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "clear", "row", "level"),
+    [
+        (1, 0, [1], b"\x80", 0),  # pixels 1, 0, 0, 0: the first is clear
+        (1, 0, [0], b"\x70", 255),
+        (2, 0, [2], bytes([0b10_01_01_01]), 85),
+        (4, 0, [3], b"\x35\x55", 85),
+        (16, 2, [0x2010, 0x3010, 0x4010], bytes([0x20, 0x10, 0x30, 0x10, 0x40, 0x10, *[0x55] * 18]), 85),
+    ],
+)
+def test_the_transparent_colour_of_a_png_counts_in_its_own_bits(
+    bits: int, kind: int, clear: list[int], row: bytes, level: int, tmp_path: Path
+) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, kind, 0, 0, 0))
+    colour = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    content = header + colour + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "clear.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    pixels = read_image(tmp_path / "clear.png", Decoding("#ff0000"))
+    assert pixels[:, 0, 0].tolist() == [255, 0, 0]
+    assert (pixels[:, 0, 1:] == level).all()
 
 
 def test_grey_of_16_bits_in_every_format(tmp_path: Path) -> None:

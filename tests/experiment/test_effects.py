@@ -32,6 +32,11 @@ Compose = Callable[..., Config]
         ("scheduler.adapter_step_size=1 scheduler=step", "there is no adapter to train"),
         ("dataset.views=2 dataset.transform=none", "dataset.transform=none alters no image"),
         ("training.shots=2 training=through_head", "training.queries is not set"),
+        (
+            "training.splits=2 training=through_head training.measured=leave_one_out",
+            "training.measured=splits is not set",
+        ),
+        ("training.splits=2 training=through_head", None),
         ("dataset.batch_size=7 training=through_head", "a step of training=through_head has training.images"),
         ("dataset.batch_size=7", None),
         ("recast.num_groups=1 model=vit_frozen", "model=vit_frozen has no templates"),

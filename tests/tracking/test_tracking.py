@@ -510,6 +510,13 @@ def test_a_variable_that_wandb_cannot_read_is_named(name: str, value: str, envir
     assert "pydantic" not in str(error.value)
 
 
+def test_a_key_that_wandb_cannot_read_is_not_shown(environment: Callable[..., None]) -> None:
+    environment(API_KEY="a secret key ")
+    with pytest.raises(UserError, match=r"^WANDB_API_KEY: W&B cannot read its value \(.*variable$") as error:
+        wandb_run.choose_mode("auto")
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("asked", ["auto", "online"])
 def test_a_run_that_the_server_refuses(
     asked: str, server: str, environment: Callable[..., None], tiny: Compose, tmp_path: Path,

@@ -242,6 +242,7 @@ def test_the_task_file_holds_the_solved_head(build: Any) -> None:
         ("model=vit_full",),
         ("model=vit_att", "trainer.precision=bf16-mixed"),
         ("model=vit_att", "training.images=20", "training.classes=2"),
+        ("model=vit_att", "training.images=60", "training.shots=30", "training.queries=30"),  # the set is taken whole
         ("model=vit_att", "training.measured=leave_one_out"),
         ("model=vit_att", "training.shots=2", "training.queries=1", "training.images=15", "head.views=1"),
         ("model=vit_att", "head=best", "head.refit=train_val", "head.class_weight=balanced"),

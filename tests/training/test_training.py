@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from recast_exp.config.schema import Config, ModelConfig, OptimizerConfig, Sched
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
 from recast_exp.files import write_json
-from recast_exp.models.adapted import assemble, normalisations_with_statistics
+from recast_exp.models.adapted import assemble, normalisations_with_statistics, running_statistics
+from recast_exp.models.check import check_single_images
 from recast_exp.models.count import count
 from recast_exp.training.loop import FitResult, fit
 from recast_exp.training.loop import test as measure
@@ -191,6 +193,42 @@ def test_the_batchnorm_of_a_new_head_learns_its_statistics() -> None:
     network(torch.randn(4, 3, 224, 224))
     changed = {name for name, tensor in network.named_buffers() if not torch.equal(tensor, before[name])}
     assert {name for name in changed if not name.endswith("num_batches_tracked")} == heads
+    recipe = Recipe(OptimizerConfig(), SchedulerConfig(), TrainerConfig(head_first_epochs=1), seed=0)
+    layers = normalisations_with_statistics(network)
+    for update in (False, True):  # they learn with their weights, while those of the trunk wait
+        adapted.buffers = running_statistics(network) if update else adapted.buffers
+        TaskModule(adapted, recipe, 3)
+        assert [name for name, layer in layers if layer.training] == ["head.bn", "head_dist.bn"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "taken"),
+    [
+        ("resnet18", {"method": "full", "batchnorm_statistics": "update"}, True),  # maps of 7 x 7 pixels
+        ("resnet18", {"method": "full", "batchnorm_statistics": "update", "img_size": 32}, False),
+        ("resnet18", {"method": "full", "batchnorm_statistics": "frozen", "img_size": 32}, True),
+        ("resnet18", {"method": "frozen", "batchnorm_statistics": "update", "img_size": 32}, False),
+        ("vit_tiny_patch16_224", {"method": "full"}, True),
+        ("levit_128s", {"method": "frozen", "batchnorm_statistics": "frozen"}, False),
+    ],
+)
+def test_batches_of_one_image_where_statistics_can_be_taken(
+    backbone: str, options: dict[str, Any], taken: bool
+) -> None:
+    model = ModelConfig(name="model", backbone=backbone, **options)
+    if taken:
+        check_single_images(model)
+    else:
+        with pytest.raises(UserError, match=rf"^dataset\.batch_size: expected at least 2, .* of {backbone} .*, got 1$"):
+            check_single_images(model)
+    network = timm.create_model(backbone, num_classes=0)
+    module = TaskModule(
+        assemble(network, model, NoAdapter(), None, 2, 0),
+        Recipe(OptimizerConfig(), SchedulerConfig(), TrainerConfig(), seed=0),
+        2,
+    ).train()
+    with nullcontext() if taken else pytest.raises(ValueError, match="more than 1 value per channel"):
+        module(torch.zeros(1, 3, model.img_size or 224, model.img_size or 224))
 
 
 def test_sets_of_coefficients_stay_equal(build: Build) -> None:

@@ -78,7 +78,8 @@ def key(
     """Declare a configuration key: role, default, help, bounds (inclusive `ge`/`le`, exclusive `gt`/`lt`) or choices.
 
     `path=True` marks a file or folder: such values are taken literally on the command line (spaces, `=`, any letter).
-    `needs` names another field of the same dataclass; the value has no effect while that one is false or empty.
+    `needs` names another field of the same dataclass; the value has no effect while that one is false or empty. With
+    `needs="name=value"`, it has none while that one is another than the value.
     """
     metadata = {
         name: value
@@ -171,9 +172,13 @@ def shortened(value: object) -> str:
 
 
 def unmet(options: DataclassInstance, name: str) -> str | None:
-    """The option that is false or empty, so that the value of another one has no effect; None if there is none."""
+    """What is not set, so that the value of an option has no effect: see `key`. None if there is none."""
     needs = {field.name: field.metadata.get("needs") for field in dataclasses.fields(options)}.get(name)
-    return needs if needs and not getattr(options, needs) else None
+    if not needs:
+        return None
+    needed, _, wanted = needs.partition("=")
+    found = getattr(options, needed)
+    return None if (str(found) == wanted if wanted else found) else needs
 
 
 _ITEMS: dict[str, tuple[type, ...]] = {"list[str]": (str,), "list[int]": (int,), "list[float]": (int, float)}

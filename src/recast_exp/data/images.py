@@ -126,6 +126,7 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per pixel, mode {image.mode}; convert it to 8 or 16")
+    image.info.update(_clear(image))
     image.load()  # which turns a TIFF
     turn = _TURNS.get(_orientation(image)) if decoding.orient else None
     if image.mode.startswith("I;16"):  # grey, which PIL would clip to white; the modes are those of byte orders
@@ -140,6 +141,19 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
         image = Image.alpha_composite(Image.new("RGBA", drawing.size, decoding.background), drawing)
     pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
     return pixels
+
+
+def _clear(image: Image.Image) -> dict[str, object]:
+    """The transparent colour of a PNG, in the 8 bits to which PIL converts its pixels, but not this colour."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return {}
+    clear, raw = image.info.get("transparency"), image.tile[0].args
+    steps = {"L;2": 85, "L;4": 17}  # PIL converts that of 1 bit
+    if isinstance(clear, int) and raw in steps:
+        return {"transparency": clear * steps[raw]}
+    if isinstance(clear, tuple) and raw == "RGB;16B":
+        return {"transparency": tuple(value >> 8 for value in clear)}
+    return {}
 
 
 def _orientation(image: Image.Image) -> int:

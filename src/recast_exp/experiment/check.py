@@ -17,10 +17,8 @@ from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
 from recast_exp.errors import MissingInputError, RecastError, UserError, section
 from recast_exp.files import cache_folder, cache_place, user_path
-from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.bank_cache import check_kind
-from recast_exp.models.check import check_classifier, check_model, check_task
-from recast_exp.models.create import blueprint
+from recast_exp.models.check import check_classifier, check_model, check_single_images, check_task
 from recast_exp.models.elsewhere import local_folder
 from recast_exp.models.loading import check_weights, load_task
 from recast_exp.models.weights import create, fingerprint
@@ -53,19 +51,8 @@ def check_experiment(settings: Config) -> None:
         )
     for line in objective.problems(settings):
         raise UserError(line)
-    least = 2 * settings.trainer.devices
-    if settings.dataset.batch_size < least and objective.episodes() is None and _trains_statistics(settings.model):
-        raise UserError(
-            f"dataset.batch_size: expected at least {least}, as normalisation layers take statistics of the images of "
-            f"a device, got {settings.dataset.batch_size}"
-        )
-
-
-def _trains_statistics(model: ModelConfig) -> bool:
-    """Whether normalisation layers of a model take the statistics of a batch in training."""
-    if model.method != "full" and model.batchnorm_statistics != "update":
-        return False
-    return bool(normalisations_with_statistics(blueprint(model)))
+    if settings.dataset.batch_size == 1 and objective.episodes() is None:
+        check_single_images(settings.model)
 
 
 class Inputs:

@@ -64,8 +64,25 @@ class AdaptedModel:
     @property
     def updates_trunk(self) -> bool:
         """Whether running statistics of the trunk change with the task, and not only those of its head."""
-        heads = {path.rpartition(".")[0] for path in self.trainable.get("head", {}).values()}
+        heads = self._modules_of_head
         return any(path.rpartition(".")[0] not in heads for path in self.buffers.values())
+
+    @property
+    def _modules_of_head(self) -> set[str]:
+        return {path.rpartition(".")[0] for path in self.trainable.get("head", {}).values()}
+
+    def hold_statistics(self, *, head_only: bool = False) -> None:
+        """Put normalisations into evaluation mode, in which they take no statistics of a batch, unless these train.
+
+        Args:
+            head_only: Whether only the head trains now.
+        """
+        training = {path.rpartition(".")[0] for path in self.buffers.values()}
+        if head_only:
+            training &= self._modules_of_head
+        for name, module in normalisations_with_statistics(self.network):
+            if name not in training:
+                module.eval()
 
     @property
     def trunk(self) -> dict[str, str]:

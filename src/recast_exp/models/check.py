@@ -186,11 +186,11 @@ def check_size(model: ModelConfig) -> None:
                 f"model.img_size: expected a multiple of {length}, the patch size of {name}, got {size}; "
                 f"{size // length * length or length} is one"
             )
-    if (reason := _refused(network, size)) is None:
+    if (reason := _refused(network.eval(), size)) is None:
         return
     own = input_of(network, dataclasses.replace(model, img_size=None)).size
     # A few models do not compute without values at all; a model's own size is right
-    if own != size and _refused(network, own) is None:
+    if own != size and _refused(network.eval(), own) is None:
         raise UserError(f"model.img_size: expected a size that {name} takes, such as {own}, got {size} ({reason})")
 
 
@@ -211,15 +211,15 @@ def check_images(model: ModelConfig, size: int) -> None:
     Raises:
         UserError: One line.
     """
-    if (network := _blueprint(model)) is not None and (reason := _refused(network, size)) is not None:
+    if (network := _blueprint(model)) is not None and (reason := _refused(network.eval(), size)) is not None:
         raise UserError(f"input.size: expected {model.img_size}, that of {model.backbone}, got {size} ({reason})")
 
 
 def _refused(network: nn.Module, size: int) -> str | None:
-    """Why a network on the meta device does not take an input size; None if it does."""
+    """Why a network on the meta device, in its mode, does not take an input size; None if it does."""
     try:
         with torch.no_grad():
-            network.eval()(torch.empty(1, 3, size, size, device="meta"))
+            network(torch.empty(1, 3, size, size, device="meta"))
     except Exception as error:
         return first_line(error)
     return None
@@ -235,6 +235,26 @@ def check_classifier(model: ModelConfig) -> None:
         with torch.device("meta"):
             timm_model(network).reset_classifier(2)
         classifier(network)
+
+
+def check_single_images(model: ModelConfig) -> None:
+    """Refuse batches of one image if a normalisation that takes statistics of a batch sees one value of a channel.
+
+    Raises:
+        UserError: One line.
+    """
+    if (network := _blueprint(model)) is None:
+        return
+    with torch.device("meta"):
+        adapted = assemble(network, model, NoAdapter(), None, 2, 0)
+    network.train()
+    adapted.hold_statistics()
+    reason = _refused(network, input_of(network, model).size)
+    if reason is not None and reason.startswith("Expected more than 1 value per channel"):  # torch's own words
+        raise UserError(
+            f"dataset.batch_size: expected at least 2, as a normalisation layer of {model.backbone} that trains sees "
+            "one value per channel in an image and cannot take statistics of it, got 1"
+        )
 
 
 def _blueprint(model: ModelConfig) -> nn.Module | None:

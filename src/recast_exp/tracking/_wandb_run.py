@@ -176,7 +176,8 @@ def _wrong_variable() -> str:
             wandb.Settings().update_from_env_vars({name: value})
         except (ValueError, wandb.errors.Error) as error:
             said = _line(error).partition(" [type=")[0]  # pydantic's goes on
-            return f"{name}: W&B cannot read the value {value!r} ({said}); correct or unset this environment variable"
+            what = "its value" if name.endswith("_KEY") else f"the value {value!r}"
+            return f"{name}: W&B cannot read {what} ({said}); correct or unset this environment variable"
     return ""
 
 

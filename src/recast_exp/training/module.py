@@ -18,7 +18,7 @@ from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.loader import Share
 from recast_exp.errors import UserError
 from recast_exp.heads import Features
-from recast_exp.models.adapted import AdaptedModel, normalisations_with_statistics
+from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.check import cut_off
 from recast_exp.models.features import tapped
 from recast_exp.models.resume import Resumable
@@ -128,10 +128,7 @@ class TaskModule(L.LightningModule):
     def train(self, mode: bool = True) -> TaskModule:
         """Set training mode, in which running statistics do not change that are frozen, or wait for the head."""
         super().train(mode)
-        own = set() if self.head_first else {path.rpartition(".")[0] for path in self.adapted.buffers.values()}
-        for name, module in normalisations_with_statistics(self.network):
-            if name not in own:
-                module.eval()
+        self.adapted.hold_statistics(head_only=self.head_first)
         return self
 
     @property

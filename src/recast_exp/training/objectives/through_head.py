@@ -29,7 +29,6 @@ from recast_exp.models.features import tapped
 from recast_exp.training.objectives._base import Objective, Step, solve_head
 
 if TYPE_CHECKING:
-    from recast_exp.config.schema import Config
     from recast_exp.training.module import TaskModule
 
 SPLITS, LEAVE_ONE_OUT = "splits", "leave_one_out"
@@ -59,7 +58,9 @@ class ThroughHead(Objective):
     measured: str = option(
         SPLITS, "query images: those of random splits, or each image in turn", choices=(SPLITS, LEAVE_ONE_OUT)
     )
-    splits: int = option(8, "random splits of the images of a step, which share a forward pass", ge=1)
+    splits: int = option(
+        8, "random splits of the images of a step, which share a forward pass", ge=1, needs="measured=splits"
+    )
     strength: float = option(0.1, "first value of the ridge's penalty, of the mean variance of a feature", gt=0)
     scale: float = option(10.0, "first value of the factor on the logits", gt=0, le=10_000)
     strength_lr: float = option(1e-2, "learning rate of the logarithms of both", ge=0)
@@ -69,18 +70,14 @@ class ThroughHead(Objective):
         per_class = None if self.shots is None or self.queries is None else self.shots + self.queries
         return Episodes(self.images, self.classes, per_class)
 
-    def problems(self, settings: Config) -> Iterator[str]:
-        """Steps without room for two classes."""
-        yield from super().problems(settings)
+    def check_images(self, counts: NDArray[np.int64]) -> None:
+        """Refuse a set of which no class has an image for support and one for query, and steps of a single class."""
         per_class = self.episodes().per_class
-        if per_class is not None and self.images < 2 * per_class:
-            yield (
+        if per_class is not None and self.images < min(2 * per_class, counts.sum()):  # else the set is taken whole
+            raise UserError(
                 f"training.images: expected at least {2 * per_class}, which two classes have with training.shots + "
                 f"training.queries = {per_class}, got {self.images}"
             )
-
-    def check_images(self, counts: NDArray[np.int64]) -> None:
-        """Refuse a set of which no class has an image for support and one for query."""
         if counts.max() < 2:
             raise UserError(
                 "training: expected joint, or a class with two training images, which through_head solves the head "
