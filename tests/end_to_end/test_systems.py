@@ -115,7 +115,7 @@ def test_output_that_is_closed(tmp_path: Path) -> None:
     [("HF_HUB_DOWNLOAD_TIMEOUT", "huggingface_hub"), ("TIMM_FUSED_ATTN", "timm"), ("TQDM_MININTERVAL", "tqdm")],
 )
 def test_variables_that_a_library_cannot_read(name: str, library: str, tmp_path: Path) -> None:
-    environment = os.environ | {name: "abc"}
+    environment = {"OTHER": "abc"} | os.environ | {name: "abc"}
     done = subprocess.run(command(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(f"error: {name}: {library} cannot read the value 'abc' (")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import linecache
 import os
 import sys
 import traceback
@@ -36,19 +37,18 @@ def out_of_reach(error: OSError) -> str | None:
 
 def unreadable_variable(error: Exception) -> str | None:
     """The line for an environment variable that a library could not read while it was imported; None for any other."""
-    libraries = [
-        str(frame.f_globals.get("__name__")).partition(".")[0]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name == "<module>"
-    ]
-    if not libraries or libraries[-1] in ("recast_exp", "__main__"):
+    modules = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    library = str(modules[-1].f_globals.get("__name__")).partition(".")[0] if modules else ""
+    if library in ("", "recast_exp", "__main__"):
         return None
-    for name, value in os.environ.items():
-        if value and repr(value) in str(error):
-            return (
-                f"{name}: {libraries[-1]} cannot read the value {value!r} ({first_line(error)}); correct or unset this "
-                "environment variable"
-            )
+    names = [name for name, value in os.environ.items() if value and repr(value) in str(error)]
+    # Of several that have the value, what the code names; tqdm puts its own names together
+    code = "".join(linecache.getlines(modules[-1].f_code.co_filename))
+    for name in sorted(names, key=lambda name: name not in code and not name.lower().startswith(library)):
+        return (
+            f"{name}: {library} cannot read the value {os.environ[name]!r} ({first_line(error)}); correct or unset "
+            "this environment variable"
+        )
     return None
 
 
