@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -488,6 +489,22 @@ def test_official_validation_images_can_be_redrawn(tmp_path: Path) -> None:
         assert not files(each, "train") & files(each, "val")
         assert len(files(each, "train")) == len(files(each, "val"))
     assert files(drawn[0], "train") != files(drawn[1], "train")
+
+
+def test_a_share_that_official_validation_images_leave_without_effect_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "recast_exp")
+    for split in ("train", "val", "test"):
+        make_folder(tmp_path / split)
+    official = load("folder", path=str(tmp_path))
+    assert not caplog.text
+    same = load("folder", path=str(tmp_path), val_fraction=0.5)
+    assert "dataset.val_fraction: it has no effect, as dataset=folder has validation images of its own" in caplog.text
+    assert [len(same.splits[split]) for split in same.splits] == [len(official.splits[split]) for split in same.splits]
+    caplog.clear()
+    load("folder", path=str(tmp_path), val_fraction=0.5, split="redrawn")
+    assert not caplog.text
 
 
 def test_one_training_image_per_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,12 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
     classes, splits, numbers = _select_classes(cfg, official, _divide(cfg, splits, official.classes))
     if "val" not in splits:
         splits |= _with_validation(cfg, splits["train"])
+    elif cfg.val_fraction != keys.default("dataset.val_fraction"):
+        log.info(
+            "dataset.val_fraction: it has no effect, as dataset=%s has validation images of its own; "
+            "dataset.split=redrawn draws new ones",
+            cfg.name,
+        )
     if cfg.shots is not None:
         splits["train"] = _at_most(splits["train"], cfg.shots, cfg.split_seed)
         counts = np.bincount(splits["train"].labels, minlength=len(classes))
