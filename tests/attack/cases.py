@@ -117,6 +117,8 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "recast.tasks: expected none", "recast.tasks=[x.safetensors]")
     yield typed(kind, "recast.tasks: task: expected hf://owner/name", "model=vit_tasks", "recast.num_templates=null", "recast.tasks=[hf://a]")  # fmt: skip  # noqa: E501
     yield typed(kind, "recast.tasks: expected a file", "model=vit_tasks", "recast.tasks=[nowhere]", code=3)
+    yield typed(kind, "head.views: expected an integer ≥ 0 and ≤ 1000", "head.views=1000000")
+    yield typed(kind, "training.splits: expected an integer ≥ 1 and ≤ 1000", "training.splits=1000000")
     for heads in ("[nope]", "[lda,lda]", "[best]", "[linear]"):
         yield typed(kind, "head.heads: expected some of lda, logistic, nearest_mean, ridge", f"head.heads={heads}")
     for model in (("model=resnet", "model.batchnorm_statistics=update"), ("model=resnet_full",)):

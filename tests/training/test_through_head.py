@@ -256,6 +256,14 @@ def test_everything_trains_through_the_head(tiny: Any, tmp_path: Path, options: 
     assert math.isfinite(metrics["test/calibration_error"])
 
 
+@pytest.mark.parametrize("key", ["optimizer.coefficients_weight_decay", "optimizer.coefficients_lr"])
+def test_a_run_that_diverges_in_its_last_step_says_so(build: Any, key: str) -> None:
+    """No loss is measured after it: the head is solved on features that are not finite."""
+    run = build(*QUICK, "model=vit_att", "trainer.max_epochs=1", "trainer.limit_batches=1", f"{key}=1e30")
+    with pytest.raises(UserError, match=r"^optimizer\.lr: training diverged, the features of .* in epoch 1; lower "):
+        fit(run.recipe, run.adapted, run.data)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("training.splits=2",), ("training=alternating",), ("training=lp_ft", "head=linear")], ids=" ".join
@@ -296,7 +304,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[s
             "training.images: expected at least 32, which two classes have with training.shots + training.queries = 16",
         ),
         (("trainer=ddp", "trainer.devices=2"), "training: expected joint with trainer.devices=2, got through_head"),
-        (("training.splits=0",), "training.splits: expected an integer ≥ 1, got 0"),
+        (("training.splits=0",), "training.splits: expected an integer ≥ 1 and ≤ 1000, got 0"),
         (("training.split=2",), "training.split: unknown option, training=through_head takes"),
         (
             ("model=recast", "model.backbone=deit_tiny_distilled_patch16_224", "model.pretrained=false"),

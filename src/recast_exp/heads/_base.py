@@ -268,7 +268,7 @@ class Head(ABC):
         "none", "weight of a class: by its images, or the same for all", choices=("none", "balanced")
     )
     calibrate: bool = option(True, "scale the logits by a temperature that validation chooses")
-    views: int = option(0, "altered views of each training image to solve it on, too", ge=0)
+    views: int = option(0, "altered views of each training image to solve it on, too", ge=0, le=1000)
     refit: str = option("train", "images that the chosen head is solved on in the end", choices=("train", "train_val"))
     select: str = option(
         "loss",

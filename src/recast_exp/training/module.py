@@ -155,6 +155,9 @@ class TaskModule(L.LightningModule):
         """The features of all training images, as evaluation sees them, computed now.
 
         Needs one process: each would have its own share of the images.
+
+        Raises:
+            UserError: If they are not finite.
         """
         assert self._data is not None
         values, labels = [], []
@@ -168,7 +171,10 @@ class TaskModule(L.LightningModule):
                 values.append(tap.take().float().cpu())
                 labels.append(numbers.cpu())
         self.train(training)
-        return Features(torch.cat(values), torch.cat(labels), self.num_classes)
+        features = torch.cat(values)
+        if self.global_step and not features.isfinite().all():  # before the first step, `Features` says why
+            raise self._diverged("the features of the training images are not finite")
+        return Features(features, torch.cat(labels), self.num_classes)
 
     def on_train_epoch_end(self) -> None:
         """Stop a run that has diverged, before its checkpoint replaces the last good one.
@@ -180,10 +186,13 @@ class TaskModule(L.LightningModule):
         for name in ("train/loss", "val/loss"):
             loss = measured[name].item() if name in measured else 0.0  # not validated yet
             if not math.isfinite(loss):
-                raise UserError(
-                    f"optimizer.lr: training diverged, {name} is {loss} in epoch {self.current_epoch + 1}; lower "
-                    "optimizer.lr, optimizer.coefficients_lr or another learning rate that is set"
-                )
+                raise self._diverged(f"{name} is {loss}")
+
+    def _diverged(self, sign: str) -> UserError:
+        return UserError(
+            f"optimizer.lr: training diverged, {sign} in epoch {self.current_epoch + 1}; lower optimizer.lr, "
+            "optimizer.coefficients_lr, or another learning rate or weight decay that is set"
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop all gradients but the head's in the epochs of the head; notice parameters that an adapter has cut off.

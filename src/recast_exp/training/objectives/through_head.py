@@ -59,7 +59,7 @@ class ThroughHead(Objective):
         SPLITS, "query images: those of random splits, or each image in turn", choices=(SPLITS, LEAVE_ONE_OUT)
     )
     splits: int = option(
-        8, "random splits of the images of a step, which share a forward pass", ge=1, needs="measured=splits"
+        8, "random splits of the images of a step, which share a forward pass", ge=1, le=1000, needs="measured=splits"
     )
     strength: float = option(0.1, "first value of the ridge's penalty, of the mean variance of a feature", gt=0)
     scale: float = option(10.0, "first value of the factor on the logits", gt=0, le=10_000)
