@@ -198,6 +198,17 @@ def test_loader_processes_fit_the_shared_memory(
         assert f"{expected} instead of 2 loader processes" in said[0] and "--shm-size" in said[0]
 
 
+def test_loader_processes_fit_the_cores(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("recast_exp.data.datamodule.usable_cores", lambda: 2)
+    monkeypatch.setattr("recast_exp.data.datamodule.shared_memory", lambda: None)
+    images = load("digits", "data", part="source")
+    spec = input_spec(ModelConfig(backbone="vit_tiny_patch16_224", img_size=224))
+    for asked, expected in ((32, 32), (512, 32)):
+        data = ImageDataModule(images, spec, "none", batch_size=128, eval_batch_size=128, seed=0, num_workers=asked)
+        assert data.train_dataloader().num_workers == expected
+    assert caplog.messages == ["dataset.num_workers: 32 instead of 512 loader processes, as there are 2 cores"]
+
+
 # Locks
 
 

@@ -27,6 +27,7 @@ PLAIN = "plain"  # the training images as evaluation sees them
 
 _DECODING_WORKERS = {"cpu": 4, "cuda": 16}
 _READING_WORKERS = {"cpu": 0, "cuda": 4}
+_MOST_PER_CORE = 16  # loader processes, whoever asks for more: starting them would take minutes, and all the memory
 
 
 class ImageDataModule(lightning.LightningDataModule):
@@ -205,20 +206,24 @@ class ImageDataModule(lightning.LightningDataModule):
         )
 
     def _fitting(self, workers: int, prefetch: int, batch_size: int) -> int:
-        """As many loader processes as there is shared memory for: with too little, they would wait for ever."""
-        free = shared_memory()
-        if not workers or free is None:
-            return workers
+        """As many loader processes as the machine takes: with too little shared memory, they would wait for ever."""
         size = batch_size * 3 * self.spec.size**2
-        fit = min(workers, free // (size * (prefetch + 1)))
-        if fit < workers and not self._said:
+        limits = {f"there are {usable_cores()} cores": _MOST_PER_CORE * usable_cores()}
+        if (free := shared_memory()) is not None:
+            little = (
+                f"there are {free / 1e6:.0f} MB of shared memory for batches of {size / 1e6:.0f} MB; give the "
+                "container more (docker run --shm-size=1g)"
+            )
+            limits[little] = free // (size * (prefetch + 1))
+        reason = min(limits, key=lambda each: limits[each])
+        if limits[reason] >= workers:
+            return workers
+        if not self._said:
             self._said = True
             log.warning(
-                "dataset.num_workers: %d instead of %d loader processes, as there are %.0f MB of shared memory for "
-                "batches of %.0f MB; give the container more (docker run --shm-size=1g)",
-                *(fit, workers, free / 1e6, size / 1e6),
+                "dataset.num_workers: %d instead of %d loader processes, as %s", limits[reason], workers, reason
             )
-        return fit
+        return limits[reason]
 
     def _device(self) -> str:
         """The type of the device that batches go to; the CPU outside a trainer."""
