@@ -275,11 +275,21 @@ def test_folds_need_two_images_of_each_class(head: Head) -> None:
         ({"name": "ridge", "strengths": "many"}, r"head\.strengths: expected a list of numbers > 0, got 'many'"),
         ({"name": "lda", "refit": "test"}, r"head\.refit: expected one of train, train_val, got 'test'"),
         ({"name": "logistic", "max_iterations": 0}, r"head\.max_iterations: expected an integer ≥ 1, got 0"),
+        ({"name": "ridge", "strengths": []}, r"^head\.strengths: expected at least one, got an empty list$"),
+        (
+            {"name": "lda", "shrinkages": [], "ledoit_wolf": False},
+            r"^head\.shrinkages: expected at least one, got an empty list$",
+        ),
+        ({"name": "best", "heads": []}, r"^head\.heads: expected at least one, got an empty list$"),
     ],
 )
 def test_wrong_options(node: dict[str, object], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         heads.from_config(node)
+
+
+def test_the_shrinkage_of_ledoit_and_wolf_is_enough_to_choose_from() -> None:
+    assert heads.from_config({"name": "lda", "shrinkages": []}).settings() == [{"shrinkage": "ledoit_wolf"}]
 
 
 def test_an_unknown_head_is_a_key_error_too() -> None:

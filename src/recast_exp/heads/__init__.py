@@ -17,7 +17,6 @@ Example:
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 
@@ -82,9 +81,6 @@ def from_config(node: Mapping[str, object]) -> Head:
     name = str(node["name"])
     options = {key: value for key, value in node.items() if key != "name"}
     head = build(load(name), options, "head.", f"head={name}")
-    empty = [field.name for field in dataclasses.fields(head) if getattr(head, field.name) == []]
-    if empty and not getattr(head, "ledoit_wolf", False):  # with it, there is one to choose
-        raise UserError(f"head.{empty[0]}: expected at least one, got an empty list")
     for line in head.problems():
         raise UserError(f"head.{line}")
     return head

@@ -6,6 +6,7 @@ Every solution is a weight and a bias of that classifier, so nothing else needs 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -283,7 +284,9 @@ class Head(ABC):
 
     def problems(self) -> Iterator[str]:
         """What is wrong with options beyond types and ranges, a line each that begins with the option."""
-        return iter(())
+        empty = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) == []]
+        if empty and not self.settings():
+            yield f"{empty[0]}: expected at least one, got an empty list"
 
     @abstractmethod
     def settings(self) -> Sequence[Setting]:

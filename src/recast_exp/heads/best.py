@@ -20,11 +20,13 @@ class Best(Head):
     heads: list[str] = option(["logistic", "ridge", "lda", "nearest_mean"], "the heads to choose from")
 
     def problems(self) -> Iterator[str]:
-        """Heads that are unknown, trained, or listed twice."""
+        """No heads, or some that are unknown, trained, or listed twice."""
         from recast_exp.heads import load, names  # which imports this module
 
         solved = [name for name in names() if name != self.name and load(name).solved]
-        if any(name not in solved for name in self.heads) or len(set(self.heads)) < len(self.heads):
+        if not self.heads:
+            yield "heads: expected at least one, got an empty list"
+        elif any(name not in solved for name in self.heads) or len(set(self.heads)) < len(self.heads):
             yield f"heads: expected some of {', '.join(solved)}, each once, got {', '.join(self.heads)}"
 
     def members(self) -> list[Head]:
