@@ -88,6 +88,17 @@ def full_precision(network: nn.Module) -> Iterator[None]:
         vars(linear).pop("forward", None)
 
 
+def classified(head: nn.Module, features: Tensor) -> Tensor:
+    """Features [N, D] → logits, in the precision of the weights of the head, as `full_precision` has it."""
+    logits: Tensor
+    if isinstance(head, nn.Linear) and torch.is_autocast_enabled(features.device.type):
+        with torch.autocast(features.device.type, enabled=False):
+            logits = head(features.to(head.weight.dtype))
+    else:
+        logits = head(features)
+    return logits
+
+
 def head_of(network: nn.Module) -> Solution:
     """The classifier of a model as it is.
 

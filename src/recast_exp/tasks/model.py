@@ -30,7 +30,7 @@ from recast_exp.models import loading
 from recast_exp.models.adapted import normalisations_with_statistics
 from recast_exp.models.backbones import Backbone
 from recast_exp.models.check import check_images
-from recast_exp.models.features import classifier
+from recast_exp.models.features import classified, classifier
 from recast_exp.models.timm_model import timm_model
 from recast_exp.recast import Banks
 from recast_exp.recast.mixed import per_task
@@ -425,8 +425,7 @@ class RecastModel(nn.Module):
             UserError: If the number of names is not that of the images.
         """
         if tasks is None:
-            logits: Tensor = self.head(self.network(images))
-            return logits
+            return classified(self.head, self.network(images))
         if isinstance(tasks, str) or not isinstance(tasks, Sequence):
             raise UserError(f"tasks: expected a list with the name of each image's task, got {tasks!r:.60}")
         if len(tasks) != len(images):
@@ -519,7 +518,7 @@ class RecastModel(nn.Module):
                     features[name] = self.network(images[places])
         logits: list[Tensor] = [images] * len(images)
         for name, places in rows.items():
-            for row, line in zip(places, self._tasks[name].head(features[name]), strict=True):
+            for row, line in zip(places, classified(self._tasks[name].head, features[name]), strict=True):
                 logits[row] = line
         return torch.stack(logits) if len({len(line) for line in logits}) == 1 else logits
 
