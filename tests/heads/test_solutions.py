@@ -347,7 +347,17 @@ def test_temperatures_stay_between_a_ten_thousandth_and_ten_thousand() -> None:
     labels = torch.arange(12) % 3
     right, wrong = F.one_hot(labels, 3).double(), F.one_hot((labels + 1) % 3, 3).double()
     assert temperature(1e-6 * right, labels) == pytest.approx(1e-4, rel=0.01)
-    assert temperature(1e5 * wrong, labels) == pytest.approx(1e4, rel=0.01)
+    assert temperature(1e4 * wrong, labels) == pytest.approx(1e4, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e10, 1e200])
+def test_logits_of_any_size_have_their_temperature(size: float) -> None:
+    labels = torch.arange(50) % 3
+    logits = F.one_hot(labels, 3).double() + 0.5 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert (logits.argmax(1) != labels).any()
+    assert temperature(size * logits, labels) == pytest.approx(size * temperature(logits, labels), rel=1e-3)
+    wrong = F.one_hot((labels + 1) % 3, 3).double()
+    assert (size * wrong / temperature(size * wrong, labels)).softmax(1).amax().item() == pytest.approx(1 / 3, abs=1e-4)
 
 
 _LARGE = """

@@ -141,6 +141,9 @@ def _thinned(features: Features, parts: int) -> Features:
 def temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T that minimises the mean cross-entropy of logits / T, between 10⁻⁴ and 10⁴.
 
+    Of logits that spread over more than 10⁴, both bounds are times their spread: LDA of one image of each class has
+    some of 10¹⁰.
+
     Where all N images are right, that would be 0, and the first wrong one of a test would have an endless loss. The
     targets are then softened, as Platt does it ("Probabilistic outputs for support vector machines", 1999): by
     Laplace's rule of succession, N of N right let expect (N + 1) / (N + 2) of others.
@@ -160,12 +163,16 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         targets = logits.new_full(logits.shape, (1 - right) / (logits.shape[1] - 1), dtype=torch.float64)
         targets[torch.arange(len(labels)), labels] = right
 
+    exact = logits.double()
+    spread = float((exact - exact.mean(1, keepdim=True)).abs().amax())
+    unit = spread if spread > 1e4 else 1.0
+
     def loss(log_scale: float) -> float:
-        return float(F.cross_entropy(logits.double() * 10**log_scale, targets))
+        return float(F.cross_entropy(exact / unit * 10**log_scale, targets))
 
     # Convex in the scale 1 / T, so it has one minimum in its logarithm, too
     found = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-4})
-    return float(10**-found.x)
+    return float(unit * 10**-found.x)
 
 
 def describe(setting: Setting) -> str:
