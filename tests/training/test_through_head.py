@@ -264,6 +264,23 @@ def test_a_run_that_diverges_in_its_last_step_says_so(build: Any, key: str) -> N
         fit(run.recipe, run.adapted, run.data)
 
 
+@pytest.mark.parametrize("model", ["vit_frozen", "vit_att"])
+def test_a_head_that_has_seen_the_validation_images_is_not_measured_on_them(
+    tiny: Any, tmp_path: Path, model: str
+) -> None:
+    typed = (f"model={model}", "head.shrinkages=[0.1]", "head.ledoit_wolf=false")
+    first, second = (
+        run_stage(tiny(*QUICK, "head=lda", f"head.refit={refit}", *typed), tmp_path / refit)
+        for refit in ("train", "train_val")
+    )
+    assert {name: value for name, value in first.items() if name.startswith("val/")} == {
+        name: value for name, value in second.items() if name.startswith("val/")
+    }
+    assert first["test/loss"] != second["test/loss"]
+    heads = (load_file(tmp_path / refit / "task.safetensors")["head/head.weight"] for refit in ("train", "train_val"))
+    assert not torch.equal(*heads)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("training.splits=2",), ("training=alternating",), ("training=lp_ft", "head=linear")], ids=" ".join

@@ -29,6 +29,7 @@ from recast_exp.files import write_json
 from recast_exp.heads import Features
 from recast_exp.models.adapted import KINDS, AdaptedModel
 from recast_exp.models.count import count
+from recast_exp.models.features import set_head
 from recast_exp.models.label import run_title, short_name
 from recast_exp.models.task_file import write_task
 from recast_exp.recast import Banks
@@ -201,6 +202,8 @@ def _train(
         return result
     measured = validate_model(recipe, adapted, data)
     measured["head/temperature"] = finished.temperature
+    if finished.refitted is not None:
+        set_head(adapted.network, finished.refitted)
     return FitResult(result.metrics | measured, result.history, {"head": finished.description})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recast_exp.data.datamodule import ImageDataModule
-from recast_exp.heads import Features, Head, choose, describe, temperature
+from recast_exp.heads import Features, Head, Solution, choose, describe, temperature
 from recast_exp.models.adapted import AdaptedModel
 from recast_exp.models.features import head_of, set_head
 from recast_exp.training.features import extract
@@ -21,11 +21,14 @@ class Finished:
         description: The head in words.
         temperature: What its logits were divided by.
         changed: Whether it is no longer what training has left.
+        refitted: The head to set once the validation images are measured, which it was solved for, too; None if the
+            model has its last head already.
     """
 
     description: str
     temperature: float
     changed: bool
+    refitted: Solution | None = None
 
 
 def finish_head(
@@ -54,8 +57,13 @@ def finish_head(
     of = features or computed
     if head.solved:
         chosen = choose(head, of("train"), of("val"))
-        set_head(adapted.network, chosen.solution)
-        return Finished(describe({"head": head.name, **chosen.solution.setting}), chosen.temperature, changed=True)
+        set_head(adapted.network, chosen.validated or chosen.solution)
+        return Finished(
+            describe({"head": head.name, **chosen.solution.setting}),
+            chosen.temperature,
+            changed=True,
+            refitted=chosen.solution if chosen.validated else None,
+        )
     if head.calibrate:
         trained, val = head_of(adapted.network), of("val")
         heat = temperature(trained.logits(val.values), val.labels)

@@ -46,12 +46,14 @@ class Chosen:
         temperature: What its logits were divided by.
         trial: The chosen setting on the validation images, before the head was solved again (`refit`).
         trials: All settings.
+        validated: The head that has not seen the validation images, where `solution` has (`refit`); else None.
     """
 
     solution: Solution
     temperature: float
     trial: Trial
     trials: list[Trial]
+    validated: Solution | None = None
 
 
 @one_thread()
@@ -92,10 +94,12 @@ def choose(head: Head, train: Features, val: Features | None = None) -> Chosen:
         trials.append(_trial(settings[number], parts))
         if number == 0 or _order(trials[number], head.select) < _order(trials[best], head.select):
             best, solution = number, parts[0][0]
-    if solution is None or val is None or head.refit != "train":
-        (solution,) = head.solve(train if val is None else train + val, [settings[best]])
     heat = trials[best].temperature if head.calibrate else 1.0
-    return Chosen(solution.scaled(1 / heat), heat, trials[best], trials)
+    validated = None
+    if solution is None or val is None or head.refit != "train":
+        validated = None if solution is None or val is None else solution.scaled(1 / heat)
+        (solution,) = head.solve(train if val is None else train + val, [settings[best]])
+    return Chosen(solution.scaled(1 / heat), heat, trials[best], trials, validated)
 
 
 def _solved(head: Head, settings: Sequence[Setting], train: Features, val: Features | None) -> Iterator[_Parts]:
