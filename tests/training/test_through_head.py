@@ -264,6 +264,30 @@ def test_a_run_that_diverges_in_its_last_step_says_so(build: Any, key: str) -> N
         fit(run.recipe, run.adapted, run.data)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("training=through_head",),
+        ("training=through_head", "training.images=20"),  # several steps in an epoch
+        ("training=through_head", "training.images=20", "training.measured=leave_one_out"),
+        ("training=alternating",),
+    ],
+    ids=" ".join,
+)
+def test_a_diverged_run_says_so(build: Any, options: tuple[str, ...]) -> None:
+    quick = (option for option in QUICK if not option.startswith("training"))
+    run = build("model=vit_att", *quick, *options, "optimizer.coefficients_lr=1e30")
+    with pytest.raises(UserError, match=r"^optimizer\.lr: training diverged, .* in epoch 1; lower optimizer\.lr, "):
+        fit(run.recipe, run.adapted, run.data)
+
+
+def test_features_of_broken_weights_are_no_divergence(build: Any) -> None:
+    run = build("model=vit_att", *QUICK)
+    run.adapted.network.get_parameter("norm.bias").data.fill_(math.inf)
+    with pytest.raises(UserError, match=r"^features: expected finite numbers, .*; check the weights of the backbone$"):
+        fit(run.recipe, run.adapted, run.data)
+
+
 @pytest.mark.parametrize("model", ["vit_frozen", "vit_att"])
 def test_a_head_that_has_seen_the_validation_images_is_not_measured_on_them(
     tiny: Any, tmp_path: Path, model: str

@@ -173,7 +173,7 @@ class TaskModule(L.LightningModule):
         self.train(training)
         features = torch.cat(values)
         if self.global_step and not features.isfinite().all():  # before the first step, `Features` says why
-            raise self._diverged("the features of the training images are not finite")
+            raise self.diverged("the features of the training images are not finite")
         return Features(features, torch.cat(labels), self.num_classes)
 
     def on_train_epoch_end(self) -> None:
@@ -186,9 +186,10 @@ class TaskModule(L.LightningModule):
         for name in ("train/loss", "val/loss"):
             loss = measured[name].item() if name in measured else 0.0  # not validated yet
             if not math.isfinite(loss):
-                raise self._diverged(f"{name} is {loss}")
+                raise self.diverged(f"{name} is {loss}")
 
-    def _diverged(self, sign: str) -> UserError:
+    def diverged(self, sign: str) -> UserError:
+        """The error of a training that has left all bounds, by what shows it."""
         return UserError(
             f"optimizer.lr: training diverged, {sign} in epoch {self.current_epoch + 1}; lower optimizer.lr, "
             "optimizer.coefficients_lr, or another learning rate or weight decay that is set"

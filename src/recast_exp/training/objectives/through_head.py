@@ -10,6 +10,7 @@ done here; Lee et al. (MetaOptNet, arXiv 1904.03758). There the episodes are tas
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from recast_exp.config.fields import option
 from recast_exp.data.episodes import Episodes
 from recast_exp.data.loader import derive_seed
 from recast_exp.errors import UserError
+from recast_exp.heads import Features
 from recast_exp.heads.ridge import leave_one_out, solve_ridge
 from recast_exp.models.features import tapped
 from recast_exp.training.objectives._base import Objective, Step, solve_head
@@ -103,7 +105,7 @@ class ThroughHead(Objective):
         strength, scale = state.log_strength.to(features).exp(), state.log_scale.to(features).exp()
         present, local = torch.unique(labels.to(features.device), return_inverse=True)
         size = len(present)
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False), _solvable(module, features, labels):
             if self.measured == LEAVE_ONE_OUT:
                 parts = [(leave_one_out(features, local, size, strength), local)]
             else:
@@ -132,6 +134,17 @@ class ThroughHead(Objective):
         state = module.objective_state
         assert isinstance(state, Strength)
         solve_head(module, float(state.log_strength.exp()), float(state.log_scale.exp()))
+
+
+@contextlib.contextmanager
+def _solvable(module: TaskModule, features: Tensor, labels: Tensor) -> Iterator[None]:
+    """Within the block, a ridge regression without a solution is that of a training that has diverged."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        if not module.global_step:  # nothing has trained yet
+            Features(features.detach(), labels, module.num_classes)  # refuses what is not finite
+        raise module.diverged("features, or the penalty of the ridge regression, are NaN or out of range") from error
 
 
 def exact(features: Tensor) -> Tensor:
