@@ -29,3 +29,21 @@ def test_batches_count_by_their_images() -> None:
         update(metrics, 9 * torch.eye(3)[labels], labels, torch.tensor(float(size)))
     assert metrics["accuracy_macro"].compute() == 1
     assert metrics["loss"].compute() == pytest.approx((1 * 1 + 5 * 5) / 6)
+
+
+def test_the_calibration_error_is_that_of_fifteen_bins() -> None:
+    """A confidence of 1 belongs to the last of them, as those a little below do."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (300,), generator=generator)
+    logits = torch.randn(300, 4, generator=generator) + 2 * torch.eye(4)[labels]
+    logits[:100, 0] += 200.0  # sure of everything, and often wrong
+    logits[100:150], labels[100:150] = torch.tensor([[0.95, 0.05, 1e-9, 1e-9]]).log(), 0  # right more often than sure
+    confidence, predicted = logits.double().softmax(1).max(1)
+    assert (confidence.float() == 1).any()
+    bins = (confidence * 15).ceil()
+    expected = sum(
+        float((confidence[bins == each] - (predicted == labels)[bins == each].double()).mean().abs())
+        * float((bins == each).double().mean())
+        for each in bins.unique()
+    )
+    assert measure([(logits, labels)], 4)["calibration_error"] == pytest.approx(expected, abs=1e-6)

@@ -28,6 +28,22 @@ class MacroAccuracy(MulticlassAccuracy):
         return (right[count > 0] / count[count > 0]).mean()
 
 
+class CalibrationError(MulticlassCalibrationError):
+    """The expected calibration error, whose last bin holds confidences of 1, too.
+
+    That of torchmetrics has one more bin for them.
+    """
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            preds: Probabilities [B, C].
+            target: int64 [B].
+        """
+        super().update(preds.clamp(max=1 - torch.finfo(preds.dtype).eps), target)
+
+
 def make_metrics(num_classes: int, *, calibration: bool = True) -> nn.ModuleDict:
     """Metrics by name: `accuracy` of all images, `accuracy_macro` as the mean over their classes, `loss`, and others.
 
@@ -41,7 +57,7 @@ def make_metrics(num_classes: int, *, calibration: bool = True) -> nn.ModuleDict
         "accuracy_macro": MacroAccuracy(num_classes, average="none"),
     }
     if calibration:
-        metrics[CALIBRATION] = MulticlassCalibrationError(num_classes, n_bins=BINS)
+        metrics[CALIBRATION] = CalibrationError(num_classes, n_bins=BINS)
     if num_classes > TOP_K:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP_K)
     return nn.ModuleDict(metrics)
