@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from omegaconf import OmegaConf
 from recast_exp import heads
 from recast_exp.config.compose import conf_dir
 from recast_exp.errors import UnknownNameError, UserError
-from recast_exp.heads import Features, Head, choose
+from recast_exp.heads import Features, Head, Solution, choose, lda
 from recast_exp.heads.best import Best
 
 SOLVED = [name for name in heads.names() if heads.load(name).solved]
@@ -290,6 +292,34 @@ def test_wrong_options(node: dict[str, object], expected: str) -> None:
 
 def test_the_shrinkage_of_ledoit_and_wolf_is_enough_to_choose_from() -> None:
     assert heads.from_config({"name": "lda", "shrinkages": []}).settings() == [{"shrinkage": "ledoit_wolf"}]
+
+
+@pytest.mark.parametrize(
+    ("solved", "expected"),
+    [
+        (lambda good: None, "none"),
+        (lambda good: [], "none"),
+        (lambda good: good[:1], "none for shrinkage=0.5"),
+        (lambda good: good[::-1], "that of shrinkage=0.5 for shrinkage=0.1"),
+        (lambda good: [(each.weight, each.bias) for each in good], "a tuple"),
+        (lambda good: [Solution(each.weight, each.bias) for each in good], "that of no setting"),
+        (lambda good: [replace(each, weight=each.weight.T) for each in good], r"a weight torch\.float64 \[12, 4\]"),
+        (lambda good: [replace(each, weight=each.weight.float()) for each in good], r"a weight torch\.float32"),
+        (lambda good: [replace(each, bias=each.bias[:1]) for each in good], r"a bias torch\.float64 \[1\]"),
+        (lambda good: [replace(each, bias=each.bias / 0) for each in good], "a bias with NaN or infinity"),
+        (lambda good: [*good, good[0]], "more"),
+    ],
+)
+def test_what_no_solution_is_gets_refused(
+    solved: Callable[[list[Solution]], object], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head of another package may return anything; a bias of one number would be that of all classes."""
+    right = lda.LDA.solve
+    monkeypatch.setattr(lda.LDA, "solve", lambda *given: solved(list(right(*given))))
+    head, train = lda.LDA(shrinkages=[0.1, 0.5], ledoit_wolf=False), blobs(40)
+    for val in (train, None):
+        with pytest.raises(UserError, match=rf"^head: expected of lda .*got {expected}"):
+            choose(head, train, val)
 
 
 def test_an_unknown_head_is_a_key_error_too() -> None:

@@ -98,18 +98,55 @@ def choose(head: Head, train: Features, val: Features | None = None) -> Chosen:
     validated = None
     if solution is None or val is None or head.refit != "train":
         validated = None if solution is None or val is None else solution.scaled(1 / heat)
-        (solution,) = head.solve(train if val is None else train + val, [settings[best]])
+        (solution,) = _solutions(head, train if val is None else train + val, [settings[best]])
     return Chosen(solution.scaled(1 / heat), heat, trials[best], trials, validated)
 
 
 def _solved(head: Head, settings: Sequence[Setting], train: Features, val: Features | None) -> Iterator[_Parts]:
     """For each setting, the solutions and the held images that each is measured on."""
     if val is not None:
-        for solution in head.solve(train, settings):
+        for solution in _solutions(head, train, settings):
             yield [(solution, val)]
         return
-    folds = [[(solution, held) for solution in head.solve(part, settings)] for part, held in _folds(train)]
+    folds = [[(solution, held) for solution in _solutions(head, part, settings)] for part, held in _folds(train)]
     yield from (list(parts) for parts in zip(*folds, strict=True))
+
+
+def _solutions(head: Head, features: Features, settings: Sequence[Setting]) -> Iterator[Solution]:
+    """What a head solves, which is looked at: that of another package may be anything.
+
+    Raises:
+        UserError: If it is not one solution for each setting, in their order.
+    """
+    found = iter(head.solve(features, settings) or ())
+    for setting in settings:
+        solution = next(found, None)
+        if wrong := _problem(solution, setting, features):
+            raise UserError(
+                f"head: expected of {head.name} a Solution for each setting, in order, with a weight "
+                f"[{features.num_classes}, {features.width}] and a bias [{features.num_classes}] of finite float64 "
+                f"numbers, got {wrong} for {describe(setting)}"
+            )
+        assert solution is not None
+        yield solution
+    if next(found, None) is not None:
+        raise UserError(f"head: expected of {head.name} {len(settings)} solutions, one for each setting, got more")
+
+
+def _problem(solution: object, setting: Setting, features: Features) -> str | None:
+    """What is wrong with a solution, in words."""
+    if not isinstance(solution, Solution):
+        return "none" if solution is None else f"a {type(solution).__name__}"
+    if solution.setting != setting:
+        return f"that of {describe(solution.setting) or 'no setting'}"
+    shapes = {"weight": (features.num_classes, features.width), "bias": (features.num_classes,)}
+    for name, shape in shapes.items():
+        tensor: Tensor = getattr(solution, name)
+        if tensor.dtype != torch.float64 or tensor.shape != shape:
+            return f"a {name} {tensor.dtype} {list(tensor.shape)}"
+        if not tensor.isfinite().all():
+            return f"a {name} with NaN or infinity"
+    return None
 
 
 def _order(trial: Trial, select: str) -> tuple[float, float]:
