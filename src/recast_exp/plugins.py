@@ -54,7 +54,7 @@ class Registry:
             raise UnknownNameError(f"name: expected one of {', '.join(self.names())}, got {name!r}")
         try:
             module = found[name].load()
-        except Exception as error:  # of somebody else's code
+        except (Exception, SystemExit) as error:  # of somebody else's code
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
                 f"name: the {self.kind} {name} of {found[name].value} cannot be imported ({reason})"

@@ -174,7 +174,9 @@ def test_what_a_module_has_to_hold(module: Any, source: str, expected: str) -> N
     assert_one_line(error, "adapter.name: ", expected)
 
 
-def test_an_adapter_of_another_package_goes_by_the_name_of_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_of_another_package_goes_by_the_name_of_its_entry_point(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """And what cannot be imported is no obstacle to merging and listing."""
     elsewhere = ModuleType("somewhere.else_")
     monkeypatch.setitem(sys.modules, "somewhere", ModuleType("somewhere"))
@@ -195,6 +197,10 @@ def test_an_adapter_of_another_package_goes_by_the_name_of_its_entry_point(monke
             adapters.from_config({"name": "broken"})
         assert_one_line(error, "adapter.name: the adapter broken of somewhere.nowhere cannot be imported")
         assert "broken" not in adapters.fitting(lambda: create_without_weights("cnn"))
+        monkeypatch.setattr(elsewhere.Other, "inject", lambda self, network: 1 // 0)
+        fitting = adapters.fitting(lambda: create_without_weights("cnn"))
+        assert "clr" in fitting and "other" not in fitting
+        assert "adapter: other is left out: it raises ZeroDivisionError: integer division" in caplog.text
         network = create("cnn")
         assert adapters.merge(network) is network
     finally:

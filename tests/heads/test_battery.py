@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recast_exp import heads
+from recast_exp import heads, plugins
 from recast_exp.config.compose import conf_dir
 from recast_exp.errors import UnknownNameError, UserError
 from recast_exp.heads import Features, Head, Solution, choose, lda
 from recast_exp.heads.best import Best
+from recast_exp.plugins import HEADS
 
 SOLVED = [name for name in heads.names() if heads.load(name).solved]
 
@@ -320,6 +323,20 @@ def test_what_no_solution_is_gets_refused(
     for val in (train, None):
         with pytest.raises(UserError, match=rf"^head: expected of lda .*got {expected}"):
             choose(head, train, val)
+
+
+def test_a_head_that_cannot_be_imported_is_no_matter_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_head.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint("broken_head", "broken_head", HEADS.group)
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: {"broken_head": point} if group == HEADS.group else {})
+    assert heads.from_config({"name": "best", "heads": ["lda", "ridge"]}).settings()
+    for wrong in ("nope", "linear"):
+        with pytest.raises(UserError, match=rf"^head\.heads: expected some of lda, .*, got {wrong}$") as error:
+            heads.from_config({"name": "best", "heads": [wrong]})
+        assert "broken_head" not in str(error.value)
+    with pytest.raises(UserError, match=r"^head\..*broken_head cannot be imported \(SystemExit: 3\)"):
+        heads.from_config({"name": "best", "heads": ["broken_head"]})
 
 
 def test_an_unknown_head_is_a_key_error_too() -> None:

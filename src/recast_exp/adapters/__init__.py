@@ -36,7 +36,7 @@ from recast_exp.adapters._base import (
 )
 from recast_exp.adapters._classes import hooks_of, take_back, tell_apart
 from recast_exp.adapters.none import NoAdapter
-from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type
+from recast_exp.errors import RecastError, UnfitError, UserError, check_integer, check_type, one_line
 from recast_exp.plugins import ADAPTERS
 from recast_exp.recast.inject import check_one_task
 from recast_exp.torch_state import seeded, undone_on_failure
@@ -292,6 +292,9 @@ def fitting(create: Callable[[], nn.Module]) -> list[str]:
             adapter = load(name)()
             return isinstance(adapter, NoAdapter) or bool(adapter.inject(create()))
         except RecastError:  # the adapter needs a library that is not installed
+            return False
+        except Exception as error:  # of somebody else's code
+            log.warning("adapter: %s is left out: it raises %s: %s", name, type(error).__name__, one_line(error))
             return False
 
     return [name for name in names() if fits(name)]

@@ -23,10 +23,14 @@ class Best(Head):
         """No heads, or some that are unknown, trained, or listed twice."""
         from recast_exp.heads import load, names  # which imports this module
 
-        solved = [name for name in names() if name != self.name and load(name).solved]
+        known = {*names()} - {self.name}
+        # Not all are loaded for it: one of another package that cannot be is no matter of those that are asked for
         if not self.heads:
             yield "heads: expected at least one, got an empty list"
-        elif any(name not in solved for name in self.heads) or len(set(self.heads)) < len(self.heads):
+        elif not all(name in known and load(name).solved for name in self.heads) or len({*self.heads}) < len(
+            self.heads
+        ):
+            solved = [name for name in sorted(known) if _is_solved(name)]
             yield f"heads: expected some of {', '.join(solved)}, each once, got {', '.join(self.heads)}"
 
     def members(self) -> list[Head]:
@@ -59,3 +63,12 @@ class Best(Head):
             plain = [{name: value for name, value in setting.items() if name != "head"} for setting in own]
             for setting, solution in zip(own, head.solve(features, plain), strict=True):
                 yield Solution(solution.weight, solution.bias, setting)
+
+
+def _is_solved(name: str) -> bool:
+    from recast_exp.heads import load  # which imports this module
+
+    try:
+        return load(name).solved
+    except UserError:  # it cannot be imported
+        return False
