@@ -141,7 +141,7 @@ def _solvable(module: TaskModule, features: Tensor, labels: Tensor) -> Iterator[
     """Within the block, a ridge regression without a solution is that of a training that has diverged."""
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # its documented place
         if not module.global_step:  # nothing has trained yet
             Features(features.detach(), labels, module.num_classes)  # refuses what is not finite
         raise module.diverged("features, or the penalty of the ridge regression, are NaN or out of range") from error
