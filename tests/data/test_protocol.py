@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 
 from recast_exp import plugins
 from recast_exp.config.schema import DatasetConfig
-from recast_exp.data import check_dataset, names, sets
-from recast_exp.data.protocol import carve_validation, split_by_class
+from recast_exp.data import check_dataset, names, registry, sets
+from recast_exp.data.protocol import carve_validation, choose, split_by_class
+from recast_exp.data.registry import read_official
 from recast_exp.data.sets import cub
 from recast_exp.data.types import ImageSet, Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
@@ -128,6 +130,55 @@ def test_two_classes_of_one_name() -> None:
     with pytest.raises(RecastError) as error:
         Official(("wren", "crow", "wren"), {"all": none}, index="classes.txt")
     assert_one_line(error, "classes.txt: expected each class once, got two with the name 'wren'")
+
+
+FOUR = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (FOUR / 255, [0, 1, 0, 1], "train images a uint8 array [N, H, W, 3] or a tuple of paths, got float64"),
+        (
+            FOUR[..., 0],
+            [0, 1, 0, 1],
+            "train images a uint8 array [N, H, W, 3] or a tuple of paths, got uint8 [4, 8, 8]",
+        ),
+        (list("abcd"), [0, 1, 0, 1], "train images a uint8 array [N, H, W, 3] or a tuple of paths, got a list"),
+        (tuple("abcd"), [0, 1, 0, 1], "train images a tuple of paths (pathlib.Path), got 'a' in it"),
+        (FOUR, [0, 1, 0], "train images an int64 array [4] of labels, one for each, got int64 [3]"),
+        (FOUR, [0.0, 1.0, 0.0, 1.0], "train images an int64 array [4] of labels, one for each, got float64 [4]"),
+    ],
+)
+def test_what_a_dataset_reads_is_looked_at(images: Any, labels: list[float], expected: str) -> None:
+    """Pixels from 0 to 1 would be taken for black images, and labels that are missing would leave images out."""
+    with pytest.raises(UserError) as error:
+        Official(("wren", "crow"), {"train": Samples(images, np.array(labels))}, index="birds.npz")
+    assert_one_line(error, f"birds.npz: expected of the {expected}")
+    with pytest.raises(UserError, match=r"got a list$"):
+        Official(("wren", "crow"), {"train": Samples(FOUR, [0, 1, 0, 1])}, index="birds.npz")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [((), "none"), (("train",), "train"), (("test", "training"), "test, training"), (("val",), "val")],
+)
+def test_a_set_without_the_images_that_are_asked_for(names: tuple[str, ...], listed: str) -> None:
+    official = Official(("wren", "crow"), {name: Samples(FOUR, np.array([0, 1, 0, 1])) for name in names})
+    with pytest.raises(UserError) as error:
+        choose(DatasetConfig(name="birds"), official)
+    assert_one_line(
+        error, f"dataset birds: expected images under train, test and maybe val, or under all, got {listed}"
+    )
+
+
+@pytest.mark.parametrize("found", [None, {"train": 1}])
+def test_a_function_that_reads_no_set(found: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.SimpleNamespace(check=lambda cfg, data_dir: None, read=lambda cfg, data_dir: found)
+    monkeypatch.setattr(registry, "_module", lambda cfg: module)
+    with pytest.raises(UserError) as error:
+        read_official(DatasetConfig(name="birds"), "data")
+    assert_one_line(error, f"dataset birds: expected its function read to return an Official, got {found!r}")
 
 
 def test_image_set_names_what_is_empty() -> None:

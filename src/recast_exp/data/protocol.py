@@ -14,7 +14,7 @@ import fnmatch
 import logging
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ def choose(cfg: DatasetConfig, official: Official) -> ImageSet:
         UserError: If every image of a split is missing or damaged (with `bad_images=skip`, which decodes all of them),
             or a class is unknown or has too few images to be divided.
     """
+    _check_splits(cfg, official.splits)
     splits, skipped = _sound(cfg, official)
     classes, splits, numbers = _select_classes(cfg, official, _divide(cfg, splits, official.classes))
     if "val" not in splits:
@@ -191,6 +192,17 @@ def _sound(cfg: DatasetConfig, official: Official) -> tuple[dict[str, Samples], 
         path, reason = next(iter(skipped.items()))
         log.warning("dataset %s: %d image(s) are left out, such as %s (%s)", cfg.name, len(skipped), path, reason)
     return splits, skipped
+
+
+def _check_splits(cfg: DatasetConfig, splits: Iterable[str]) -> None:
+    """Refuse a set without the images that are asked for; `test_from` has a line of its own."""
+    names = set(splits)
+    needed = {"all"} if "all" in names else {"train", "test"} if cfg.test_from == "test" else {"train"}
+    if cfg.split != "random_80_20" and not needed <= names <= needed | {"val", "test"}:
+        raise UserError(
+            f"dataset {cfg.name}: expected images under train, test and maybe val, or under all, got "
+            f"{', '.join(sorted(names)) or 'none'}"
+        )
 
 
 def _divide(cfg: DatasetConfig, splits: dict[str, Samples], classes: Sequence[str]) -> dict[str, Samples]:

@@ -74,7 +74,7 @@ def read_official(cfg: DatasetConfig, data_dir: str | Path) -> Official:
     module, data_dir = _module(cfg), user_path(data_dir)
     module.check(cfg, data_dir)
     if not hasattr(module, "layout"):
-        return module.read(cfg, data_dir)
+        return _official(cfg, module.read(cfg, data_dir))
     layout: Layout = module.layout(cfg)
     if cfg.download:
         from recast_exp.data.download import download
@@ -82,10 +82,19 @@ def read_official(cfg: DatasetConfig, data_dir: str | Path) -> Official:
         download(layout.archives, data_dir, name=cfg.name)
     root = layout.root(cfg, data_dir)
     layout.require(cfg, root)
-    official = module.read(cfg, data_dir)
+    official = _official(cfg, module.read(cfg, data_dir))
     if cfg.verify:
         layout.verify(cfg, official, root)
     return official
+
+
+def _official(cfg: DatasetConfig, found: object) -> Official:
+    """What a dataset's module has read, which may be of another package."""
+    from recast_exp.data.types import Official
+
+    if not isinstance(found, Official):
+        raise UserError(f"dataset {cfg.name}: expected its function read to return an Official, got {found!r:.60}")
+    return found
 
 
 def is_published(cfg: DatasetConfig) -> bool:

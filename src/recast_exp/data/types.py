@@ -61,6 +61,26 @@ class Samples:
         return digest.hexdigest()
 
 
+def _problem(samples: Samples) -> str | None:
+    """What was expected of images and labels, and what they are; those of another package may be anything."""
+    images, labels = samples.images, samples.labels
+    if isinstance(images, tuple):
+        if odd := [image for image in images if not isinstance(image, Path)]:
+            return f"a tuple of paths (pathlib.Path), got {odd[0]!r:.60} in it"
+    elif str(getattr(images, "dtype", "")) != "uint8" or images.ndim != 4 or images.shape[3] != 3:
+        return f"a uint8 array [N, H, W, 3] or a tuple of paths, got {_kind(images)}"
+    if getattr(getattr(labels, "dtype", None), "kind", "") not in ("i", "u") or labels.shape != (len(images),):
+        return f"an int64 array [{len(images)}] of labels, one for each, got {_kind(labels)}"
+    return None
+
+
+def _kind(values: object) -> str:
+    """The type of values; dtype and shape of an array."""
+    if hasattr(values, "dtype") and hasattr(values, "shape"):
+        return f"{values.dtype} {list(values.shape)}"
+    return f"a {type(values).__name__}"
+
+
 @dataclass(frozen=True, eq=False)
 class Official:
     """A set as it was published, before a task is chosen from it.
@@ -75,8 +95,8 @@ class Official:
             (`@eaDir/`).
 
     Raises:
-        UserError: If a label is not an index into the classes, a class or an image is listed twice, or an image is
-            listed that would lie outside the folder.
+        UserError: If images or labels are not of the kind of `Samples`, a label is not an index into the classes, a
+            class or an image is listed twice, or an image is listed that would lie outside the folder.
     """
 
     classes: tuple[str, ...]
@@ -98,6 +118,8 @@ class Official:
         root = () if self.root is None else self.root.parts
         split_of: dict[Path, str] = {}
         for split, samples in self.splits.items():
+            if wrong := _problem(samples):
+                raise UserError(f"{index}: expected of the {split} images {wrong}")
             out_of_range = (samples.labels < 0) | (samples.labels >= len(self.classes))
             if out_of_range.any():
                 number = int(out_of_range.argmax())
