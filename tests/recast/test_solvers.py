@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from recast_exp.plugins import SOLVERS
 from recast_exp.recast import Banks, find_groups, mimic
 from recast_exp.recast.formulas import Mimicked, authors_start, combine, cosine_similarity, relative_error
 from recast_exp.recast.mimicry import remake
-from recast_exp.recast.solvers import autoencoder, closed_form, gradient
+from recast_exp.recast.solvers import autoencoder, check_options, closed_form, gradient
 
 SHAPES = {"linear": (12, 10), "convolution": (12, 4, 3, 3), "depthwise": (12, 1, 3, 3)}
 ITERATIVE = {"gradient": gradient, "autoencoder": autoencoder}
@@ -287,6 +288,38 @@ def test_a_solver_of_another_package_is_an_option_like_any(
     assert totals == [4 * len(banks.groups)]
     assert len(ticks) == totals[0]
     assert all((value == 0.25).all() for value in banks.coefficients.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: None, "solver: expected foreign to return a Mimicked, got NoneType"),
+        (
+            lambda found: found._replace(coefficients=found.coefficients[:, :1]),
+            r"solver: expected foreign to return coefficients \[2, 2, 1, 2\] of blocks.attn.qkv.0, got \[2, 1, 1, 2\]",
+        ),
+        (
+            lambda found: found._replace(templates=found.templates[..., 1:]),
+            r"solver: expected foreign to return templates \[2, 24, 8\] of blocks.attn.qkv.0, got \[2, 24, 7\]",
+        ),
+    ],
+)
+def test_what_a_solver_returns_is_looked_at(
+    foreign: str, change: Callable[[Any], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One set of coefficients instead of two would be a model with half the parameters."""
+    solver = SOLVERS.load(foreign)
+    right = solver.solve
+    monkeypatch.setattr(solver, "solve", lambda *given, **options: change(right(*given, **options)))
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=8, num_heads=2)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        mimic(model, find_groups(model, targets=["*.attn.qkv"]), solver=foreign)
+
+
+def test_a_module_that_solves_nothing(foreign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(SOLVERS.load(foreign), "solve")
+    with pytest.raises(UserError, match=r"the module foreign_solver of foreign to have the function solve, got none$"):
+        check_options(foreign, {})
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def mimic(
         if needs_images(solver):
             _check_images(images, solver)
         found = _solved(groups, stacked, solver, num_sets, seed, progress, options)
+        for group, each in zip(groups, found, strict=True):
+            _check_solved(model, group, each, solver, num_sets)
         if images is not None and needs_images(solver):
             found = _refined(model, groups, found, solver, images, seed, progress, options)
     else:
@@ -248,6 +250,22 @@ def _check_number(model: nn.Module, group: Group, templates: str, mixing: str) -
     most = kind_of(templates)[0].most(layer_module(model, group.layers[0]).weight.shape, len(group.layers))
     if (number := rank_of(group.num_templates, mixing)) > most:
         raise UserError(f"num_templates: expected at most {most} (templates={templates}, {group.name}), got {number}")
+
+
+def _check_solved(model: nn.Module, group: Group, found: object, solver: str, num_sets: int) -> None:
+    """Refuse what a solver of another package may have returned: other numbers of sets are other parameters."""
+    count, shape = group.num_templates, tuple(layer_module(model, group.layers[0]).weight.shape)
+    expected = {
+        "templates": (count, *shape),
+        "coefficients": (len(group.layers), num_sets, group.num_blocks, count),
+    }
+    if not isinstance(found, Mimicked):
+        raise UserError(f"solver: expected {solver} to return a Mimicked, got {type(found).__name__}")
+    for name, wanted in expected.items():
+        if (got := tuple(getattr(found, name).shape)) != wanted:
+            raise UserError(
+                f"solver: expected {solver} to return {name} {list(wanted)} of {group.name}, got {list(got)}"
+            )
 
 
 def _of_layer(group: Group, weight: Tensor, differences: Sequence[Mapping[str, Tensor]]) -> Tensor:

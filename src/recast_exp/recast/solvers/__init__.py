@@ -32,6 +32,8 @@ from recast_exp.plugins import SOLVERS
 
 def options_of(solver: ModuleType) -> tuple[str, ...]:
     """The names of the options that a solver takes, in the order of its signature."""
+    if not hasattr(solver, "solve"):  # `check_options` refuses it
+        return ()
     parameters = inspect.signature(getattr(solver, "refine", solver.solve)).parameters.values()
     keywords = (parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
     return tuple(name for name in keywords if name not in {"seed", "progress"})
@@ -51,9 +53,12 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
     Raises:
         UnknownNameError: If there is no such solver, or it has no such option.
-        UserError: If a value is of another type than the solver's signature says, or out of range.
+        UserError: If its module has no function `solve`, or a value is of another type than the solver's signature
+            says, or out of range.
     """
     solver = SOLVERS.load(name)
+    if not hasattr(solver, "solve"):
+        raise UserError(f"name: expected the module {solver.__name__} of {name} to have the function solve, got none")
     accepted = options_of(solver)
     types = inspect.signature(getattr(solver, "refine", solver.solve)).parameters
     for option, value in options.items():
