@@ -631,6 +631,13 @@ def of_checkpoints() -> Iterator[Case]:
             "resume: ",
             resumed(lambda run, s=share: _cut_file(run / "checkpoints" / "last.ckpt", s / 6)),
         )
+    for share in range(6):
+        yield Case(
+            kind,
+            f"a number changed at {share} of 6",
+            "resume: ",
+            resumed(lambda run, s=share: _change_number(run / "checkpoints" / "last.ckpt", s / 6)),
+        )
     for name in ("config.yaml", "overrides.yaml"):
         for what, content in (("aliases", ALIASES), ("deep", "[" * 5000), ("no YAML", "a: ["), ("an object", "!!x 3")):
             yield Case(
@@ -673,6 +680,17 @@ def _linked(path: Path) -> None:
 def _cut_file(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
+
+
+def _change_number(path: Path, share: float) -> None:
+    """Flip a bit among the tensors of a file of `torch.save`, in the one that is so far into it."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        tensors = [member for member in file.infolist() if "/data/" in member.filename and member.file_size]
+    chosen = tensors[int(share * len(tensors))]
+    name, more = (int.from_bytes(content[chosen.header_offset + at :][:2], "little") for at in (26, 28))
+    content[chosen.header_offset + 30 + name + more + chosen.file_size // 2] ^= 4
+    path.write_bytes(content)
 
 
 # Weights
@@ -746,6 +764,15 @@ def of_weights() -> Iterator[Case]:
     content = io.BytesIO()
     np.savez_compressed(content, x=np.zeros(2**24, np.float32))
     yield Case(kind, "arrays that unpack to much", "unpacks to more than", weighted(content.getvalue(), "w.npz"))
+    changed = io.BytesIO()
+    torch.save(state, changed)
+
+    def damaged(at: Materials) -> Sequence[object]:
+        path = at.file("w.pth", changed.getvalue())
+        _change_number(path, 0.5)
+        return ["model.pretrained=true", f"model.weights={path}"]
+
+    yield Case(kind, "a number changed", "model.weights: ", damaged)
     itself: dict[str, object] = {}
     itself["model"] = itself
     yield Case(kind, "a file that holds itself", "model.weights: ", weighted(itself))

@@ -23,7 +23,8 @@ def load(path: Path) -> object:
         path: The file.
 
     Raises:
-        ValueError: If it holds what `torch.save` does not write: compressed members, or tuples in tuples without end.
+        ValueError: If it holds what `torch.save` does not write: compressed members, tuples in tuples without end, or
+            bytes that do not have the checksum that was written for them, which torch does not look at.
         Exception: Whatever else torch, pickle and zipfile raise for damaged data.
     """
     with path.open("rb") as file:
@@ -48,6 +49,8 @@ def _check_zip(file: IO[bytes], size: int) -> None:
             raise ValueError("it holds compressed members, which torch.save does not write")
         if sum(member.file_size for member in members) > size:
             raise ValueError("its members overlap")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"its member {damaged} is not as it was written")
         for member in members:
             if member.filename.endswith("/data.pkl"):
                 _check_nesting(io.BytesIO(archive.read(member)))
