@@ -132,6 +132,19 @@ def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no ulimit")
+def test_nothing_of_the_current_folder_is_run(tmp_path: Path) -> None:
+    """Not what has the name of a library, nor what Hydra would take for a plug-in of its own."""
+    (tmp_path / "hydra_plugins").mkdir()
+    for name in ("torch.py", "yaml.py", "hydra_plugins/other.py"):
+        (tmp_path / name).write_text("raise SystemExit('it was run')", encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        command("--cfg", "job"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "optimizer:" in done.stdout
+
+
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command("hydra.run.dir=run")]  # 20 kB
     # What measures the coverage of tests writes a larger file
