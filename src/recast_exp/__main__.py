@@ -9,7 +9,7 @@ with contextlib.suppress(OSError):  # a folder that was removed
     if not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())] != [str(Path(__file__).parents[1])]:
         del sys.path[0]
 
-from recast_exp.cli.main import main  # noqa: E402
+from recast_exp.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -101,19 +101,35 @@ def test_half_transparent_pixels_are_mixed(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png", NOW)[:, 0, 0].tolist() == [227, 127, 177]
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_sixteen_bits_in_either_order_of_bytes(tmp_path: Path, order: str) -> None:
-    levels = (RAMP.astype(np.uint16) * 257).astype(f"{order}u2")
-    header = b"II" if order == "<" else b"MM"
-    entries = [(256, 3, 1, 30), (257, 3, 1, 40), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
-    entries += [(277, 3, 1, 1), (278, 3, 1, 40), (279, 4, 1, levels.nbytes)]
+def write_grey_tiff(path: Path, content: bytes, order: str = "<", bits: int = 16, photometric: int = 1) -> None:
+    """Write a TIFF of the shape of `RAMP` as other programs do; 0 is white for `photometric=0`."""
+    height, width = RAMP.shape
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    entries += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, height), (279, 4, 1, len(content))]
     directory = struct.pack(f"{order}H", len(entries))
     for tag, kind, count, value in entries:
-        packed = struct.pack(f"{order}HHIH2x" if kind == 3 else f"{order}HHII", tag, kind, count, value)
-        directory += packed
-    data = header + struct.pack(f"{order}HI", 42, 8 + levels.nbytes) + levels.tobytes() + directory + bytes(4)
-    (tmp_path / "deep.tif").write_bytes(data)
+        directory += struct.pack(f"{order}HHIH2x" if kind == 3 else f"{order}HHII", tag, kind, count, value)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(content))
+    path.write_bytes(header + content + directory + bytes(4))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_in_either_order_of_bytes(tmp_path: Path, order: str) -> None:
+    write_grey_tiff(tmp_path / "deep.tif", (RAMP.astype(np.uint16) * 257).astype(f"{order}u2").tobytes(), order)
     assert torch.equal(read_image(tmp_path / "deep.tif")[0], torch.from_numpy(RAMP))
+
+
+def test_a_tiff_of_sixteen_bits_whose_zero_is_white(tmp_path: Path) -> None:
+    write_grey_tiff(tmp_path / "film.tif", (RAMP.astype("<u2") * 257).tobytes(), photometric=0)
+    assert torch.equal(read_image(tmp_path / "film.tif")[0], torch.from_numpy(255 - RAMP))
+
+
+def test_a_tiff_of_twelve_bits(tmp_path: Path) -> None:
+    """As cameras of microscopes and X-rays write it: two values in three bytes."""
+    left, right = (RAMP.astype(np.uint16).reshape(-1, 2) * 16).T
+    packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], 1).astype(np.uint8)
+    write_grey_tiff(tmp_path / "camera.tif", packed.tobytes(), bits=12)
+    assert torch.equal(read_image(tmp_path / "camera.tif")[0], torch.from_numpy(RAMP))
 
 
 def test_a_png_with_much_text(tmp_path: Path) -> None:

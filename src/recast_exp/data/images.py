@@ -30,6 +30,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 
 _MAX_TEXT = 64 * 2**20
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC = 0x0102, 0x0106
+_WHITE_IS_ZERO = 0
+"""Tags of TIFF, and a value of the second."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -131,7 +134,9 @@ def pixels_of(image: Image.Image, decoding: Decoding = Decoding()) -> Tensor:  #
     turn = _TURNS.get(_orientation(image)) if decoding.orient else None
     if image.mode.startswith("I;16"):  # grey, which PIL would clip to white; the modes are those of byte orders
         values, clear = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        tags = getattr(image, "tag_v2", {})  # of a TIFF, whose 12 bits PIL does not scale, nor turn white to black
+        grey = (values >> max(tags.get(_BITS, (16,))[0] - 8, 0)).astype(np.uint8)
+        image = Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
         if isinstance(clear, int):  # the value that a PNG has for what is transparent
             image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if turn is not None:

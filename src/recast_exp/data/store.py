@@ -41,7 +41,8 @@ from recast_exp.files import json_hash, locked, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""Another one for images that are decoded otherwise."""
 SMALL = 64 * 2**20
 """Up to so many bytes, images that are in memory anyway are kept resized."""
 

@@ -20,7 +20,7 @@ from recast_exp.training.features import extract
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 def frozen_features(experiment: Experiment, split: str, views: int = 0) -> Features:
