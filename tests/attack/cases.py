@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -853,7 +855,10 @@ def of_lists() -> Iterator[Case]:
     yield cub("images.txt", lambda text: text.replace("Bird_0000.jpg", "nowhere.jpg", 1), "a name of nothing", 3)
     yield Case(kind, "no folder", "CUB_200_2011", lambda at: ["dataset=cub", f"data_dir={at.here}", *BACKBONE], code=3)
     for name in ("imagelabels.mat", "setid.mat"):
-        for what, content in (("empty", b""), ("text", b"x" * 200), ("a picture", png())):
+        for what, content in (
+            *(("empty", b""), ("text", b"x" * 200), ("a picture", png())),
+            *(("a bomb", mat_bomb()), ("cells in cells", mat_cells())),
+        ):
             yield Case(
                 kind,
                 f"{name}: {what}",
@@ -874,6 +879,28 @@ def _replaced(at: Materials, source: str, name: str, content: bytes) -> Path:
     folder = at.copy(source)
     next(folder.rglob(name)).write_bytes(content)
     return folder
+
+
+_MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+
+
+def _element(kind: int, content: bytes) -> bytes:
+    """An element of a .mat file."""
+    return struct.pack("<II", kind, len(content)) + content
+
+
+def mat_bomb() -> bytes:
+    """A .mat file that unpacks to a thousand times its size."""
+    return _MAT + _element(15, zlib.compress(_element(14, bytes(2**27)), 9))
+
+
+def mat_cells(depth: int = 1000) -> bytes:
+    """A .mat file of cells in cells."""
+    start = struct.pack("<4I", 6, 8, 1, 0) + struct.pack("<4I", 5, 8, 1, 1) + struct.pack("<2I", 1, 0)
+    content = b""
+    for _ in range(depth):
+        content = _element(14, start + content)
+    return _MAT + content
 
 
 # Archives

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from recast_exp.data.download import Archive
 from recast_exp.data.layout import Layout
+from recast_exp.data.sets._mat import check_mat
 from recast_exp.data.sets._torchvision import reading, samples
 from recast_exp.data.types import SPLITS, Official
 
@@ -65,6 +66,8 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
 
     root = LAYOUT.root(cfg, data_dir)
     dataset_class = Flowers102 if cfg.verify else CutDown
+    for file in _MD5:
+        check_mat(root / file, cfg.name)
     with reading(cfg, root):
         splits = {split: samples(dataset_class(root.parent, split, loader=Path)) for split in SPLITS}
     classes = tuple(Flowers102.classes)

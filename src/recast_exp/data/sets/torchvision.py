@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast_exp.data.download import fetch
 from recast_exp.data.layout import refuse
+from recast_exp.data.sets._mat import check_mat
 from recast_exp.data.sets._torchvision import reading, reason, unverified, without_pickles
 from recast_exp.data.types import Official, Samples
 from recast_exp.errors import MissingInputError, RecastError, UserError
@@ -143,6 +144,9 @@ def read(cfg: DatasetConfig, data_dir: Path) -> Official:
         arguments["loader"] = Path
     if cfg.download and (_missing(cfg, data_dir) or _unfinished(cfg, data_dir).exists()):
         _download(cfg, data_dir, dataset_class, arguments)
+    for entry in _SETS[cfg.name].entries:
+        for file in [data_dir / entry] if entry.endswith(".mat") else (data_dir / entry).glob("*.mat"):
+            check_mat(file, cfg.name)
     if not cfg.verify:
         dataset_class = unverified(dataset_class)
     with reading(cfg, data_dir):
