@@ -199,6 +199,23 @@ def test_the_lock_of_a_killed_process_is_taken_away(tmp_path: Path, monkeypatch:
     assert len(study.trials) == 1
 
 
+def test_two_searches_at_once_on_one_storage_are_refused(search: Search, tmp_path: Path) -> None:
+    storage = str(tmp_path / "shared" / "optuna.log")
+    refused: list[str] = []
+
+    def meanwhile(trial: int, values: dict[str, str]) -> float:
+        if not refused:
+            with pytest.raises(UserError) as error:
+                search(objective, "second", storage=storage)
+            refused.append(str(error.value))
+        return objective(trial, values)
+
+    found = search(meanwhile, "first", storage=storage)
+    assert refused[0].startswith(f"hydra.sweeper.storage: a search is running on {storage}; wait for it")
+    assert [trial["state"] for trial in found["trials"]] == ["finished"] * 6
+    assert len(search(objective, "second", storage=storage)["trials"]) == 6
+
+
 def test_what_another_sweep_left_in_the_folder_does_not_count(search: Search) -> None:
     for number, trial in ((0, None), (1, 0)):  # a grid's job; another trial's
         Path("a", str(number)).mkdir(parents=True)

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recast_exp.config.grammar import quote
 from recast_exp.config.keys import leaves
-from recast_exp.errors import RecastError, first_line
-from recast_exp.files import write_text
+from recast_exp.errors import RecastError, UserError, first_line
+from recast_exp.files import locked, write_text
 from recast_exp.runs import layout
 from recast_exp.runs import record as job_record
 from recast_exp.runs.record import Record
@@ -59,16 +59,40 @@ def search(
         The content of search.json.
 
     Raises:
-        UserError: If the folder holds another search.
+        UserError: If the folder or the storage holds another search, or one that is running.
     """
     folder.mkdir(parents=True, exist_ok=True)
     params = settings["params"] or {}
     parser = OverridesParser.create(config_loader=loader)
     fixed, searched = space.split(parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *arguments]))
     described = {parameter.key: parameter.described() for parameter in searched}
-    study = open_study(Path(settings["storage"]), settings, content, described)
-    write_text(folder / layout.MULTIRUN, written)
-    return _Search(study, folder, settings, fixed, searched, launcher).run()
+    storage = Path(settings["storage"])
+    with _alone(storage, folder):
+        study = open_study(storage, settings, content, described)
+        write_text(folder / layout.MULTIRUN, written)
+        return _Search(study, folder, settings, fixed, searched, launcher).run()
+
+
+@contextlib.contextmanager
+def _alone(storage: Path, folder: Path) -> Iterator[None]:
+    """Hold a storage that lies elsewhere than in the folder of the search, which is held as a whole.
+
+    Raises:
+        UserError: If a search is running on it: both would run the same trials.
+    """
+    if storage.absolute().parent == folder.absolute():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = storage.with_name(f".{storage.name}.search{layout.LOCK}")  # Optuna has one of its own
+            stack.enter_context(locked(lock, str(storage), wait=False))
+        except TimeoutError as held:
+            raise UserError(
+                f"hydra.sweeper.storage: a search is running on {storage}; wait for it, or choose another file; if "
+                f"there is none, remove {held}"
+            ) from None
+        yield
 
 
 class _Search:
