@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from recast_exp.config.schema import ModelConfig
+from recast_exp.config.compose import Composer
+from recast_exp.config.schema import ModelConfig, typed
 from recast_exp.data.datamodule import ImageDataModule
 from recast_exp.data.store import _write
 from recast_exp.files import alone_at, locked
 from recast_exp.models.create import input_spec
+from recast_exp.runs import record as job_record
 from support.helpers import load
 
 TINY = ("model.pretrained=false", "logger=none", "trainer.max_epochs=1", "dataset.shots=2", "head=lda", "probe=false")
@@ -168,6 +170,23 @@ for name in ("pwrite", "posix_fallocate", "sched_getaffinity", "fork"):
 from recast_exp.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
+
+
+def test_the_end_of_a_job_is_recorded_though_too_many_files_are_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    job_record.begin(tmp_path, typed(Composer().compose().cfg), label="x", overrides=[])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 256), limits[1]))
+        with pytest.raises(OSError, match="Too many open files"), job_record.ending(tmp_path):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (record(tmp_path)["state"], "Too many open files" in str(record(tmp_path)["reason"])) == ("failed", True)
 
 
 def test_what_windows_lacks_is_not_needed(tmp_path: Path) -> None:

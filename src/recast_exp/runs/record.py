@@ -166,8 +166,11 @@ def _devices(record: Record) -> int:
 @contextlib.contextmanager
 def ending(folder: Path) -> Iterator[None]:
     """Record how the job that has begun in a folder ends: with the block, or with what it raises."""
+    spare = os.open(os.devnull, os.O_RDONLY)  # where too many files are open, the record could not be written either
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, spare)
+            yield
     except KeyboardInterrupt:
         update(folder, state=State.INTERRUPTED, reason="interrupted", exit_code=130)
         raise
