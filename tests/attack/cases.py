@@ -152,6 +152,11 @@ def of_words() -> Iterator[Case]:
         yield typed(kind, "stage.more: a: optimizer.lr", "stage=compare", f"stage.more={{a: '{text}'}}")
         yield typed(kind, "optimizer.lr", "stage=sequence", f"stage.tasks=['digits[0:2] {text}','digits[2:5]']")
     yield typed(kind, "with stage=sequence", "stage=sequence", "stage.splits=2", "resume=somewhere")
+    for project in ("a/b", "x" * 129):
+        says = "logger.project: expected a name that W&B takes"
+        yield typed(kind, says, "logger=wandb", "logger.mode=offline", f"logger.project={project}")
+    for tracker in ("csv", "none", "tensorboard", "wandb"):
+        yield typed(kind, "logger.options.a: expected no options", f"logger={tracker}", "logger.options={a: 1}")
     yield typed(kind, "hydra.job.chdir: expected false", "hydra.job.chdir=true")
     for repository in ("a/b.git", "a/b--c", "a/b..c", "ü/ö", "a/" + "b" * 300):
         yield Case(

@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from recast_exp import plugins
+from recast_exp.cli import main as cli
 from recast_exp.config import grammar
 from recast_exp.config.compose import Composer
 from recast_exp.config.keys import leaves
@@ -515,6 +516,20 @@ def test_a_key_that_wandb_cannot_read_is_not_shown(environment: Callable[..., No
     with pytest.raises(UserError, match=r"^WANDB_API_KEY: W&B cannot read its value \(.*variable$") as error:
         wandb_run.choose_mode("auto")
     assert "secret" not in str(error.value)
+
+
+def test_a_wrong_variable_is_found_before_a_folder_is_made(
+    environment: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment(MODE="nonsense")
+    monkeypatch.chdir(tmp_path)
+    asked = ["model.pretrained=false", "logger=wandb", "logger.mode=offline", f"cache_dir={tmp_path / 'cache'}"]
+    assert cli.run(asked) == 2
+    assert "error: WANDB_MODE: W&B cannot read the value 'nonsense'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("asked", ["auto", "online"])

@@ -25,6 +25,7 @@ from recast_exp.models.weights import create, fingerprint
 from recast_exp.recast import Banks
 from recast_exp.runs import hub, layout
 from recast_exp.runs.task_header import FROZEN, UNGROUPED, task_files
+from recast_exp.tracking import start as tracking
 from recast_exp.training import objectives
 from recast_exp.training.checkpoint import read_checkpoint
 from recast_exp.training.environment import check_device
@@ -62,7 +63,7 @@ class Inputs:
         self._known: dict[str, RecastError | None] = {}
 
     def check(self, settings: Config, *, images: bool) -> None:
-        """Find the device, read weights, templates and the index of a dataset, and make the cache folder.
+        """Ask tracker and device, read weights, templates and the index of a dataset, and make the cache folder.
 
         Args:
             settings: The settings of a job.
@@ -73,6 +74,7 @@ class Inputs:
             MissingInputError: If a file is not there.
         """
         model, dataset = settings.model, settings.dataset
+        self._once(f"{settings.logger}", lambda: tracking.check(settings.logger))
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
         if model.weights or local_folder(model.backbone or ""):
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: create(model))

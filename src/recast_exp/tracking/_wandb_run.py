@@ -91,6 +91,21 @@ class WandbRun(WandbLogger, Tracker):
             log.warning("W&B: the run could not be closed (%s)", _line(error))
 
 
+def check(logger: LoggerConfig) -> None:
+    """Refuse what W&B refuses whenever a run is started, whether there is a connection or not.
+
+    Raises:
+        UserError: If it cannot read a variable of the environment, or the name of the project.
+    """
+    if wrong := _wrong_variable():
+        raise UserError(wrong)
+    try:
+        wandb.Settings(project=logger.project)
+    except (ValueError, wandb.errors.Error) as error:
+        said = _line(error).partition(" [type=")[0]  # pydantic's goes on
+        raise UserError(f"logger.project: expected a name that W&B takes, got {logger.project!r} ({said})") from error
+
+
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> WandbRun:
     """Start the run of a job, or continue it if the job is continued.
 

@@ -53,6 +53,18 @@ def tracked(settings: Config, run_dir: Path, group: str | None) -> Iterator[list
             say_how_to_sync(run_dir)
 
 
+def check(logger: LoggerConfig) -> None:
+    """Let the tracker that `logger.name` names look at its settings, before anything is written.
+
+    Raises:
+        UserError: If there is no such tracker, or it refuses its settings.
+    """
+    with section("logger."):
+        module = TRACKERS.load(logger.name)
+    if callable(found := getattr(module, "check", None)):
+        found(logger)
+
+
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
     """Start the tracker that `logger.name` names. Only this one is imported, as importing W&B takes seconds.
 

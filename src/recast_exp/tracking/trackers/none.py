@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from recast_exp.tracking.trackers.csv import start
+from recast_exp.tracking.trackers.csv import check, start
 
-__all__ = ["start"]
+__all__ = ["check", "start"]

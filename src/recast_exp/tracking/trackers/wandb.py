@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from recast_exp.tracking.base import RunFacts, Tracker
 
 
+def check(logger: LoggerConfig) -> None:
+    """Refuse what W&B refuses whenever a run is started.
+
+    Raises:
+        UserError: If it cannot read the environment, or the name of the project.
+    """
+    expect_none(logger)
+    from recast_exp.tracking import _wandb_run
+
+    _wandb_run.check(logger)
+
+
 def start(logger: LoggerConfig, run: RunFacts, run_dir: Path) -> Tracker | None:
     """Start the W&B run of a job, or continue it.
 
