@@ -26,6 +26,7 @@ from recast_exp.config.schema import fields
 from recast_exp.data.unpack import extract
 from recast_exp.models.loading import load_task
 from recast_exp.recast import Banks
+from recast_exp.runs import layout
 
 Typed = Callable[[Materials], Sequence[object]]
 
@@ -184,6 +185,16 @@ def of_words() -> Iterator[Case]:
         "more than once",
         lambda at: ["stage=merge", f"task=[{at.copy('task.safetensors')},inputs/../../inputs/task.safetensors]"],
     )
+    for name, says in (
+        ("frozen", "which has changed none"),
+        ("biases", "weights of linear layers and convolutions alone"),
+    ):
+        yield Case(
+            kind,
+            f"merge with a task of {name}",
+            says,
+            lambda at, n=name: ["stage=merge", f"task=[{at.good / 'task.safetensors'},{at.good / n / layout.TASK}]"],
+        )
     for name, value in (("drop_path_rate", 5), ("drop_rate", 1.0), ("drop_rate", -0.1)):
         yield typed(kind, f"model.arguments.{name}: expected", f"+model.arguments.{name}={value}")
     for objective in ("through_head", "alternating", "lp_ft"):

@@ -80,6 +80,8 @@ def make(folder: Path, cache: Path) -> None:
     base = [*QUICK, f"cache_dir={cache}", "model=vit_att", "training=joint", "trainer.limit_batches=1"]
     assert cli.run([*base, f"hydra.run.dir={folder / 'run'}"]) == 0
     shutil.copy(folder / "run" / layout.TASK, folder / "task.safetensors")
+    for name, typed in (("frozen", ("model=vit_frozen",)), ("biases", ("model=vit_frozen", "adapter=bitfit"))):
+        assert cli.run([*base, *typed, f"hydra.run.dir={folder / name}"]) == 0
     (bank,) = (cache / "banks").glob("*.safetensors")
     shutil.copy(bank, folder / "bank.safetensors")
     with pytest.MonkeyPatch.context() as patch:

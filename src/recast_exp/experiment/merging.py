@@ -12,9 +12,20 @@ from recast_exp.files import cache_folder, write_json
 from recast_exp.runs import layout
 from recast_exp.runs.results import MergedTask, Metrics
 from recast_exp.runs.task_header import task_files
-from recast_exp.tasks.merging import merge_tasks
+from recast_exp.tasks.merging import check_tasks, merge_tasks
 
 log = logging.getLogger(__name__)
+
+
+def check(settings: Config) -> None:
+    """Refuse tasks that cannot be merged.
+
+    Raises:
+        UserError: If the tasks do not belong to one backbone, or have changed more than its weights, or nothing.
+        MissingInputError: If a file is not there.
+    """
+    network = pristine_backbone(settings).network
+    check_tasks(network, task_files(settings.task or ""), cache_folder(settings.cache_dir))
 
 
 def run(settings: Config, run_dir: Path, rank: int | None) -> Metrics:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from recast_exp.config.fields import option
 from recast_exp.config.schema import Config
+from recast_exp.config.variants import Variants
 from recast_exp.runs.results import Metrics
 from recast_exp.runs.task_header import task_files
 from recast_exp.stages._base import Job, Stage
+
+if TYPE_CHECKING:
+    from recast_exp.experiment.check import Inputs
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Merge(Stage):
             yield f"task: expected each task file once with stage=merge, got {again[0]} more than once"
         elif self.rank is not None and self.rank > count:
             yield f"stage.rank: expected at most {count}, the number of tasks, got {self.rank}"
+
+    def preflight(self, settings: Config, inputs: Inputs, variants: Callable[[], Variants]) -> None:
+        """See what each task has changed, too."""
+        from recast_exp.experiment import merging
+
+        super().preflight(settings, inputs, variants)
+        merging.check(settings)
 
     def run(self, job: Job) -> Metrics:
         """Merge the tasks, and report how much they are in each other's way."""

@@ -131,14 +131,7 @@ def merge_tasks(
         raise UserError(f"tasks: expected at least two task files, got {len(tasks)}")
     if rank is not None:
         check_integer("rank", rank, 1, len(tasks) + 1)
-    check_timm(model)
-    network = copy.deepcopy(model).eval().requires_grad_(False)
-    timm_model(network).reset_classifier(0)
-    files = [task if isinstance(task, Task) else load_task(task) for task in tasks]
-    if len({task.path.resolve() for task in files}) < len(files):
-        raise UserError(f"tasks: expected each task file once, got {', '.join(str(task.path) for task in files)}")
-    folder = cache_folder(None) if cache is None else user_path(cache)
-    found_of = [_changes(network, task, folder) for task in files]
+    network, files, found_of = _read(model, tasks, cache)
     changes = [each.layers for each in found_of]
     layers = [name for name in weighted_layers(network) if any(name in change for change in changes)]
     templates: dict[str, Tensor] = {}
@@ -167,6 +160,25 @@ def merge_tasks(
         [each.head for each in found_of],
         network,
     )
+
+
+def check_tasks(model: nn.Module, tasks: Sequence[str | Path | Task], cache: str | Path | None = None) -> None:
+    """Refuse task files that `merge_tasks` would refuse, as it does."""
+    _read(model, tasks, cache)
+
+
+def _read(
+    model: nn.Module, tasks: Sequence[str | Path | Task], cache: str | Path | None
+) -> tuple[nn.Module, list[Task], list[Changes]]:
+    """The backbone without a classifier, the tasks, and what each has changed in it."""
+    check_timm(model)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    timm_model(network).reset_classifier(0)
+    files = [task if isinstance(task, Task) else load_task(task) for task in tasks]
+    if len({task.path.resolve() for task in files}) < len(files):
+        raise UserError(f"tasks: expected each task file once, got {', '.join(str(task.path) for task in files)}")
+    folder = cache_folder(None) if cache is None else user_path(cache)
+    return network, files, [_changes(network, task, folder) for task in files]
 
 
 def _changes(network: nn.Module, task: Task, cache: Path) -> Changes:
