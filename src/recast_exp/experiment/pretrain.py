@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recast_exp.config.schema import DatasetConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
@@ -17,6 +17,7 @@ from recast_exp.files import alone_at, json_hash, replacing
 from recast_exp.models.adapted import assemble_full
 from recast_exp.models.digits import PRETRAINED_CFG, RECIPES, SIZE, Pretraining, digits_resnet, digits_vit
 from recast_exp.models.timm_model import timm_model
+from recast_exp.models.weights import content_hash
 from recast_exp.torch_state import seeded
 from recast_exp.training.loop import fit
 from recast_exp.training.recipe import Recipe
@@ -25,6 +26,9 @@ from recast_exp.training.trainer import quiet
 log = logging.getLogger(__name__)
 
 EVAL_BATCH_SIZE = 256
+
+_CHECKSUM = "checksum"
+"""Where the metadata of a file holds `content_hash` of its tensors."""
 
 
 def pretrained_weights(name: str, cache: Path) -> Path:
@@ -42,16 +46,18 @@ def pretrained_weights(name: str, cache: Path) -> Path:
         if not _is_whole(path):
             log.info("Pretraining %s on digits 0-4, once (kept in %s)", name, path.parent)
             network = _pretrain(name, recipe)
+            weights = {key: value.contiguous() for key, value in network.state_dict().items()}
             with replacing(path) as temporary:
-                save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
+                save_file(weights, temporary, {_CHECKSUM: content_hash(weights)})
     return path
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of weights can be opened; one that is damaged is made again."""
+    """Whether a file of weights is as it was written; one that is damaged is made again."""
     try:
         with safe_open(path, framework="pt") as file:
-            return bool(file.keys())
+            written = (file.metadata() or {}).get(_CHECKSUM)  # earlier files have none
+            return bool(file.keys()) and written in (None, content_hash(load_file(path)))
     except (OSError, SafetensorError):
         return False
 
