@@ -105,7 +105,9 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "model.backbone: expected", "model.backbone=other:x/y")
     yield typed(kind, "model.arguments.depht: unknown argument", "model.arguments.depht=2")
     yield typed(kind, "adapter", "adapter=melo", "adapter.rank=0")
-    yield typed(kind, "adapter: expected at most", "adapter=melo", "adapter.rank=1000000")
+    for rank in (10**6, 2**62):
+        yield typed(kind, "adapter: expected at most", "adapter=melo", f"adapter.rank={rank}")
+    yield typed(kind, "training.strength: expected a number ≥ 1e-09", "training.strength=1e-30")
     yield typed(kind, "adapter.method: expected one of", "adapter=peft", "adapter.method=LORE")
     yield typed(kind, "adapter.arguments.bias", "adapter=peft", "adapter.arguments.bias=all")
     yield typed(kind, "adapter: clr does not fit", "adapter=clr")

@@ -260,22 +260,26 @@ def check_adapter(create: Callable[[str], nn.Module], adapter: Adapter) -> None:
         return
     network = create("meta")
     size = sum(parameter.numel() for parameter in network.parameters())
+    endless = False
     try:
         try:
             with torch.device("meta"):  # what an adapter adds takes no memory either
                 inject_adapter(network, adapter)
         except Exception as error:  # a few of peft's methods compute with the weights
-            log.debug("%s cannot be injected on the meta device (%s); values are needed", adapter.name, error)
-            network = create("cpu")
-            inject_adapter(network, adapter)
+            endless = "overflow" in str(error)  # torch's word for a size of more than 64 bits
+            if not endless:
+                log.debug("%s cannot be injected on the meta device (%s); values are needed", adapter.name, error)
+                network = create("cpu")
+                inject_adapter(network, adapter)
     except RecastError as error:
         if not str(error).startswith("adapter"):  # an option: another adapter is no way out
             raise UnfitError(*(f"adapter.{line}" for line in error.lines)) from None
         raise UnfitError(f"{error}; choose one of {', '.join(fitting(lambda: create('meta')))}") from None
     added = sum(parameter.numel() for parameter in network.parameters()) - size
-    if added > size:
+    if endless or added > size:
         raise UserError(
-            f"adapter: expected at most the {size:,} parameters of the backbone, got {added:,} with "
+            f"adapter: expected at most the {size:,} parameters of the backbone, got "
+            f"{'more than any machine holds' if endless else f'{added:,}'} with "
             f"{', '.join(f'{name}={value}' for name, value in vars(adapter).items())}"
         )
 

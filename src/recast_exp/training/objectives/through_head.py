@@ -63,7 +63,9 @@ class ThroughHead(Objective):
     splits: int = option(
         8, "random splits of the images of a step, which share a forward pass", ge=1, le=1000, needs="measured=splits"
     )
-    strength: float = option(0.1, "first value of the ridge's penalty, of the mean variance of a feature", gt=0)
+    strength: float = option(
+        0.1, "first value of the ridge's penalty, of the mean variance of a feature", ge=1e-9, le=1e9
+    )
     scale: float = option(10.0, "first value of the factor on the logits", gt=0, le=10_000)
     strength_lr: float = option(1e-2, "learning rate of the logarithms of both", ge=0)
 
