@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recast_exp.models.resume import find
+from support.helpers import rows_know_no_others
 
 FAMILIES = {
     "vit_tiny_patch16_224": ("blocks.9", {"img_size": 32}),
@@ -56,7 +57,10 @@ def test_the_inputs_of_a_block_of_a_vit_do_not_depend_on_the_batch(name: str) ->
     assert found is not None
     images = torch.randn(11, 3, options["img_size"], options["img_size"])
     parts = torch.cat([found.before(part) for part in images.split(4)])
-    assert torch.equal(parts, found.before(images))
+    if rows_know_no_others():
+        assert torch.equal(parts, found.before(images))
+    else:
+        torch.testing.assert_close(parts, found.before(images), rtol=1e-4, atol=1e-5)
 
 
 def test_what_trains_before_the_blocks_or_in_the_first_leaves_nothing_to_gain() -> None:

@@ -29,7 +29,7 @@ def kept(recipe: Recipe, adapted: AdaptedModel, data: ImageDataModule) -> Iterat
     """Let a data module load activations in place of images, within the block, if that can be done.
 
     The results are those of training from images: bit for bit where an image's activations do not depend on the batch
-    that it is in (ViTs, on the CPU), else to within rounding.
+    that it is in (ViTs, on CPUs whose matrix products treat rows alike), else to within rounding.
 
     Args:
         recipe: The settings of training.
