@@ -124,6 +124,11 @@ def of_words() -> Iterator[Case]:
     yield typed(kind, "recast.tasks: expected a file", "model=vit_tasks", "recast.tasks=[nowhere]", code=3)
     yield typed(kind, "head.views: expected an integer ≥ 0 and ≤ 1000", "head.views=1000000")
     yield typed(kind, "training.splits: expected an integer ≥ 1 and ≤ 1000", "training.splits=1000000")
+    yield typed(kind, "search.storage: nowhere is not there", "search.storage=nowhere", "search.trial=3")
+    yield Case(
+        kind, "a storage that is none", "search.storage: expected the storage of a search",
+        lambda at: [f"search.storage={at.file('log', b'x')}", "search.trial=3"],
+    )  # fmt: skip
     for heads in ("[nope]", "[lda,lda]", "[best]", "[linear]"):
         yield typed(kind, "head.heads: expected some of lda, logistic, nearest_mean, ridge", f"head.heads={heads}")
     for model in (("model=resnet", "model.batchnorm_statistics=update"), ("model=resnet_full",)):

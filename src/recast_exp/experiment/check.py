@@ -12,7 +12,7 @@ import numpy as np
 
 from recast_exp import heads
 from recast_exp.config.rules import trains_only_head
-from recast_exp.config.schema import Config, DatasetConfig, ModelConfig, RecastConfig
+from recast_exp.config.schema import Config, DatasetConfig, ModelConfig, RecastConfig, SearchConfig
 from recast_exp.data import read_official
 from recast_exp.data.protocol import choose
 from recast_exp.errors import MissingInputError, RecastError, UserError, section
@@ -63,7 +63,7 @@ class Inputs:
         self._known: dict[str, RecastError | None] = {}
 
     def check(self, settings: Config, *, images: bool) -> None:
-        """Ask tracker and device, read weights, templates and the index of a dataset, and make the cache folder.
+        """Ask tracker and device, read weights, templates, the index of a dataset and a search, make the cache folder.
 
         Args:
             settings: The settings of a job.
@@ -76,6 +76,7 @@ class Inputs:
         model, dataset = settings.model, settings.dataset
         self._once(f"{settings.logger}", lambda: tracking.check(settings.logger))
         self._once(f"{settings.trainer}", lambda: check_device(settings.trainer))
+        self._once(f"{settings.search}", lambda: _check_trial(settings.search))
         if model.weights or local_folder(model.backbone or ""):
             self._once(f"{model.weights} {model.backbone} {model.img_size}", lambda: create(model))
         if settings.resume and (checkpoint := layout.checkpoint(user_path(settings.resume))).exists():
@@ -121,6 +122,13 @@ class Inputs:
                 self._known[what] = error
         if (known := self._known[what]) is not None:
             raise known
+
+
+def _check_trial(search: SearchConfig) -> None:
+    if search.storage is not None and search.trial is not None:
+        from recast_exp.search.study import load_trial  # an extra, which other runs do without
+
+        load_trial(search.storage, search.trial)
 
 
 def _check_task_of_templates(name: str, cache_dir: str | None) -> None:

@@ -189,14 +189,22 @@ def load_trial(storage: str, number: int) -> Trial | None:
     """The running trial of a job, to report to; None if it has ended, as when its folder is continued by itself.
 
     Raises:
-        UserError: If there is no such trial.
+        UserError: If there is no such trial, or its storage is damaged.
     """
     quiet()
     if not Path(storage).is_file():
         raise UserError(f"search.storage: {storage} is not there; a trial's job needs the storage of its search")
-    study = optuna.load_study(study_name=STUDY, storage=_storage(Path(storage)))
-    study.pruner = _recorded_pruner(study.user_attrs[_REQUEST]["pruner"], storage)
-    found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
+    try:
+        study = optuna.load_study(study_name=STUDY, storage=_storage(Path(storage)))
+        study.pruner = _recorded_pruner(study.user_attrs[_REQUEST]["pruner"], storage)
+        found = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
+    except UserError:
+        raise
+    except Exception as error:  # a log that others have changed can raise anything
+        raise UserError(
+            f"search.storage: expected the storage of a search, got {storage}, which cannot be read "
+            f"({first_line(error)}); leave search.storage and search.trial out, which a search sets itself"
+        ) from error
     if not found:
         raise UserError(f"search.trial: {storage} has no trial {number}")
     return None if found[0].state.is_finished() else resume_trial(study, found[0])
