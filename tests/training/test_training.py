@@ -217,10 +217,12 @@ def test_batches_of_one_image_where_statistics_can_be_taken(
 ) -> None:
     model = ModelConfig(name="model", backbone=backbone, **options)
     if taken:
-        check_single_images(model)
+        check_single_images(model, 1, 1)
     else:
         with pytest.raises(UserError, match=rf"^dataset\.batch_size: expected at least 2, .* of {backbone} .*, got 1$"):
-            check_single_images(model)
+            check_single_images(model, 1, 1)
+        with pytest.raises(UserError, match=r"^dataset\.batch_size: expected at least 4, .*, got 3$"):
+            check_single_images(model, 3, 2)
     network = timm.create_model(backbone, num_classes=0)
     module = TaskModule(
         assemble(network, model, NoAdapter(), None, 2, 0),

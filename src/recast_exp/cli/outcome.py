@@ -42,14 +42,15 @@ def unreadable_variable(error: Exception) -> str | None:
     if library in ("", "recast_exp", "__main__"):
         return None
     names = [name for name, value in os.environ.items() if value and repr(value) in str(error)]
+    if not names:
+        return None
     # Of several that have the value, what the code names; tqdm puts its own names together
     code = "".join(linecache.getlines(modules[-1].f_code.co_filename))
-    for name in sorted(names, key=lambda name: name not in code and not name.lower().startswith(library)):
-        return (
-            f"{name}: {library} cannot read the value {os.environ[name]!r} ({first_line(error)}); correct or unset "
-            "this environment variable"
-        )
-    return None
+    name = next((name for name in names if name in code or name.lower().startswith(library)), names[0])
+    return (
+        f"{name}: {library} cannot read the value {os.environ[name]!r} ({first_line(error)}); correct or unset this "
+        "environment variable"
+    )
 
 
 def guarded(start: Callable[[], object], runner: JobRunner) -> int:

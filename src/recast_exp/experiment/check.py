@@ -52,8 +52,8 @@ def check_experiment(settings: Config) -> None:
         )
     for line in objective.problems(settings):
         raise UserError(line)
-    if settings.dataset.batch_size == 1 and objective.episodes() is None:
-        check_single_images(settings.model)
+    if settings.dataset.batch_size < 2 * settings.trainer.devices and objective.episodes() is None:
+        check_single_images(settings.model, settings.dataset.batch_size, settings.trainer.devices)
 
 
 class Inputs:
@@ -63,7 +63,7 @@ class Inputs:
         self._known: dict[str, RecastError | None] = {}
 
     def check(self, settings: Config, *, images: bool) -> None:
-        """Ask tracker and device, read weights, templates, the index of a dataset and a search, make the cache folder.
+        """Ask tracker and device, read weights, templates, datasets and searches, and make the cache folder.
 
         Args:
             settings: The settings of a job.

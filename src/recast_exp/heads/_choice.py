@@ -207,9 +207,10 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     exact = logits.double()
     spread = float((exact - exact.mean(1, keepdim=True)).abs().amax())
     unit = spread if spread > 1e4 else 1.0
+    exact = exact / unit
 
     def loss(log_scale: float) -> float:
-        return float(F.cross_entropy(exact / unit * 10**log_scale, targets))
+        return float(F.cross_entropy(exact * 10**log_scale, targets))
 
     # Convex in the scale 1 / T, so it has one minimum in its logarithm, too
     found = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-4})

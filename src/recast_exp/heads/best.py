@@ -27,8 +27,8 @@ class Best(Head):
         # Not all are loaded for it: one of another package that cannot be is no matter of those that are asked for
         if not self.heads:
             yield "heads: expected at least one, got an empty list"
-        elif not all(name in known and load(name).solved for name in self.heads) or len({*self.heads}) < len(
-            self.heads
+        elif len({*self.heads}) < len(self.heads) or not all(
+            name in known and load(name).solved for name in self.heads
         ):
             solved = [name for name in sorted(known) if _is_solved(name)]
             yield f"heads: expected some of {', '.join(solved)}, each once, got {', '.join(self.heads)}"

@@ -237,8 +237,13 @@ def check_classifier(model: ModelConfig) -> None:
         classifier(network)
 
 
-def check_single_images(model: ModelConfig) -> None:
-    """Refuse batches of one image if a normalisation that takes statistics of a batch sees one value of a channel.
+def check_single_images(model: ModelConfig, batch_size: int, devices: int) -> None:
+    """Refuse batches of one image on a device if a normalisation takes statistics of one value of a channel in it.
+
+    Args:
+        model: The model.
+        batch_size: Images of a batch, less than two for each device.
+        devices: Number of devices, which share a batch.
 
     Raises:
         UserError: One line.
@@ -252,8 +257,8 @@ def check_single_images(model: ModelConfig) -> None:
     reason = _refused(network, input_of(network, model).size)
     if reason is not None and reason.startswith("Expected more than 1 value per channel"):  # torch's own words
         raise UserError(
-            f"dataset.batch_size: expected at least 2, as a normalisation layer of {model.backbone} that trains sees "
-            "one value per channel in an image and cannot take statistics of it, got 1"
+            f"dataset.batch_size: expected at least {2 * devices}, as a normalisation layer of {model.backbone} that "
+            f"trains sees one value per channel in an image and cannot take statistics of it, got {batch_size}"
         )
 
 
